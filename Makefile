@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo check test bench clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+check: setup
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/unit
+
+test: check
+	$(BIN)/python -m pytest -q --ignore=tests/unit
+
+bench: setup
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/sim.py
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/fidelity.py
+
+clean:
+	rm -rf .venv build out

@@ -1,0 +1,179 @@
+"""The fleet file: TOML, read once, every key with its default and meaning.
+
+Unknown keys, wrong types and impossible values are refused with file, line, key, value and what is allowed.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from gpulet.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Positive = Field(gt=0, allow_inf_nan=False)
+
+
+class FleetSection(_Section):
+    """How the fleet is scheduled: `[fleet]`."""
+
+    system: str = Field("gpulet", description="a name of `gpulet systems`, or package.module:NAME for your own")
+    planner: str = Field("", description="take the planner of this system instead")
+    dispatcher: str = Field("", description="take the dispatcher of this system instead")
+
+
+class DeviceSection(_Section):
+    """Devices of one kind: `[[devices]]`."""
+
+    kind: str = Field(description="cpu, rtx2080ti, v100, t4, a30, a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200")
+    count: int = Field(1, gt=0, le=1024, description="how many of them")
+    cores: int = Field(0, ge=0, le=1024, description="kind cpu: how many cores; 0: all that this process may use")
+    mechanism: Literal["", "whole", "mps", "mig", "green", "cpu"] = Field(
+        "", description="how it is cut; left out: cpu for kind cpu, mps for GPUs"
+    )
+    executor: Literal["", "simulated", "cpu"] = Field("", description="who runs batches; left out: the real one")
+    profile: str = Field("", description="a profile table, relative to this file; left out: the profile store")
+    contention: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="mechanism whole: extra slowdown by each overlapping run"
+    )
+
+
+class ModelSection(_Section):
+    """A model to serve: `[[models]]`."""
+
+    name: str = Field(min_length=1, description="as in requests, the repository and the profile")
+    slo_ms: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="time allowed from arrival to answer; left out: from the profile"
+    )
+    rate: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="rows/s the plan is made for; left out: an equal share of the fleet"
+    )
+    max_batch: int = Field(0, gt=0, description="most rows of a batch; left out: the largest profiled, at most 32")
+
+
+class MarginsSection(_Section):
+    """Safety margins of plans: `[margins]`."""
+
+    latency_ratio: float = Field(1.0, ge=1, allow_inf_nan=False, description="every profiled latency times this")
+    statistic: Literal["mean", "p95", "p99"] = Field("mean", description="which measured latency plans count on")
+
+
+class LimitsSection(_Section):
+    """Bounds on what is taken in: `[limits]`."""
+
+    max_queue: int = Field(4096, gt=0, description="requests that may wait per model")
+    max_body_mib: float = Field(64.0, gt=0, le=2048, allow_inf_nan=False, description="largest request body")
+    max_header_kib: int = Field(16, gt=0, le=1024, description="largest request head")
+    max_connections: int = Field(4096, gt=0, description="open HTTP connections")
+
+
+class ServerSection(_Section):
+    """The server: `[server]`."""
+
+    repository: str = Field("", description="model repository, relative to this file")
+    host: str = Field("127.0.0.1", description="address to bind; loopback by default")
+    http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
+    overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
+    drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")
+    journal: str = Field("", description="write every step to this file, for `gpulet replay`")
+    log_format: Literal["text", "json"] = Field("text", description="one structured line per event")
+
+
+class FleetFile(_Section):
+    """A whole fleet file."""
+
+    fleet: FleetSection = FleetSection()  # type: ignore[call-arg] # pydantic's plugin is not used; all have defaults
+    devices: list[DeviceSection] = Field(min_length=1)
+    models: list[ModelSection] = Field(default_factory=list)
+    margins: MarginsSection = MarginsSection()  # type: ignore[call-arg] # as above
+    limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
+    server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
+
+
+def read_fleet_file(path: Path) -> FleetFile:
+    """Read and check a fleet file; raises `ConfigError` that names file, line, key, value and what is allowed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: cannot be read: {error}"
+        raise ConfigError(msg) from None
+    return parse_fleet_file(text, str(path))
+
+
+def parse_fleet_file(text: str, source: str) -> FleetFile:
+    """The same from text."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{source}: not TOML: {error}"
+        raise ConfigError(msg) from None
+    try:
+        return FleetFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        line = _line_of(text, first["loc"])
+        where = f"{source}: line {line}" if line else source
+        msg = f"{where}: {_explain(first)}"
+        raise ConfigError(msg) from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Key, value and what is allowed, in our words where pydantic's would confuse."""
+    key = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(".[", "[")
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}; known are {', '.join(_known(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    section = next((part for part in reversed(location) if isinstance(part, str)), "")
+    fields = _SECTIONS[section].model_fields if section in _SECTIONS else FleetFile.model_fields
+    return list(fields)
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "fleet": FleetSection,
+    "devices": DeviceSection,
+    "models": ModelSection,
+    "margins": MarginsSection,
+    "limits": LimitsSection,
+    "server": ServerSection,
+}
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> int:
+    """The line of a key: its table's header, counted, then the key below it. 0 when it stands nowhere (it is missing)."""
+    lines = text.splitlines()
+    names = [str(part) for part in location if isinstance(part, str)]
+    if not names:
+        return 0
+    nth = next((part for part in location if isinstance(part, int)), 0)
+    header = re.compile(rf"\s*\[+\s*{re.escape(names[0])}\s*\]+")
+    starts = [number for number, line in enumerate(lines) if header.match(line)]
+    start = starts[nth] if nth < len(starts) else -1
+    if len(names) == 1:
+        top = [n for n, line in enumerate(lines) if re.match(rf"\s*{re.escape(names[0])}\s*=", line)]
+        return (top[0] if start < 0 and top else start) + 1
+    key = re.compile(rf"\s*{re.escape(names[1])}\s*=")
+    found = next((n for n in range(start + 1, len(lines)) if key.match(lines[n])), start)
+    return found + 1
+
+
+def describe() -> Iterator[tuple[str, str, Any, str]]:
+    """Every key as (section, key, default, meaning)."""
+    for name, section in _SECTIONS.items():
+        for key, field in section.model_fields.items():
+            default = "(required)" if field.is_required() else field.default
+            yield name, key, default, field.description or ""

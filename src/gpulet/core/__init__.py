@@ -1,0 +1,1 @@
+"""The core: a state machine without clock, I/O or randomness, its vocabulary and its ports."""

@@ -1,0 +1,169 @@
+"""The state of the fleet: what waits, what runs, what is free. The scheduler changes it, dispatchers read it."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from itertools import chain
+from typing import Final
+
+from gpulet.core.messages import BatchId
+from gpulet.device import Device
+from gpulet.model import Model
+from gpulet.plan import Gpulet, GpuletId, Plan, is_partitioned
+from gpulet.request import Request
+from gpulet.units import Instant
+
+
+class Central(Enum):
+    """The central queue of the request's model and shape class."""
+
+    QUEUE = "central"
+
+
+CENTRAL: Final = Central.QUEUE
+_DEFAULT_PRIORITY = 0
+
+
+class Queue:
+    """Requests in order of priority, then arrival. `owner` is the gpulet they are bound to, or `CENTRAL`.
+
+    A central queue holds one model and one shape class; a gpulet's own queue may mix them.
+    """
+
+    __slots__ = ("_hasty", "_plain", "model", "owner", "rows", "shape")
+
+    def __init__(self, owner: GpuletId | Central, model: str = "", shape: str = "") -> None:
+        self.owner = owner
+        self.model = model
+        self.shape = shape
+        self.rows = 0
+        self._plain: deque[Request] = deque()
+        self._hasty: dict[int, deque[Request]] = {}
+
+    def __len__(self) -> int:
+        return len(self._plain) + sum(map(len, self._hasty.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._plain) or any(self._hasty.values())
+
+    def __iter__(self) -> Iterator[Request]:
+        """From the next to be served to the last."""
+        if not self._hasty:
+            return iter(self._plain)
+        return chain(*(self._hasty[p] for p in sorted(self._hasty)), self._plain)
+
+    @property
+    def head(self) -> Request:
+        """The next to be served; the queue must not be empty."""
+        return self._plain[0] if not self._hasty else next(iter(self))
+
+    def take(self, most_rows: int) -> list[Request]:
+        """The longest prefix within `most_rows` that may form a batch; nothing is removed."""
+        if len(self._plain) == self.rows <= most_rows and self.owner is CENTRAL and not self._hasty:
+            return list(self._plain)
+        taken: list[Request] = []
+        rows = 0
+        for request in self:
+            rows += request.rows
+            if rows > most_rows or (taken and _unlike(request, taken[0])):
+                break
+            taken.append(request)
+        return taken
+
+    def append(self, request: Request) -> None:
+        """Add behind those of the same priority."""
+        self._lane(request).append(request)
+        self.rows += request.rows
+
+    def restore(self, requests: Sequence[Request]) -> None:
+        """Put requests back at the front, in their order."""
+        for request in reversed(requests):
+            self._lane(request).appendleft(request)
+            self.rows += request.rows
+
+    def remove(self, requests: Sequence[Request]) -> None:
+        """Remove requests that wait here; cheap when they are the front of the queue."""
+        for request in requests:
+            lane = self._lane(request)
+            if lane[0] is request:
+                lane.popleft()
+            else:
+                lane.remove(request)
+            self.rows -= request.rows
+        if self._hasty:
+            self._hasty = {p: lane for p, lane in self._hasty.items() if lane}
+
+    def _lane(self, request: Request) -> deque[Request]:
+        """Priority 0 is the default and goes last; 1 is the most urgent (Triton's order)."""
+        if request.priority == _DEFAULT_PRIORITY:
+            return self._plain
+        return self._hasty.setdefault(request.priority, deque())
+
+
+def _unlike(one: Request, other: Request) -> bool:
+    return one.model != other.model or one.shape != other.shape
+
+
+class GpuletState:
+    """One gpulet: its part of the plan, its own queue, and what it runs. `busy_until` is a prediction."""
+
+    __slots__ = ("busy_until", "id", "is_up", "planned", "queue", "running")
+
+    def __init__(self, planned: Gpulet) -> None:
+        self.planned = planned
+        self.id = planned.id
+        self.queue = Queue(planned.id)
+        self.is_up = False
+        self.running: BatchId = 0
+        self.busy_until: Instant = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Up, and runs nothing."""
+        return self.is_up and not self.running
+
+
+class DeviceState:
+    """One device: the SMs that no running carve holds, and the models that are resident."""
+
+    __slots__ = ("device", "free_sms", "loading", "memory_used", "resident")
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.free_sms = device.kind.sms
+        self.resident: set[str] = set()
+        self.loading: set[str] = set()
+        self.memory_used = 0
+
+
+class Fleet:
+    """Everything a dispatcher may read."""
+
+    __slots__ = ("devices", "gpulets", "models", "queues", "waiting")
+
+    def __init__(self, models: Mapping[str, Model], plan: Plan) -> None:
+        self.models = models
+        self.gpulets = tuple(GpuletState(g) for g in plan.gpulets)
+        self.devices = {d.index: DeviceState(d) for d in plan.devices}
+        self.queues: dict[str, dict[str, Queue]] = {name: {} for name in models}
+        self.waiting: dict[int, Queue] = {}
+        for resident in plan.residents:
+            state = self.devices[resident.device]
+            state.resident.add(resident.model)
+            state.memory_used += resident.memory
+
+    def queue(self, model: str, shape: str) -> Queue:
+        """The central queue of a model and shape class."""
+        shapes = self.queues[model]
+        found = shapes.get(shape)
+        if found is None:
+            found = shapes[shape] = Queue(CENTRAL, model, shape)
+        return found
+
+    def central(self, model: str) -> Iterator[Queue]:
+        """The central queues of a model that hold requests, one for each shape class."""
+        return (queue for queue in self.queues[model].values() if queue)
+
+    def is_partitioned(self, device: int) -> bool:
+        """Whether runs on this device are kept apart."""
+        return is_partitioned(self.devices[device].device)

@@ -1,0 +1,105 @@
+"""Every step's messages as JSON lines, and back: feed a journal's events to a fresh core and the commands must agree.
+
+Line 1 is a `Header` with all that a core is made of. Every other line is `[now, events, commands]`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from gpulet.core.messages import Command, Event
+from gpulet.core.ports import Problem
+from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.device import Device
+from gpulet.errors import BadInput
+from gpulet.model import Model
+from gpulet.plan import Plan
+from gpulet.profile import Point, Profile, Statistic
+from gpulet.units import Instant
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What a fresh core needs: the system's name, the problem, the plan and the limits."""
+
+    format: int
+    system: str
+    models: tuple[Model, ...]
+    demand: dict[str, float]
+    devices: tuple[Device, ...]
+    points: tuple[Point, ...]
+    statistic: Statistic
+    plan: Plan
+    limits: Limits
+
+    @classmethod
+    def of(cls, system: str, problem: Problem, plan: Plan, limits: Limits) -> "Header":
+        """The header of a core made of these."""
+        return cls(
+            FORMAT,
+            system,
+            tuple(problem.models.values()),
+            dict(problem.demand),
+            problem.devices,
+            problem.profile.points,
+            problem.profile.statistic,
+            plan,
+            limits,
+        )
+
+    def problem(self) -> Problem:
+        """The problem the core was made for."""
+        models = {m.name: m for m in self.models}
+        return Problem(models, self.demand, self.devices, Profile(self.points, self.statistic))
+
+
+_encoder = msgspec.json.Encoder()
+_header = msgspec.json.Decoder(Header)
+_entry = msgspec.json.Decoder(tuple[Instant, tuple[Event, ...], msgspec.Raw])
+
+
+def encode_header(header: Header) -> bytes:
+    """The journal's first line."""
+    return _encoder.encode(header) + b"\n"
+
+
+def encode_step(now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> bytes:
+    """One step's line."""
+    return _encoder.encode((now, events, commands)) + b"\n"
+
+
+def read_header(line: bytes) -> Header:
+    """The journal's first line back; raises `BadInput` when it is none or of another format."""
+    try:
+        header = _header.decode(line)
+    except msgspec.MsgspecError as error:
+        msg = f"not a gpulet journal: {error}"
+        raise BadInput(msg) from None
+    if header.format != FORMAT:
+        msg = f"journal format {header.format}; this gpulet reads format {FORMAT}"
+        raise BadInput(msg)
+    return header
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A line where a fresh core commanded something else, as JSON."""
+
+    line: int
+    journal: str
+    replayed: str
+
+
+def replay(scheduler: Scheduler, lines: Sequence[bytes]) -> Iterator[Difference]:
+    """Feed the journal's steps (all lines but the header) to a fresh core; yield where its commands differ."""
+    for number, line in enumerate(lines, start=2):
+        try:
+            now, events, commands = _entry.decode(line)
+        except msgspec.MsgspecError as error:
+            msg = f"journal line {number}: {error}"
+            raise BadInput(msg) from None
+        again = _encoder.encode(scheduler.step(now, *events))
+        if again != bytes(commands):
+            yield Difference(number, bytes(commands).decode(), again.decode())

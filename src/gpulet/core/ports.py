@@ -1,0 +1,126 @@
+"""What is asked of policies: a planner decides in minutes, a dispatcher in milliseconds.
+
+A dispatcher's port carries all five published shapes: an idle gpulet picks from its models' queues; a request is bound
+to a gpulet on arrival; one central queue; a size chosen per run (`Carve`); models loaded and evicted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from gpulet.core.fleet import CENTRAL, Central, Fleet, GpuletState, Queue
+from gpulet.core.messages import Carve, Load, Reason, Unload
+from gpulet.device import Device
+from gpulet.model import Model
+from gpulet.plan import GpuletId, Plan
+from gpulet.profile import Profile
+from gpulet.request import Request
+from gpulet.units import NEVER, Duration, Instant
+
+__all__ = [
+    "CENTRAL",
+    "Changed",
+    "Decision",
+    "Dispatcher",
+    "Infeasible",
+    "MakeDispatcher",
+    "Place",
+    "Planner",
+    "Problem",
+    "Run",
+]
+
+Place: TypeAlias = GpuletId | Central | Reason
+"""Where a request waits: one gpulet's queue, its model's central queue, or nowhere (rejected, and why)."""
+
+
+@dataclass(slots=True)
+class Changed:
+    """What happened since the dispatcher was last asked. `alarm` says that its own `wake_at` has come."""
+
+    queues: list[Queue] = field(default_factory=list)
+    gpulets: list[GpuletState] = field(default_factory=list)
+    devices: list[int] = field(default_factory=list)
+    alarm: bool = False
+
+
+class Run:
+    """Start these waiting requests as one batch: one model, one shape class. `expected` is the predicted time."""
+
+    __slots__ = ("expected", "on", "requests")
+
+    def __init__(self, on: GpuletId | Carve, requests: Sequence[Request], expected: Duration = 0) -> None:
+        self.on = on
+        self.requests = requests
+        self.expected = expected
+
+
+class Decision:
+    """What to start and where, what to give up, what to load, when to ask again; `more`: ask again at once."""
+
+    __slots__ = ("drop", "load", "more", "start", "unload", "wake_at")
+
+    def __init__(
+        self,
+        start: Sequence[Run] = (),
+        *,
+        drop: Sequence[Request] = (),
+        load: Sequence[Load] = (),
+        unload: Sequence[Unload] = (),
+        wake_at: Instant = NEVER,
+        more: bool = False,
+    ) -> None:
+        self.start = start
+        self.drop = drop
+        self.load = load
+        self.unload = unload
+        self.wake_at = wake_at
+        self.more = more
+
+
+class Dispatcher(Protocol):
+    """Decides where requests wait and what runs next. It reads the fleet and never changes it."""
+
+    def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
+        """Say where an arriving request waits."""
+        ...
+
+    def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
+        """Say what starts now. Starts of one decision must not want the same gpulet, SMs or requests."""
+        ...
+
+
+MakeDispatcher: TypeAlias = Callable[["Problem", Plan], Dispatcher]
+"""A dispatcher is made for one plan; a new plan makes a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a planner is given: `demand` in rows/s by model, `in_force` the plan that serves now.
+
+    Safety margins and the front-end's own CPU are already in the profile's latencies.
+    """
+
+    models: Mapping[str, Model]
+    demand: Mapping[str, float]
+    devices: tuple[Device, ...]
+    profile: Profile
+    in_force: Plan = field(default_factory=lambda: Plan(()))
+
+
+@dataclass(frozen=True, slots=True)
+class Infeasible:
+    """No plan holds the demand: which model, what binds, the nearest change that would fit, and what would be served."""
+
+    model: str
+    constraint: str
+    nearest: str
+    unserved: Mapping[str, float]
+    partial: Plan
+
+    def __str__(self) -> str:
+        return f"model {self.model}: {self.constraint}; {self.nearest}"
+
+
+Planner: TypeAlias = Callable[[Problem], Plan | Infeasible]
+"""Pure and deterministic: the same problem gives the same plan."""

@@ -1,0 +1,1 @@
+"""Dispatchers, one published policy a file. `systems.py` pairs them with planners."""

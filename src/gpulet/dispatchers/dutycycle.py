@@ -1,0 +1,166 @@
+"""Turns within a duty cycle (gpu-lets, ATC 2022, section 4; Nexus, SOSP 2019, section 6.3).
+
+Requests wait centrally by model. An idle gpulet goes round its models; each turn is one batch of at most the planned
+rows. `Hold.DUTY` builds a batch until it is full or its oldest request has waited one duty cycle, as gpu-lets does;
+`Hold.NONE` starts with whatever waits, which is never later (a turn is no longer than planned) and usually sooner.
+Several gpulets of one model share it by credit: the idle one that has served least of its planned throughput is next.
+
+Early drop is Nexus': the oldest request may shrink the batch to what it can still wait for, but not below half of what
+waits; else it is dropped, so that overload does not shrink batches. A request that is predicted late is refused.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from enum import StrEnum
+
+from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
+from gpulet.core.messages import Reason
+from gpulet.core.ports import Changed, Decision, Place, Problem, Run
+from gpulet.plan import Gpulet, GpuletId, Plan
+from gpulet.profile import Curve, Profile
+from gpulet.request import Request
+from gpulet.units import NEVER, PLAIN, Duration, Instant
+
+
+class Hold(StrEnum):
+    """How long an idle gpulet waits for a fuller batch."""
+
+    NONE = "none"
+    DUTY = "duty"
+
+
+class _Host:
+    """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput."""
+
+    __slots__ = ("_curves", "_profile", "batch", "credit", "duty", "gpulet", "model", "rate", "size")
+
+    def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile) -> None:
+        self.gpulet: GpuletId = gpulet.id
+        self.model = model
+        self.size = gpulet.size.sms
+        self._profile = profile
+        self._curves = {PLAIN: profile.curve(model, self.size)}
+        self.batch = min(batch, len(self._curves[PLAIN]))
+        self.duty = gpulet.duty_cycle
+        self.rate = self.batch / sum(turn.latency for turn in gpulet.turns)
+        self.credit = 0.0
+
+    def curve(self, shape: str) -> Curve:
+        """Latency by rows of a shape class here."""
+        if shape not in self._curves:
+            self._curves[shape] = self._profile.curve(self.model, self.size, shape)
+        return self._curves[shape]
+
+
+class DutyCycle:
+    """Builds batches for planned gpulets, model by model. `drops_early` off: late requests are served late."""
+
+    def __init__(self, problem: Problem, plan: Plan, *, hold: Hold = Hold.NONE, drops_early: bool = True) -> None:
+        self._holds = hold is Hold.DUTY
+        self._drops_early = drops_early
+        self._turns = {g.id: [self._host(problem, g, place) for place in range(len(g.turns))] for g in plan.gpulets}
+        self._hosts: dict[str, list[_Host]] = {name: [] for name in problem.models}
+        for host in (host for turns in self._turns.values() for host in turns):
+            self._hosts[host.model].append(host)
+        self._waits: dict[tuple[str, str], Instant] = {}
+
+    @staticmethod
+    def _host(problem: Problem, gpulet: Gpulet, place: int) -> _Host:
+        turn = gpulet.turns[place]
+        return _Host(gpulet, turn.model, turn.batch, problem.profile)
+
+    def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
+        """Everything waits centrally; with early drop, what is predicted late is refused."""
+        if self._drops_early and now + self._predicted(now, request, fleet) > request.deadline:
+            return Reason.LATE
+        return CENTRAL
+
+    def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
+        """Start one batch, or drop one hopeless head, and be asked again; or say when to be asked."""
+        for host, queue in self._candidates(changed, fleet):
+            if fleet.gpulets[host.gpulet].is_idle and queue:
+                decision = self._turn(now, host, queue)
+                if decision is not _WAIT:
+                    return decision
+        return Decision(wake_at=self._next_wait(now, fleet))
+
+    def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
+        """Idle gpulets go round their turns; a queue that grew offers itself by credit."""
+        for gpulet in changed.gpulets:
+            if gpulet.is_idle:
+                yield from self._round(gpulet, fleet)
+        for queue in changed.queues:
+            if queue:
+                yield from self._by_credit(queue, fleet)
+        if changed.alarm:
+            for model, shape in tuple(self._waits):
+                yield from self._by_credit(fleet.queue(model, shape), fleet)
+
+    def _round(self, gpulet: GpuletState, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
+        for host in self._turns[gpulet.id]:
+            for queue in fleet.central(host.model):
+                yield host, queue
+
+    def _by_credit(self, queue: Queue, fleet: Fleet) -> list[tuple[_Host, Queue]]:
+        gpulets = fleet.gpulets
+        idle = [host for host in self._hosts[queue.model] if gpulets[host.gpulet].is_idle]
+        if len(idle) > 1:
+            idle.sort(key=_credit)
+        return [(host, queue) for host in idle]
+
+    def _turn(self, now: Instant, host: _Host, queue: Queue) -> Decision:
+        """A batch for this host from the front of the queue, a drop, or `_WAIT`."""
+        head = queue.head
+        curve = host.curve(queue.shape)
+        most = host.batch
+        if self._drops_early:
+            bearable = bisect_right(curve, head.deadline - now)
+            if bearable < head.rows or 2 * bearable < min(most, queue.rows):
+                return Decision(drop=(head,), more=True)
+            most = min(most, bearable)
+        most = max(most, head.rows)
+        if self._holds and queue.rows < host.batch and now < head.arrival + host.duty:
+            self._waits[queue.model, queue.shape] = head.arrival + host.duty
+            return _WAIT
+        requests = queue.take(most)
+        rows = len(requests) if len(queue) == queue.rows else sum(r.rows for r in requests)
+        self._account(host, rows)
+        return Decision((Run(host.gpulet, requests, curve[rows - 1]),), more=True)
+
+    def _account(self, host: _Host, rows: int) -> None:
+        """Credit the host and move its turn to the end of its gpulet's round."""
+        host.credit += rows / host.rate
+        turns = self._turns[host.gpulet]
+        if len(turns) > 1:
+            turns.remove(host)
+            turns.append(host)
+
+    def _next_wait(self, now: Instant, fleet: Fleet) -> Instant:
+        """When the next held batch must start; queues that emptied or grew full are forgotten."""
+        if not self._waits:
+            return NEVER
+        self._waits = {key: at for key, at in self._waits.items() if at > now and fleet.queue(*key)}
+        return min(self._waits.values(), default=NEVER)
+
+    def _predicted(self, now: Instant, request: Request, fleet: Fleet) -> Duration:
+        """Until the request would be answered: the next free host, what waits before it, and its own batch."""
+        queue = fleet.queue(request.model, request.shape)
+        soonest, rate, run = NEVER, 0.0, NEVER
+        for host in self._hosts[request.model]:
+            gpulet = fleet.gpulets[host.gpulet]
+            if gpulet.is_up:
+                free = gpulet.busy_until if gpulet.running else now
+                soonest = min(soonest, free)
+                rate += host.rate
+                curve = host.curve(request.shape)
+                run = min(run, curve[min(max(host.batch, request.rows), queue.rows + request.rows, len(curve)) - 1])
+        if not rate:
+            return 0
+        return max(0, soonest - now) + int(queue.rows / rate) + run
+
+
+def _credit(host: _Host) -> float:
+    return host.credit
+
+
+_WAIT = Decision()

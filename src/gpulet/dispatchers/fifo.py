@@ -1,0 +1,33 @@
+"""Oldest first: an idle gpulet takes what has waited longest of its models. The baseline; nothing is dropped."""
+
+from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
+from gpulet.core.ports import Changed, Decision, Place, Problem, Run
+from gpulet.plan import Plan
+from gpulet.request import Request
+from gpulet.units import Instant
+
+
+class Fifo:
+    """First in, first out over the models of a gpulet, in batches as large as the model allows."""
+
+    def __init__(self, problem: Problem, plan: Plan) -> None:
+        self._problem = problem
+        self._hosts = {name: tuple(g.id for g in plan.hosts(name)) for name in problem.models}
+
+    def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
+        """Everything waits centrally."""
+        return CENTRAL
+
+    def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
+        """Start on the first idle gpulet that has something to do; ask again for the next."""
+        touched = [fleet.gpulets[g] for queue in changed.queues for g in self._hosts[queue.model]]
+        for gpulet in changed.gpulets + touched:
+            waiting = [q for m in gpulet.planned.models for q in fleet.central(m)] if gpulet.is_idle else []
+            if waiting:
+                return Decision([self._run(gpulet, min(waiting, key=lambda q: q.head.arrival))], more=True)
+        return Decision()
+
+    def _run(self, gpulet: GpuletState, queue: Queue) -> Run:
+        curve = self._problem.profile.curve(queue.model, gpulet.planned.size.sms, queue.shape)
+        requests = queue.take(min(self._problem.models[queue.model].max_batch, len(curve)))
+        return Run(gpulet.id, requests, curve[sum(r.rows for r in requests) - 1])

@@ -1,0 +1,112 @@
+"""Virtual time: a heap of wake-ups, a stream of arrivals, and the same core that serves.
+
+Of things due at one instant, what was scheduled first comes first; arrivals come last.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+
+from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Load, Reject, Start, Unload
+from gpulet.core.metrics import Metrics
+from gpulet.core.scheduler import Scheduler
+from gpulet.executors.base import Executor
+from gpulet.executors.simulated import Simulated
+from gpulet.plan import Plan
+from gpulet.profile import Profile
+from gpulet.request import Request
+from gpulet.units import NEVER, Instant
+from gpulet.workload import Arrivals
+
+Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
+"""Sees every step: a journal, or a test."""
+
+
+class VirtualTimer:
+    """The simulator's clock and its heap."""
+
+    def __init__(self) -> None:
+        self.instant: Instant = 0
+        self.heap: list[tuple[Instant, int, Callable[[int], None], int]] = []
+        self._serial = 0
+
+    def now(self) -> Instant:
+        """Virtual time."""
+        return self.instant
+
+    def at(self, when: Instant, wake: Callable[[int], None], token: int) -> None:
+        """Call `wake(token)` at virtual time `when`."""
+        self._serial += 1
+        heappush(self.heap, (when, self._serial, wake, token))
+
+
+class Simulation:
+    """Drives one core and one executor through a workload."""
+
+    def __init__(
+        self, scheduler: Scheduler, timer: VirtualTimer, metrics: Metrics, observers: Sequence[Observe] = ()
+    ) -> None:
+        self._scheduler = scheduler
+        self._timer = timer
+        self._metrics = metrics
+        self._observers = tuple(observers)
+        self._executor: Executor
+
+    def attach(self, executor: Executor) -> None:
+        """Say who carries out commands; it answers through `feed`."""
+        self._executor = executor
+
+    def run(self, requests: Iterable[Request]) -> None:
+        """Feed every request at its arrival and go on until nothing is left to happen."""
+        for request in requests:
+            arrival = request.arrival
+            self._advance(arrival)
+            self._timer.instant = arrival
+            self.feed(Arrived(request))
+        self._advance(NEVER - 1)
+
+    def feed(self, *events: Event) -> None:
+        """One step now."""
+        now = self._timer.instant
+        commands = self._scheduler.step(now, *events)
+        self._metrics.record(now, events, commands)
+        for observe in self._observers:
+            observe(now, events, commands)
+        for command in commands:
+            match command:
+                case Start():
+                    self._executor.start(command)
+                case Answer() | Reject() | Drop() | Fail():
+                    pass
+                case Load():
+                    self._executor.load(command)
+                case Unload():
+                    self._executor.unload(command)
+
+    def _advance(self, until: Instant) -> None:
+        """Let everything happen that is due at or before `until`."""
+        heap, scheduler = self._timer.heap, self._scheduler
+        while True:
+            due = heap[0][0] if heap else NEVER
+            wake_at = scheduler.wake_at
+            if min(due, wake_at) > until:
+                return
+            if due <= wake_at:
+                self._timer.instant, _, wake, token = heappop(heap)
+                wake(token)
+            else:
+                self._timer.instant = wake_at
+                self.feed()
+
+
+def simulate(
+    scheduler: Scheduler, profile: Profile, plan: Plan, arrivals: Arrivals, observers: Sequence[Observe] = ()
+) -> Metrics:
+    """Run a workload through a core on the simulated executor; what it was worth."""
+    timer = VirtualTimer()
+    metrics = Metrics([model.name for model in arrivals.models], plan)
+    simulation = Simulation(scheduler, timer, metrics, observers)
+    executor = Simulated(profile, plan, timer, simulation.feed)
+    simulation.attach(executor)
+    executor.carve()
+    simulation.run(arrivals.requests())
+    return metrics

@@ -1,0 +1,97 @@
+"""Batches and duty cycles within an objective: the rules that gpu-lets, Nexus and their followers share.
+
+A request may just miss a batch, so it waits for one batch to build and one to run. Source: gpu-lets (ATC'22, section
+4.2) and its artifact; squishy bin packing (Nexus, SOSP'19, section 6.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpulet.profile import Curve
+from gpulet.units import SECOND, Duration
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One model's claim on a gpulet: its latency by rows there, its objective, its rows/s, its batch limit."""
+
+    curve: Curve
+    slo: Duration
+    rate: float
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """How a gpulet is shared: `batches[i]` rows of the i-th model in every `duty`; no batches when it cannot be."""
+
+    duty: Duration = 0
+    batches: tuple[int, ...] = ()
+    latencies: tuple[Duration, ...] = ()
+
+    @property
+    def worst(self) -> Duration:
+        """The longest a request of any model here takes: it just misses its turn and is in the last of the next."""
+        return self.duty + sum(self.latencies)
+
+
+IMPOSSIBLE = Cycle()
+
+
+def saturated(share: Share) -> Cycle:
+    """Back-to-back batches: the largest with 2 L(b) <= SLO."""
+    batch = min(share.max_batch, _largest(share.curve, share.slo // 2))
+    if not batch:
+        return IMPOSSIBLE
+    latency = share.curve[batch - 1]
+    return Cycle(latency, (batch,), (latency,))
+
+
+def saturated_rate(share: Share) -> float:
+    """Rows/s that a gpulet of this curve affords within the objective; 0 when even one row is too slow."""
+    cycle = saturated(share)
+    return cycle.batches[0] * SECOND / cycle.duty if cycle.batches else 0.0
+
+
+def residual(share: Share) -> Cycle:
+    """A rate below saturation: the largest batch with L(b) + b/rate <= SLO, or single rows as they come."""
+    limit = min(share.max_batch, len(share.curve))
+    for batch in range(limit, 0, -1):
+        latency, build = share.curve[batch - 1], round(batch * SECOND / share.rate)
+        if latency + build <= share.slo and latency <= build:
+            return Cycle(build, (batch,), (latency,))
+    latency = share.curve[0]
+    duty = share.slo - latency
+    fits = latency <= duty and duty * share.rate <= SECOND
+    return Cycle(duty, (1,), (latency,)) if fits else IMPOSSIBLE
+
+
+def squishy(shares: Sequence[Share]) -> Cycle:
+    """Several models in one duty cycle D: batches b_i = ceil(D rate_i) with sum L_i <= D and D + sum L_i <= every SLO.
+
+    Of all such D the largest is taken, since larger batches use the gpulet better.
+    """
+    slo = min(share.slo for share in shares)
+    low, high = 0, slo
+    while low < high:
+        middle = (low + high + 1) // 2
+        cycle = _cycle(shares, middle)
+        low, high = (middle, high) if cycle.batches and cycle.worst <= slo else (low, middle - 1)
+    best = _cycle(shares, low) if low else IMPOSSIBLE
+    return best if best.batches and sum(best.latencies) <= best.duty else IMPOSSIBLE
+
+
+def _cycle(shares: Sequence[Share], duty: Duration) -> Cycle:
+    batches = tuple(max(1, -int(-duty * share.rate // SECOND)) for share in shares)
+    if any(b > min(s.max_batch, len(s.curve)) for b, s in zip(batches, shares, strict=True)):
+        return IMPOSSIBLE
+    return Cycle(duty, batches, tuple(s.curve[b - 1] for b, s in zip(batches, shares, strict=True)))
+
+
+def _largest(curve: Curve, budget: Duration) -> int:
+    """Curves rise, so the count of latencies within the budget is the largest batch."""
+    low, high = 0, len(curve)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
+    return low

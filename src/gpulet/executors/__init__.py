@@ -1,0 +1,1 @@
+"""Executors carry out what the core commands, on simulated or real devices."""

@@ -1,0 +1,290 @@
+"""A fleet file or a model repository becomes a problem to plan: the place where files, profiles and types meet."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_file
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.scheduler import Limits
+from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, mps_size, sizes
+from gpulet.duty import Share, saturated_rate
+from gpulet.errors import ConfigError, ProfileError
+from gpulet.model import Model
+from gpulet.plan import Plan
+from gpulet.profile import Point, Profile, Statistic, parse_profile
+from gpulet.repository import Artifact, scan
+from gpulet.store import ProfileStore, cache_directory, device_tag
+from gpulet.systems import System, find_system
+from gpulet.units import MS, SECOND, Duration, from_ms
+
+ExecutorName = Literal["simulated", "cpu"]
+FLEET_FILE = "gpulet.toml"
+DEFAULT_MAX_BATCH = 32
+_DEFAULT_SLO_RUNS = 5
+_DEFAULT_SLO_LEAST = 25 * MS
+_EQUAL_SHARE_LOAD = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a target names, checked, before any profile is needed. `artifacts` are the models on disk."""
+
+    config: FleetFile
+    folder: Path
+    system: System
+    devices: tuple[Device, ...]
+    executor: ExecutorName
+    sections: tuple[ModelSection, ...]
+    artifacts: Mapping[str, Artifact]
+    profile_path: str
+    store: ProfileStore
+
+    @property
+    def limits(self) -> Limits:
+        """What the scheduler keeps by itself."""
+        return Limits(self.config.limits.max_queue, self.system.drops_early)
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The cores this process may use."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def open_site(target: Path, *, system: str = "") -> Site:
+    """Read a fleet file, a directory with a `gpulet.toml`, or a bare model repository on all cores.
+
+    Raises `ConfigError` for anything that cannot be: unknown kind, system or model, no models, mixed devices.
+    """
+    config, folder = _read_target(target)
+    devices = _devices(config.devices)
+    artifacts = scan(folder / config.server.repository) if config.server.repository else {}
+    sections = tuple(config.models) or tuple(ModelSection.model_construct(name=name) for name in artifacts)
+    if not sections:
+        msg = f"{target}: no models: write [[models]] or name a repository under [server]"
+        raise ConfigError(msg)
+    _refuse_twins(target, sections)
+    executor = _executor(config.devices)
+    if executor == "cpu":
+        _refuse_absent(target, sections, artifacts)
+    return Site(
+        config,
+        folder,
+        _system(config, system),
+        devices,
+        executor,
+        sections,
+        {s.name: artifacts[s.name] for s in sections if s.name in artifacts},
+        _only("profile", [d.profile for d in config.devices]),
+        ProfileStore(cache_directory(), device_tag(sum(d.kind.sms for d in devices))),
+    )
+
+
+def _read_target(target: Path) -> tuple[FleetFile, Path]:
+    if not target.is_dir():
+        return read_fleet_file(target), target.parent
+    if (target / FLEET_FILE).exists():
+        return read_fleet_file(target / FLEET_FILE), target
+    data = {"devices": [{"kind": "cpu"}], "server": {"repository": "."}}
+    return FleetFile.model_validate(data), target
+
+
+def _system(config: FleetFile, override: str) -> System:
+    base = find_system(override or config.fleet.system)
+    planner = find_system(config.fleet.planner).planner if config.fleet.planner else base.planner
+    other = find_system(config.fleet.dispatcher) if config.fleet.dispatcher else base
+    return replace(base, planner=planner, dispatcher=other.dispatcher, drops_early=other.drops_early)
+
+
+def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
+    _only("kind", [s.kind for s in sections])
+    devices: list[Device] = []
+    for section in sections:
+        kind = _kind(section)
+        name = section.mechanism or ("cpu" if section.kind == "cpu" else "mps")
+        mechanism = Mechanism(name)
+        allowed = {"cpu", "whole"} if section.kind == "cpu" else {"whole", "mps", "mig", "green"}
+        if name not in allowed:
+            msg = f"a device of kind {section.kind} cannot be cut by mechanism {name}"
+            raise ConfigError(msg)
+        sizes(kind, mechanism)
+        devices += [Device(len(devices) + n, kind, mechanism, section.contention) for n in range(section.count)]
+    return tuple(devices)
+
+
+def _kind(section: DeviceSection) -> Kind:
+    if section.kind != "cpu":
+        return find_kind(section.kind)
+    cores = len(usable_cores())
+    is_real = section.executor != "simulated"
+    if is_real and (section.cores > cores or section.count > 1):
+        msg = f"{section.count} x {section.cores or cores} cores asked of the {cores} that this process may use"
+        raise ConfigError(msg)
+    return cpu_kind(section.cores or cores)
+
+
+def _only(what: str, values: list[str]) -> str:
+    """One value for the whole fleet: profiles of several kinds of devices cannot be planned together yet."""
+    if len(set(values)) > 1:
+        msg = f"devices of one fleet must agree in {what}; found {', '.join(sorted(set(values)))}"
+        raise ConfigError(msg)
+    return values[0]
+
+
+def _executor(sections: list[DeviceSection]) -> ExecutorName:
+    chosen = _only("executor", [s.executor or ("cpu" if s.kind == "cpu" else "") for s in sections])
+    if chosen == "cpu" and sections[0].kind != "cpu":
+        msg = f"executor cpu cannot run on a device of kind {sections[0].kind}"
+        raise ConfigError(msg)
+    if chosen not in {"cpu", "simulated"}:
+        msg = f'no executor for real devices of kind {sections[0].kind} yet; write executor = "simulated"'
+        raise ConfigError(msg)
+    return "cpu" if chosen == "cpu" else "simulated"
+
+
+def _refuse_twins(target: Path, sections: tuple[ModelSection, ...]) -> None:
+    names = [s.name for s in sections]
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        msg = f"{target}: model {twins[0]} is listed {names.count(twins[0])} times"
+        raise ConfigError(msg)
+
+
+def _refuse_absent(target: Path, sections: tuple[ModelSection, ...], artifacts: Mapping[str, Artifact]) -> None:
+    for section in sections:
+        if section.name not in artifacts:
+            known = ", ".join(artifacts) or "empty"
+            msg = f"{target}: unknown model {section.name!r}; the repository is {known}"
+            raise ConfigError(msg)
+
+
+def load_profile(site: Site) -> Profile:
+    """The site's profile: its own table, or what the store holds of its models.
+
+    Raises `ProfileError` that names the models nobody has measured.
+    """
+    kind = site.devices[0].kind
+    if site.profile_path:
+        path = site.folder / site.profile_path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"profile {path} cannot be read: {error}"
+            raise ProfileError(msg) from None
+        profile = parse_profile(text, lambda share: mps_size(kind, share).sms, str(path))
+    else:
+        profile = Profile(tuple(stored_points(site)))
+    missing = [s.name for s in site.sections if s.name not in profile.models]
+    if missing:
+        where = site.profile_path or "the profile store"
+        msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`"
+        raise ProfileError(msg)
+    return profile
+
+
+def stored_points(site: Site) -> list[Point]:
+    """What the store holds of the site's models."""
+    points: list[Point] = []
+    for name, artifact in site.artifacts.items():
+        text = site.store.read(artifact.digest)
+        if text:
+            table = parse_profile(text, lambda share: int(share), str(site.store.path(artifact.digest)))  # noqa: PLW0108
+            points += [replace(p, model=name) for p in table.points]
+    return points
+
+
+def make_problem(site: Site, profile: Profile) -> Problem:
+    """The problem: models with their objectives, demand, devices, and a profile with all margins in it."""
+    margins = site.config.margins
+    chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
+    models = {s.name: _model(s, chosen) for s in site.sections}
+    given = {s.name: s.rate for s in site.sections if s.rate}
+    problem = Problem(models, given, _measured_devices(site), chosen)
+    problem = replace(problem, demand=given if len(given) == len(models) else _equal_share(problem, site.system))
+    if site.executor == "cpu":
+        problem = replace(problem, profile=chosen.stretched(_front_end_stretch(site, problem)))
+    return problem
+
+
+def _measured_devices(site: Site) -> tuple[Device, ...]:
+    if site.executor != "cpu":
+        return site.devices
+    machine = site.store.read_machine()
+    return tuple(replace(d, contention=d.contention or machine.contention) for d in site.devices)
+
+
+def front_end_share(site: Site, problem: Problem) -> float:
+    """The share of the machine's cores that the front-end itself takes at the planned rates."""
+    cores = sum(d.kind.sms for d in problem.devices)
+    return sum(problem.demand.values()) * site.store.read_machine().front_end / SECOND / cores
+
+
+def _front_end_stretch(site: Site, problem: Problem) -> float:
+    """The front-end runs on the same cores: what it takes, every worker goes slower by."""
+    share = front_end_share(site, problem)
+    if share >= 1:
+        msg = (
+            f"the front-end alone would take {share:.0%} of the cores at {sum(problem.demand.values()):.0f} requests/s"
+        )
+        raise ConfigError(msg)
+    return 1 / (1 - share)
+
+
+def _model(section: ModelSection, profile: Profile) -> Model:
+    largest = max(profile.max_batch(section.name, size) for size in profile.sizes(section.name))
+    if section.max_batch > largest:
+        msg = f"model {section.name}: max_batch {section.max_batch}, but it is profiled for 1 to {largest} rows"
+        raise ConfigError(msg)
+    max_batch = section.max_batch or min(DEFAULT_MAX_BATCH, largest)
+    slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
+    return Model(section.name, slo, max_batch)
+
+
+def _default_slo(name: str, profile: Profile) -> Duration:
+    """Five single-row runs on the smallest size, at least 25 ms: room to wait for a batch and for a neighbour's turn."""
+    return max(_DEFAULT_SLO_LEAST, _DEFAULT_SLO_RUNS * profile.latency(name, profile.sizes(name)[0], 1))
+
+
+def _equal_share(problem: Problem, system: System) -> dict[str, float]:
+    """Rates for models that came without: an equal share of the fleet's time each, scaled to 70 % of what still fits."""
+    size = problem.devices[0].sizes()[-1]
+    known = problem.demand
+    unknown = {}
+    for name, model in problem.models.items():
+        if name not in known:
+            curve = problem.profile.curve(name, size.sms)
+            whole = saturated_rate(Share(curve, model.slo, 1.0, model.max_batch))
+            unknown[name] = max(whole, 1e-3) * len(problem.devices) / len(problem.models)
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        asked = {**known, **{name: rate * middle for name, rate in unknown.items()}}
+        fits = isinstance(system.planner(replace(problem, demand=asked)), Plan)
+        low, high = (middle, high) if fits else (low, middle)
+    factor = (low or 1.0) * _EQUAL_SHARE_LOAD
+    return {**known, **{name: rate * factor for name, rate in unknown.items()}}
+
+
+def largest_factor(problem: Problem, system: System, *, precision: float = 1e-4) -> tuple[float, str]:
+    """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
+    low, high, limiting = 0.0, 1.0, ""
+    while True:
+        outcome = _scaled(problem, system, high)
+        if isinstance(outcome, Infeasible) or high > 1e6:  # noqa: PLR2004 (demand without bound)
+            limiting = outcome.model if isinstance(outcome, Infeasible) else ""
+            break
+        low, high = high, high * 2
+    while high - low > precision * high:
+        middle = (low + high) / 2
+        outcome = _scaled(problem, system, middle)
+        if isinstance(outcome, Infeasible):
+            high, limiting = middle, outcome.model
+        else:
+            low = middle
+    return low, limiting
+
+
+def _scaled(problem: Problem, system: System, factor: float) -> Plan | Infeasible:
+    return system.planner(replace(problem, demand={name: rate * factor for name, rate in problem.demand.items()}))

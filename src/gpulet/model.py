@@ -1,0 +1,27 @@
+"""A model as the scheduler sees it: a name, an objective, a batch limit and a footprint."""
+
+from dataclasses import dataclass
+
+from gpulet.errors import ConfigError
+from gpulet.units import MS, Duration
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is served: `slo` is the time allowed from arrival to answer, `max_batch` counts rows, `memory` bytes.
+
+    Raises `ConfigError` when the objective or the batch limit is not positive.
+    """
+
+    name: str
+    slo: Duration
+    max_batch: int = 32
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slo <= 0:
+            msg = f"model {self.name}: slo_ms must be above 0, is {self.slo / MS:g}"
+            raise ConfigError(msg)
+        if self.max_batch < 1:
+            msg = f"model {self.name}: max_batch must be at least 1, is {self.max_batch}"
+            raise ConfigError(msg)

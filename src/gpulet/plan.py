@@ -1,0 +1,167 @@
+"""A plan: which models live on which gpulets, and whether that can be true.
+
+One type carries every published way to share a device:
+- gpulets whose models take turns within a duty cycle (gpu-lets, Nexus, PARIS: `gpulets`);
+- sizes that change from run to run (D-STACK: `timelines`);
+- only which models are resident (Clockwork, Triton: `residents`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from gpulet.device import Device, Mechanism, Placement, Size, overcut
+from gpulet.units import Duration, to_ms
+
+GpuletId = int
+"""Its place in `Plan.gpulets`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model's turn on a gpulet: at most `batch` rows, `latency` long, `rate` rows/s planned."""
+
+    model: str
+    batch: int
+    rate: float
+    latency: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class Gpulet:
+    """A slice of one device: `offset` is its first SM, core or MIG slot; `processes` share it (MPS inside MIG)."""
+
+    id: GpuletId
+    device: int
+    size: Size
+    offset: int
+    duty_cycle: Duration
+    turns: tuple[Turn, ...]
+    processes: int = 1
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that take turns here."""
+        return tuple(turn.model for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineRun:
+    """One run of a periodic timeline: from `start` for `length` within the period, on `size` SMs."""
+
+    start: Duration
+    length: Duration
+    model: str
+    size: Size
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What one device repeats every `period` (a D-STACK session)."""
+
+    device: int
+    period: Duration
+    runs: tuple[TimelineRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model that is loaded on a device, sharing it by no stated cut; `memory` in bytes."""
+
+    device: int
+    model: str
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a plan promises one model: rows/s asked and planned, and the worst latency against the objective."""
+
+    demand: float
+    throughput: float
+    worst_latency: Duration
+    slo: Duration
+
+    @property
+    def headroom(self) -> float:
+        """How many times the demand the plan could carry, less one; infinite without demand."""
+        return self.throughput / self.demand - 1 if self.demand > 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Devices and what stands on each of them. `violations()` says whether it can be carved and kept."""
+
+    devices: tuple[Device, ...]
+    gpulets: tuple[Gpulet, ...] = ()
+    timelines: tuple[Timeline, ...] = ()
+    residents: tuple[Resident, ...] = ()
+    promises: Mapping[str, Promise] = field(default_factory=dict)
+
+    @property
+    def devices_used(self) -> int:
+        """How many devices carry anything."""
+        return len(set(self._used()))
+
+    def hosts(self, model: str) -> tuple[Gpulet, ...]:
+        """The gpulets on which `model` has a turn."""
+        return tuple(g for g in self.gpulets if model in g.models)
+
+    def violations(self) -> tuple[str, ...]:
+        """Every reason why this plan cannot hold, one line each; none when it can."""
+        return tuple(
+            chain(self._unknown_devices(), self._overcut(), self._late_turns(), self._timelines(), self._lean())
+        )
+
+    def _used(self) -> Iterator[int]:
+        yield from (g.device for g in self.gpulets)
+        yield from (line.device for line in self.timelines)
+        yield from (r.device for r in self.residents)
+
+    def _unknown_devices(self) -> Iterator[str]:
+        known = {d.index for d in self.devices}
+        yield from (f"device {d} is not one of the {len(known)} devices" for d in self._used() if d not in known)
+        for place, gpulet in enumerate(self.gpulets):
+            if gpulet.id != place:
+                yield f"gpulet {gpulet.id} stands at place {place}"
+
+    def _overcut(self) -> Iterator[str]:
+        for device in self.devices:
+            yield from overcut(device, [Placement(g.size, g.offset) for g in self.gpulets if g.device == device.index])
+
+    def _late_turns(self) -> Iterator[str]:
+        """A gpulet's turns must fit its duty cycle, and cycle plus run must fit every objective (ATC'22, section 4.2)."""
+        for g in self.gpulets:
+            if sum(t.latency for t in g.turns) > g.duty_cycle * g.processes:
+                busy = to_ms(sum(t.latency for t in g.turns))
+                yield f"gpulet {g.id}: turns take {busy:g} ms of a duty cycle of {to_ms(g.duty_cycle):g} ms"
+        for name, promise in self.promises.items():
+            if promise.worst_latency > promise.slo:
+                yield f"model {name}: worst latency {to_ms(promise.worst_latency):g} ms, SLO {to_ms(promise.slo):g} ms"
+            if promise.throughput < promise.demand * (1 - 1e-9):
+                yield f"model {name}: {promise.throughput:g} rows/s planned of {promise.demand:g}"
+
+    def _timelines(self) -> Iterator[str]:
+        sms = {d.index: d.kind.sms for d in self.devices}
+        for line in self.timelines:
+            for run in line.runs:
+                if run.start < 0 or run.start + run.length > line.period:
+                    end = to_ms(run.start + run.length)
+                    yield f"device {line.device}: {run.model} ends at {end:g} of {to_ms(line.period):g} ms"
+                abreast = [r for r in line.runs if r.start <= run.start < r.start + r.length]
+                if sum(r.size.sms for r in abreast) > sms.get(line.device, 0):
+                    total = sum(r.size.sms for r in abreast)
+                    at = to_ms(run.start)
+                    yield f"device {line.device} is cut into {total} of its {sms.get(line.device, 0)} SMs at {at:g} ms"
+
+    def _lean(self) -> Iterator[str]:
+        for device in self.devices:
+            need = sum(r.memory for r in self.residents if r.device == device.index)
+            if device.kind.memory and need > device.kind.memory:
+                yield f"device {device.index}: residents need {need} of {device.kind.memory} bytes"
+
+
+def is_partitioned(device: Device) -> bool:
+    """Whether runs on this device are kept apart; on `whole` they overlap and slow each other."""
+    return device.mechanism is not Mechanism.WHOLE

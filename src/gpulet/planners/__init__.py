@@ -1,0 +1,1 @@
+"""Planners, one published algorithm a file. `systems.py` pairs them with dispatchers."""

@@ -1,0 +1,224 @@
+"""A profile: measured latency by (model, shape, size, rows), interpolated so that it never runs the wrong way.
+
+Raw measurements have odd points (a larger batch that was faster, a larger size that was slower). What planners and
+dispatchers read is the smallest function above them that rises with rows and falls with size; between measured rows
+and between measured sizes it is linear. Beyond the largest measured batch there is no answer: `ProfileError`.
+"""
+
+import csv
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from io import StringIO
+from itertools import accumulate, pairwise
+
+from gpulet.errors import ProfileError
+from gpulet.units import PLAIN, SECOND, Duration, from_ms
+
+Curve = tuple[Duration, ...]
+"""Latency by rows: `curve[rows - 1]`."""
+
+
+class Statistic(StrEnum):
+    """Which number of a measured point counts as its latency."""
+
+    MEAN = "mean"
+    P95 = "p95"
+    P99 = "p99"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured point. `p95` and `p99` repeat the mean where only the mean is known (`samples` 0)."""
+
+    model: str
+    size: int
+    rows: int
+    mean: Duration
+    p95: Duration
+    p99: Duration
+    samples: int = 0
+    shape: str = PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Latency by (model, shape, size in SMs or cores, rows); `statistic` says which of a point's numbers is meant."""
+
+    points: tuple[Point, ...]
+    statistic: Statistic = Statistic.MEAN
+    _curves: dict[tuple[str, str], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for key in dict.fromkeys((p.model, p.shape) for p in self.points):
+            mine = [p for p in self.points if (p.model, p.shape) == key]
+            self._curves[key] = _monotone_curves(mine, self.statistic)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that were measured, in the order of their first point."""
+        return tuple(dict.fromkeys(p.model for p in self.points))
+
+    def sizes(self, model: str, shape: str = PLAIN) -> tuple[int, ...]:
+        """The sizes at which `model` was measured, ascending; raises `ProfileError` when it was not."""
+        return tuple(self._measured(model, shape))
+
+    def curve(self, model: str, size: int, shape: str = PLAIN) -> Curve:
+        """Latency by rows at `size`; a shape class without measurements of its own counts as the plain one.
+
+        Raises `ProfileError` below the smallest measured size.
+        """
+        curves = self._measured(model, shape if (model, shape) in self._curves else PLAIN)
+        if size not in curves:
+            curves[size] = _between(model, curves, size)
+        return curves[size]
+
+    def latency(self, model: str, size: int, rows: int, shape: str = PLAIN) -> Duration:
+        """Latency of a batch of `rows` at `size`; raises `ProfileError` beyond what was measured."""
+        curve = self.curve(model, size, shape)
+        if not 1 <= rows <= len(curve):
+            msg = f"model {model} is profiled for 1 to {len(curve)} rows at size {size}, not for {rows}"
+            raise ProfileError(msg)
+        return curve[rows - 1]
+
+    def max_batch(self, model: str, size: int, shape: str = PLAIN) -> int:
+        """The largest batch that was measured at `size`."""
+        return len(self.curve(model, size, shape))
+
+    def largest_batch(self, model: str, size: int, budget: Duration, shape: str = PLAIN) -> int:
+        """The most rows whose latency is within `budget`; 0 when even one row is too slow."""
+        curve = self.curve(model, size, shape)
+        low, high = 0, len(curve)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
+        return low
+
+    def throughput(self, model: str, size: int, rows: int, shape: str = PLAIN) -> float:
+        """Rows per second of back-to-back batches of `rows`."""
+        return rows * SECOND / self.latency(model, size, rows, shape)
+
+    def of(self, statistic: Statistic) -> "Profile":
+        """The same points read by another statistic."""
+        return Profile(self.points, statistic)
+
+    def stretched(self, factor: float) -> "Profile":
+        """Every latency times `factor`: a margin, or a processor shared with somebody else."""
+        longer = (
+            Point(
+                p.model,
+                p.size,
+                p.rows,
+                round(p.mean * factor),
+                round(p.p95 * factor),
+                round(p.p99 * factor),
+                p.samples,
+                p.shape,
+            )
+            for p in self.points
+        )
+        return Profile(tuple(longer), self.statistic)
+
+    def _measured(self, model: str, shape: str) -> dict[int, Curve]:
+        if (model, shape) not in self._curves:
+            which = f"model {model}" + (f" with shape {shape}" if shape else "")
+            msg = f"{which} has no profile; profiled are {', '.join(self.models) or 'no models'}"
+            raise ProfileError(msg)
+        return self._curves[model, shape]
+
+
+def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
+    """From the largest size down, each curve is at least its own running maximum and the curve of the size above."""
+    by_size: dict[int, dict[int, Duration]] = {}
+    for point in points:
+        by_size.setdefault(point.size, {})[point.rows] = _statistic(point, statistic)
+    curves: dict[int, Curve] = {}
+    above: Curve = ()
+    for size in sorted(by_size, reverse=True):
+        own = tuple(accumulate(_dense(by_size[size]), max))
+        above = tuple(max(latency, *above[i : i + 1], 0) for i, latency in enumerate(own))
+        curves[size] = above
+    return dict(sorted(curves.items()))
+
+
+def _statistic(point: Point, statistic: Statistic) -> Duration:
+    return {Statistic.MEAN: point.mean, Statistic.P95: point.p95, Statistic.P99: point.p99}[statistic]
+
+
+def _dense(measured: Mapping[int, Duration]) -> list[Duration]:
+    """Latency for each number of rows, linear between the measured ones; below the first, the first."""
+    rows = sorted(measured)
+    dense = [measured[rows[0]]] * rows[0]
+    for low, high in pairwise(rows):
+        rise = measured[high] - measured[low]
+        dense += [measured[low] + round(rise * (n - low) / (high - low)) for n in range(low + 1, high + 1)]
+    return dense
+
+
+def _between(model: str, curves: Mapping[int, Curve], size: int) -> Curve:
+    known = sorted(curves)
+    if size > known[-1]:
+        return curves[known[-1]]
+    if size < known[0]:
+        msg = f"model {model} is profiled from {known[0]} SMs up, not at {size}"
+        raise ProfileError(msg)
+    right = bisect_left(known, size)
+    low, high = known[right - 1], known[right]
+    part = (size - low) / (high - low)
+    return tuple(round(a + (b - a) * part) for a, b in zip(curves[low], curves[high], strict=False))
+
+
+COLUMNS = ("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples")
+"""Our own table. Imported tables may give `share_pct` for `size` and `latency_ms` for the three statistics."""
+
+
+def parse_profile(text: str, sms_of: Callable[[float], int], source: str) -> Profile:
+    """Read a CSV table: ours (`COLUMNS`), or `model,share_pct,batch,latency_ms` as in gpu-lets' figure 3.
+
+    `sms_of` turns a share in percent into SMs. Raises `ProfileError` that names `source`, the line and the value.
+    """
+    reader = csv.DictReader(StringIO(text))
+    header = reader.fieldnames or ()
+    missing = {"model", "batch"} - set(header)
+    if missing or not {"size", "share_pct"} & set(header) or not {"mean_ms", "latency_ms"} & set(header):
+        msg = f"{source}: line 1: columns {', '.join(header) or '(none)'}; needed are {', '.join(COLUMNS)} or "
+        raise ProfileError(msg + "model, share_pct, batch, latency_ms")
+    points = tuple(_parse_point(row, sms_of, f"{source}: line {i}") for i, row in enumerate(reader, start=2))
+    if not points:
+        msg = f"{source}: no rows"
+        raise ProfileError(msg)
+    return Profile(points)
+
+
+def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: str) -> Point:
+    mean = _number(row, "mean_ms" if "mean_ms" in row else "latency_ms", where)
+    share = row.get("share_pct")
+    size = sms_of(_number(row, "share_pct", where)) if share else int(_number(row, "size", where))
+    p95, p99 = (from_ms(_number(row, name, where)) if row.get(name) else from_ms(mean) for name in ("p95_ms", "p99_ms"))
+    samples = int(row.get("samples") or 0)
+    shape = row.get("shape") or PLAIN
+    return Point(row["model"], size, int(_number(row, "batch", where)), from_ms(mean), p95, p99, samples, shape)
+
+
+def _number(row: Mapping[str, str], name: str, where: str) -> float:
+    try:
+        value = float(row[name])
+    except (TypeError, ValueError):
+        msg = f"{where}: {name} must be a number, is {row.get(name)!r}"
+        raise ProfileError(msg) from None
+    if not 0 < value < float("inf"):
+        msg = f"{where}: {name} must be above 0, is {value:g}"
+        raise ProfileError(msg)
+    return value
+
+
+def format_profile(points: Iterable[Point]) -> str:
+    """Our own table as CSV text, times in ms."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for p in points:
+        times = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99))
+        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples))
+    return out.getvalue()

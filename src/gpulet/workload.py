@@ -1,0 +1,200 @@
+"""Arrival processes and trace rows to requests: seeded, pure, in order of time."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpulet.errors import ConfigError
+from gpulet.model import Model
+from gpulet.request import Request
+from gpulet.units import SECOND, Duration
+
+Times = NDArray[np.int64]
+"""Arrival instants, ascending."""
+Draw = Callable[[np.random.Generator, float, Duration], Times]
+"""(source of randomness, requests/s, duration) to arrival instants."""
+
+
+def poisson(random: np.random.Generator, rate: float, duration: Duration) -> Times:
+    """Independent arrivals at `rate` per second."""
+    return gamma(1.0)(random, rate, duration)
+
+
+def gamma(cv: float) -> Draw:
+    """Gamma-distributed gaps with coefficient of variation `cv`: 1 is Poisson, above 1 is bursty."""
+    if not 0 < cv < float("inf"):
+        msg = f"workload gamma: the coefficient of variation must be above 0, is {cv:g}"
+        raise ConfigError(msg)
+    shape = 1 / cv**2
+
+    def draw(random: np.random.Generator, rate: float, duration: Duration) -> Times:
+        times = np.empty(0)
+        end = duration / SECOND
+        while times.size == 0 or times[-1] < end:
+            gaps = random.gamma(shape, 1 / (rate * shape), max(16, int(rate * end * 1.1)))
+            times = np.concatenate([times, (times[-1] if times.size else 0.0) + np.cumsum(gaps)])
+        return _nanoseconds(times[times < end])
+
+    return draw
+
+
+def mmpp(rate1: float, seconds1: float, rate2: float, seconds2: float) -> Draw:
+    """Two Poisson states with exponential stays of the given means (seconds); the fleet's own rate is not used."""
+    if min(rate1, rate2) < 0 or max(rate1, rate2) <= 0 or min(seconds1, seconds2) <= 0:
+        msg = f"workload mmpp: rates and seconds must be above 0, are {rate1:g},{seconds1:g},{rate2:g},{seconds2:g}"
+        raise ConfigError(msg)
+
+    def draw(random: np.random.Generator, rate: float, duration: Duration) -> Times:  # noqa: ARG001
+        pieces: list[NDArray[np.float64]] = []
+        now, end, state = 0.0, duration / SECOND, 0
+        while now < end:
+            stay = min(random.exponential((seconds1, seconds2)[state]), end - now)
+            count = random.poisson((rate1, rate2)[state] * stay)
+            pieces.append(now + np.sort(random.random(count)) * stay)
+            now, state = now + stay, 1 - state
+        return _nanoseconds(np.concatenate(pieces))
+
+    return draw
+
+
+def _nanoseconds(seconds: NDArray[np.float64]) -> Times:
+    return np.rint(seconds * SECOND).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """A workload drawn beforehand: instants with the model (index into `models`) and rows of each."""
+
+    models: tuple[Model, ...]
+    times: Times
+    which: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    duration: Duration
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def requests(self) -> Iterator[Request]:
+        """The requests in order of arrival, numbered from 1, due one SLO later."""
+        models = [(m.name, m.slo) for m in self.models]
+        drawn = zip(self.times.tolist(), self.which.tolist(), self.rows.tolist(), strict=True)
+        for number, (time, which, rows) in enumerate(drawn, start=1):
+            name, slo = models[which]
+            yield Request(number, name, time, time + slo, rows)
+
+
+def drawn(models: Sequence[Model], demand: Mapping[str, float], duration: Duration, seed: int, draw: Draw) -> Arrivals:
+    """Arrivals of every model at its demand. Each model has a random stream of its own, spawned from `seed`."""
+    streams = np.random.SeedSequence(seed).spawn(len(models))
+    times = [
+        draw(np.random.default_rng(stream), demand.get(model.name, 0.0), duration)
+        if demand.get(model.name, 0.0) > 0
+        else np.empty(0, np.int64)
+        for model, stream in zip(models, streams, strict=True)
+    ]
+    return _merged(models, times, [np.ones(t.size, np.int64) for t in times], duration)
+
+
+def _merged(models: Sequence[Model], times: Sequence[Times], rows: Sequence[Times], duration: Duration) -> Arrivals:
+    which = np.concatenate([np.full(t.size, i, np.int64) for i, t in enumerate(times)])
+    joined = np.concatenate(times)
+    order = np.argsort(joined, kind="stable")
+    return Arrivals(tuple(models), joined[order], which[order], np.concatenate(rows)[order], duration)
+
+
+def parse_trace(text: str, models: Sequence[Model], duration: Duration, seed: int, source: str) -> Arrivals:
+    """A trace: `arrival_s[,model][,rows]`, or `second,MODEL,...` with counts spread over each second at random.
+
+    Without a model column every arrival is of the fleet's first model. Arrivals after `duration` are left out. Raises
+    `ConfigError` that names source, line and value.
+    """
+    reader = csv.reader(StringIO(text))
+    header = next(reader, [])
+    if header[:1] == ["arrival_s"]:
+        return _listed(header, reader, models, duration, source)
+    if header[:1] == ["second"]:
+        return _counted(header, reader, models, duration, seed, source)
+    msg = f"{source}: line 1: columns {','.join(header)}; a trace starts with arrival_s or second"
+    raise ConfigError(msg)
+
+
+def _listed(
+    header: Sequence[str], lines: Iterator[list[str]], models: Sequence[Model], duration: Duration, source: str
+) -> Arrivals:
+    places = {model.name: place for place, model in enumerate(models)}
+    times: list[list[int]] = [[] for _ in models]
+    rows: list[list[int]] = [[] for _ in models]
+    for number, line in enumerate(lines, start=2):
+        cells = dict(zip(header, line, strict=False))
+        name = cells.get("model", models[0].name)
+        if name not in places:
+            msg = f"{source}: line {number}: model {name!r} is not in the fleet"
+            raise ConfigError(msg)
+        time = round(_cell(cells, "arrival_s", source, number) * SECOND)
+        if time < duration:
+            times[places[name]].append(time)
+            rows[places[name]].append(int(_cell(cells, "rows", source, number)) if "rows" in cells else 1)
+    return _merged(models, [np.array(t, np.int64) for t in times], [np.array(r, np.int64) for r in rows], duration)
+
+
+def _counted(
+    header: Sequence[str],
+    lines: Iterator[list[str]],
+    models: Sequence[Model],
+    duration: Duration,
+    seed: int,
+    source: str,
+) -> Arrivals:
+    random = np.random.default_rng(seed)
+    places = {name: header.index(name) for name in (m.name for m in models) if name in header}
+    if not places:
+        msg = f"{source}: no column is one of the fleet's models"
+        raise ConfigError(msg)
+    times: list[list[Times]] = [[np.empty(0, np.int64)] for _ in models]
+    for number, line in enumerate(islice(lines, -(-duration // SECOND)), start=2):
+        cells = dict(zip(header, line, strict=False))
+        second = _cell(cells, "second", source, number)
+        for place, model in enumerate(models):
+            if model.name in places:
+                count = int(_cell(cells, model.name, source, number))
+                times[place].append(_nanoseconds(second + np.sort(random.random(count))))
+    joined = [np.concatenate(t) for t in times]
+    kept = [t[t < duration] for t in joined]
+    return _merged(models, kept, [np.ones(t.size, np.int64) for t in kept], duration)
+
+
+def _cell(cells: Mapping[str, str], name: str, source: str, number: int) -> float:
+    try:
+        value = float(cells[name])
+    except (KeyError, ValueError):
+        msg = f"{source}: line {number}: {name} must be a number, is {cells.get(name)!r}"
+        raise ConfigError(msg) from None
+    if not 0 <= value < float("inf"):
+        msg = f"{source}: line {number}: {name} must not be below 0, is {value:g}"
+        raise ConfigError(msg)
+    return value
+
+
+def parse_process(text: str) -> Draw:
+    """`poisson`, `gamma:CV` or `mmpp:RATE1,SECONDS1,RATE2,SECONDS2`; raises `ConfigError` that shows these."""
+    name, _, arguments = text.partition(":")
+    try:
+        numbers = [float(a) for a in arguments.split(",")] if arguments else []
+        match name, numbers:
+            case "poisson", []:
+                return poisson
+            case "gamma", [cv]:
+                return gamma(cv)
+            case "mmpp", [rate1, seconds1, rate2, seconds2]:
+                return mmpp(rate1, seconds1, rate2, seconds2)
+            case _:
+                pass
+    except ValueError:
+        pass
+    msg = f"unknown workload {text!r}; known are poisson, gamma:CV, mmpp:RATE1,SECONDS1,RATE2,SECONDS2, trace:FILE"
+    raise ConfigError(msg)
