@@ -1,7 +1,7 @@
 """A fleet file or a model repository becomes a problem to plan: the place where files, profiles and types meet."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,15 @@ class Site:
     profile_path: str
     store: ProfileStore
 
+    def without(self, names: Collection[str]) -> "Site":
+        """The site less some models; raises `ConfigError` when none is left."""
+        left = tuple(s for s in self.sections if s.name not in names)
+        if not left:
+            msg = f"no model is left to serve; refused were {', '.join(names)}"
+            raise ConfigError(msg)
+        artifacts = {name: a for name, a in self.artifacts.items() if name not in names}
+        return replace(self, sections=left, artifacts=artifacts)
+
     @property
     def limits(self) -> Limits:
         """What the scheduler keeps by itself."""
@@ -59,16 +68,21 @@ def open_site(target: Path, *, system: str = "") -> Site:
     Raises `ConfigError` for anything that cannot be: unknown kind, system or model, no models, mixed devices.
     """
     config, folder = _read_target(target)
+    return site_of(config, folder, system=system, source=str(target))
+
+
+def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = "fleet") -> Site:
+    """The same for a fleet file that is read already; its paths are relative to `folder`."""
     devices = _devices(config.devices)
     artifacts = scan(folder / config.server.repository) if config.server.repository else {}
     sections = tuple(config.models) or tuple(ModelSection.model_construct(name=name) for name in artifacts)
     if not sections:
-        msg = f"{target}: no models: write [[models]] or name a repository under [server]"
+        msg = f"{source}: no models: write [[models]] or name a repository under [server]"
         raise ConfigError(msg)
-    _refuse_twins(target, sections)
+    _refuse_twins(source, sections)
     executor = _executor(config.devices)
     if executor == "cpu":
-        _refuse_absent(target, sections, artifacts)
+        _refuse_absent(source, sections, artifacts)
     return Site(
         config,
         folder,
@@ -144,19 +158,19 @@ def _executor(sections: list[DeviceSection]) -> ExecutorName:
     return "cpu" if chosen == "cpu" else "simulated"
 
 
-def _refuse_twins(target: Path, sections: tuple[ModelSection, ...]) -> None:
+def _refuse_twins(source: str, sections: tuple[ModelSection, ...]) -> None:
     names = [s.name for s in sections]
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        msg = f"{target}: model {twins[0]} is listed {names.count(twins[0])} times"
+        msg = f"{source}: model {twins[0]} is listed {names.count(twins[0])} times"
         raise ConfigError(msg)
 
 
-def _refuse_absent(target: Path, sections: tuple[ModelSection, ...], artifacts: Mapping[str, Artifact]) -> None:
+def _refuse_absent(source: str, sections: tuple[ModelSection, ...], artifacts: Mapping[str, Artifact]) -> None:
     for section in sections:
         if section.name not in artifacts:
             known = ", ".join(artifacts) or "empty"
-            msg = f"{target}: unknown model {section.name!r}; the repository is {known}"
+            msg = f"{source}: unknown model {section.name!r}; the repository is {known}"
             raise ConfigError(msg)
 
 

@@ -28,6 +28,8 @@ from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
 from gpulet.units import SECOND, Duration, Instant, to_ms
 
+_SUMMED = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "batches", "rows")
+
 
 @dataclass(slots=True)
 class Counts:
@@ -50,6 +52,12 @@ class Counts:
     def unanswered(self) -> int:
         """Still waiting or running; lost, once the run is over."""
         return self.arrived - self.served - self.rejected - self.expired - self.cancelled - self.failed
+
+    def add(self, other: "Counts") -> None:
+        """Count everything that `other` counted."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.latency.merge(other.latency)
 
     def report(self, duration: Duration) -> dict[str, float]:
         """The shape of `simulate --json` and `bench --json`."""
@@ -137,7 +145,7 @@ class Metrics:
         """`models`, `total` and `devices` as in `simulate --json`; `duration` is the time of the arrivals."""
         total = Counts()
         for counts in self.models.values():
-            _add(total, counts)
+            total.add(counts)
         known = {name: counts.report(duration) for name, counts in self.models.items() if name or counts.arrived}
         return {"models": known, "devices": self._devices(duration), "total": total.report(duration)}
 
@@ -208,9 +216,3 @@ _FIELD: Mapping[Reason, str] = {
     Reason.RUN_FAILED: "failed",
     Reason.WORKER_LOST: "failed",
 }
-
-
-def _add(total: Counts, more: Counts) -> None:
-    for name in ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "batches", "rows"):
-        setattr(total, name, getattr(total, name) + getattr(more, name))
-    total.latency.merge(more.latency)

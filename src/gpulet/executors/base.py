@@ -1,13 +1,70 @@
-"""The executor's port: it carries out what the core commands and answers with events."""
+"""The executor's port: it carries out what the core commands and answers with events.
 
-from collections.abc import Callable
+A live executor also moves payloads. What models take and give is a `Signature`; a batch's results are `Outputs`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from gpulet.core.messages import Event, Load, Start, Unload
+import msgspec
+
+from gpulet.core.messages import BatchId, Event, Load, RequestId, Start, Unload
 from gpulet.units import Instant
 
 Emit: TypeAlias = Callable[[Event], None]
 """Hands an event to the driver, at the driver's time."""
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+DATATYPE_SIZES: Mapping[str, int] = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "FP32": 4,
+    "FP64": 8,
+}
+"""Bytes of one element of each Open Inference Protocol datatype that is served."""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One input or output: an OIP datatype and a shape in which -1 is any size (the first is the rows)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """What a model takes and gives. `is_batched`: the first dimension of every tensor counts rows, any number."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    is_batched: bool = True
+    platform: str = ""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One output of a batch: `shape` with its rows first, `data` row-major."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+Outputs: TypeAlias = Sequence[Result]
+
+
+class Payload(Protocol):
+    """A request's inputs: each tensor's bytes, in the signature's order, with `dims[i]` its shape."""
+
+    inputs: tuple[Buffer, ...]
+    dims: tuple[tuple[int, ...], ...]
 
 
 class Timer(Protocol):
@@ -36,3 +93,23 @@ class Executor(Protocol):
     def unload(self, command: Unload) -> None:
         """Take a model off; emits `Unloaded`."""
         ...
+
+
+class LiveExecutor(Executor, Protocol):
+    """An executor that holds real payloads and results."""
+
+    def carve(self) -> None:
+        """Begin to make the plan's gpulets; emits `GpuletUp` for each that is loaded, verified and warm."""
+        ...
+
+    def outputs(self, batch: BatchId) -> Outputs:
+        """The results of a finished batch; valid until the next command is carried out."""
+        ...
+
+    async def close(self) -> None:
+        """Stop every worker and wait until it is gone."""
+        ...
+
+
+Payloads: TypeAlias = Callable[[RequestId], Payload]
+"""Where an executor finds the inputs of the requests of a batch."""

@@ -7,10 +7,15 @@ ends, what is left of each run is re-timed.
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletUp, Load, Loaded, Start, Unload, Unloaded
 from gpulet.device import Device, Mechanism
-from gpulet.executors.base import Emit, Timer
+from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
 from gpulet.plan import Plan
 from gpulet.profile import Curve, Profile
 from gpulet.units import Duration, Instant
+
+EMULATED = Signature(
+    inputs=(Tensor("input", "FP32", (-1, -1)),), outputs=(Tensor("output", "FP32", (-1, 1)),), platform="emulated"
+)
+"""What every emulated model takes and gives: any row of numbers, answered by a zero."""
 
 
 class _Overlapping:
@@ -51,13 +56,21 @@ class Simulated:
     """Replies with `Finished` after the profile's latency for (model, size, rows)."""
 
     def __init__(
-        self, profile: Profile, plan: Plan, timer: Timer, emit: Emit, *, load_time: Duration = 0, overhead: Duration = 0
+        self,
+        profile: Profile,
+        plan: Plan,
+        timer: Timer,
+        emit: Emit,
+        *,
+        load_time: Duration = 0,
+        keeps_rows: bool = False,
     ) -> None:
         self._profile = profile
         self._timer = timer
         self._emit = emit
         self._load_time = load_time
-        self._overhead = overhead
+        self._keeps_rows = keeps_rows
+        self._rows: dict[BatchId, int] = {}
         self._gpulets = {g.id: (g.device, g.size.sms) for g in plan.gpulets}
         self._crowds = {d.index: _Crowd(d) for d in plan.devices if d.mechanism is Mechanism.WHOLE}
         self._curves: dict[tuple[str, int, str], Curve] = {}
@@ -71,17 +84,28 @@ class Simulated:
 
     def start(self, command: Start) -> None:
         """Finish the batch after its profiled time."""
+        if self._keeps_rows:
+            self._rows[command.batch] = command.rows
         on = command.on
         device, sms = (on.device, on.size) if isinstance(on, Carve) else self._gpulets[on]
         key = (command.model, sms, command.shape)
         curve = self._curves.get(key)
         if curve is None:
             curve = self._curves[key] = self._profile.curve(*key)
-        latency = curve[command.rows - 1] + self._overhead
+        latency = curve[command.rows - 1]
         if device in self._crowds:
             self._join(self._crowds[device], command.batch, latency, sms)
         else:
             self._timer.at(self._timer.now() + latency, self._finish, command.batch)
+
+    def outputs(self, batch: BatchId) -> Outputs:
+        """Zeros of the emulated signature, as many rows as the batch had."""
+        rows = self._rows.pop(batch)
+        data = memoryview(bytes(4 * rows))
+        return (Result(EMULATED.outputs[0], (rows, 1), data),)
+
+    async def close(self) -> None:
+        """Nothing to stop."""
 
     def load(self, command: Load) -> None:
         """Be resident after the modelled load time."""

@@ -1,0 +1,38 @@
+"""What is served, as the protocol's users see it: names, versions, signatures, readiness."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gpulet.core.fleet import Fleet
+from gpulet.executors.base import Signature
+from gpulet.model import Model
+
+
+@dataclass(slots=True)
+class Served:
+    """One model of the catalog; `version` is the only one that serves."""
+
+    model: Model
+    version: str
+
+
+@dataclass(slots=True)
+class Catalog:
+    """Models by name. Signatures and refusals come from the executor, as it loads; readiness from the fleet."""
+
+    models: Mapping[str, Served]
+    signatures: Mapping[str, Signature]
+    refused: dict[str, str]
+    fleet: Fleet
+    is_open: bool = False
+    ready_when: Callable[[], bool] = field(default=lambda: True)
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a request for this model would be run now: loaded somewhere that is up."""
+        return name in self.signatures and any(g.is_up and name in g.planned.models for g in self.fleet.gpulets)
+
+    @property
+    def is_carved(self) -> bool:
+        """Every gpulet is up; models that were refused by name are not waited for."""
+        wanted = [g for g in self.fleet.gpulets if not set(g.planned.models) <= set(self.refused)]
+        return self.is_open and all(g.is_up for g in wanted)

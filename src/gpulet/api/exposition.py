@@ -1,0 +1,109 @@
+"""Prometheus metrics from the core's counters, made when they are scraped: Triton's `nv_*` names and our own."""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gpulet.api.catalog import Served
+from gpulet.core.fleet import Fleet
+from gpulet.core.histogram import Histogram
+from gpulet.core.metrics import Counts, Metrics
+from gpulet.units import MS, SECOND, US
+
+_BUCKETS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+def make_registry(metrics: Metrics, served: Mapping[str, Served], fleet: Fleet) -> CollectorRegistry:
+    """A registry of its own, so that two servers in one process do not meet."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(metrics, served, fleet))
+    return registry
+
+
+class _Collector(Collector):
+    def __init__(self, metrics: Metrics, served: Mapping[str, Served], fleet: Fleet) -> None:
+        self._metrics = metrics
+        self._served = served
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._per_model()
+        yield from self._latency()
+        yield from self._gpulets()
+
+    def _per_model(self) -> Iterator[Metric]:
+        """Request, inference (rows) and execution (batches) counts as in Triton's metrics documentation."""
+        families: dict[str, Metric] = {}
+        for name, counts in self._known():
+            version = self._served[name].version
+            for metric, meaning, value in _nv(counts):
+                # Of no declared type: Triton's names lack the `_total` that the library gives every counter.
+                family = families.setdefault(metric, Metric(metric, meaning, "unknown"))
+                family.add_sample(metric, {"model": name, "version": version}, value)
+        yield from families.values()
+        answers = CounterMetricFamily("gpulet_requests", "requests by what became of them", labels=("model", "outcome"))
+        for name, counts in self._known():
+            for outcome in ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed"):
+                answers.add_metric((name, outcome), getattr(counts, outcome))
+        yield answers
+        attainment = GaugeMetricFamily(
+            "gpulet_attainment", "share of arrivals served within the SLO", labels=("model",)
+        )
+        waiting = GaugeMetricFamily("gpulet_unanswered", "requests that wait or run", labels=("model",))
+        for name, counts in self._known():
+            attainment.add_metric((name,), (counts.served - counts.late) / counts.arrived if counts.arrived else 1.0)
+            waiting.add_metric((name,), counts.unanswered)
+        yield attainment
+        yield waiting
+
+    def _latency(self) -> Iterator[Metric]:
+        latency = HistogramMetricFamily("gpulet_latency_seconds", "from arrival to answer", labels=("model",))
+        for name, counts in self._known():
+            _add(latency, name, counts.latency)
+        yield latency
+
+    def _gpulets(self) -> Iterator[Metric]:
+        label = ("gpulet",)
+        up = GaugeMetricFamily("gpulet_up", "whether the gpulet can run batches", labels=label)
+        sms = GaugeMetricFamily("gpulet_size", "SMs or cores", labels=(*label, "device"))
+        busy = CounterMetricFamily("gpulet_busy_seconds", "time in batches", labels=label)
+        predicted = CounterMetricFamily(
+            "gpulet_predicted_seconds", "time that batches were predicted to take", labels=label
+        )
+        batches = CounterMetricFamily("gpulet_batches", "batches run", labels=label)
+        rows = CounterMetricFamily("gpulet_rows", "rows run", labels=label)
+        run = HistogramMetricFamily("gpulet_run_seconds", "time of one batch", labels=label)
+        for state in self._fleet.gpulets:
+            use, name = self._metrics.gpulets[state.id], str(state.id)
+            up.add_metric((name,), float(state.is_up))
+            sms.add_metric((name, str(use.device)), use.sms)
+            busy.add_metric((name,), use.busy / SECOND)
+            predicted.add_metric((name,), use.predicted / SECOND)
+            batches.add_metric((name,), use.batches)
+            rows.add_metric((name,), use.rows)
+            _add(run, name, use.run)
+        yield from (up, sms, busy, predicted, batches, rows, run)
+
+    def _known(self) -> Iterator[tuple[str, Counts]]:
+        return ((name, counts) for name, counts in self._metrics.models.items() if name)
+
+
+def _nv(counts: Counts) -> tuple[tuple[str, str, float], ...]:
+    failed = counts.rejected + counts.expired + counts.cancelled + counts.failed
+    return (
+        ("nv_inference_request_success", "requests answered with a result", counts.served),
+        ("nv_inference_request_failure", "requests answered without a result", failed),
+        ("nv_inference_count", "rows run", counts.rows),
+        ("nv_inference_exec_count", "batches run", counts.batches),
+        ("nv_inference_request_duration_us", "arrival to answer, summed", counts.latency.total / US),
+        ("nv_inference_queue_duration_us", "arrival to start, summed", counts.queued / US),
+        ("nv_inference_compute_infer_duration_us", "start to end of the batch, summed", counts.computed / US),
+    )
+
+
+def _add(family: HistogramMetricFamily, name: str, histogram: Histogram) -> None:
+    buckets = [(str(ms / 1000), float(histogram.within(round(ms * MS)))) for ms in _BUCKETS_MS]
+    family.add_metric((name,), [*buckets, ("+Inf", float(histogram.count))], histogram.total / SECOND)

@@ -1,0 +1,71 @@
+"""The listening sockets: the protocol's port and the metrics port."""
+
+import asyncio
+import socket
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gpulet.api.app import make_app, make_metrics_app
+from gpulet.api.http import Front, InferProtocol
+from gpulet.errors import Unusable
+
+_BACKLOG = 2048
+
+
+class HttpServer:
+    """Both ports, from bind to close. `http_port` and `metrics_port` are the real ones once bound."""
+
+    def __init__(self, front: Front, registry: CollectorRegistry, host: str, http_port: int, metrics_port: int) -> None:
+        self._front = front
+        self._registry = registry
+        self._host = host
+        self._sockets = [_bind(host, http_port, "http_port"), _bind(host, metrics_port, "metrics_port")]
+        self.http_port, self.metrics_port = (s.getsockname()[1] for s in self._sockets)
+        self._servers: list[asyncio.Server] = []
+        self._states: list[ServerState] = []
+
+    async def open(self) -> None:
+        """Accept connections."""
+        await self._serve(self._sockets[0], make_app(self._front.catalog), is_front=True)
+        await self._serve(self._sockets[1], make_metrics_app(self._registry), is_front=False)
+
+    async def close(self) -> None:
+        """Accept no more; end the connections that are open."""
+        for server in self._servers:
+            server.close()
+        for state in self._states:
+            for connection in list(state.connections):
+                connection.transport.close()
+        await asyncio.sleep(0)
+
+    async def _serve(self, bound: socket.socket, app: Starlette, *, is_front: bool) -> None:
+        config = Config(app, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
+        config.load()
+        state = ServerState()
+
+        def make() -> HttpToolsProtocol:
+            if is_front:
+                return InferProtocol(self._front, config, state, {})
+            return HttpToolsProtocol(config, state, {})
+
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG))
+        self._states.append(state)
+
+
+def _bind(host: str, port: int, key: str) -> socket.socket:
+    """A bound socket; raises `Unusable` that names the address when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        msg = f"cannot listen on {host}:{port} ({key}): {getattr(error, 'strerror', None) or error}"
+        raise Unusable(msg) from None
+    return bound

@@ -1,0 +1,153 @@
+"""Real time: the core on an asyncio loop. It decides nothing.
+
+Events of one turn of the loop make one step. Everything here runs on the loop's thread.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from gpulet.core.journal import encode_step
+from gpulet.core.messages import (
+    Answer,
+    Arrived,
+    Cancelled,
+    Command,
+    Drop,
+    Event,
+    Fail,
+    Load,
+    Reason,
+    Reject,
+    RequestId,
+    Start,
+    Stopping,
+    Unload,
+)
+from gpulet.core.metrics import Metrics
+from gpulet.core.scheduler import Scheduler
+from gpulet.drivers.timers import LiveTimer
+from gpulet.executors.base import LiveExecutor, Outputs, Payload
+from gpulet.request import Request
+from gpulet.units import NEVER, SECOND, Instant
+
+Write = Callable[[bytes], None]
+"""Appends a line to the journal; must not block."""
+Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
+
+
+class Client(Payload, Protocol):
+    """Who waits for an answer; exactly one of the two is called, once."""
+
+    rows: int
+
+    def answer(self, outputs: Outputs, first_row: int) -> None:
+        """Take `rows` rows of the outputs from `first_row`; copy what is kept."""
+        ...
+
+    def refuse(self, reason: Reason) -> None:
+        """No result, and why."""
+        ...
+
+
+class Live:
+    """Feeds one core and carries out its commands."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        timer: LiveTimer,
+        metrics: Metrics,
+        journal: Write | None = None,
+        observers: Sequence[Observe] = (),
+    ) -> None:
+        self.timer = timer
+        self.metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = scheduler
+        self._journal = journal
+        self._observers = tuple(observers)
+        self._executor: LiveExecutor
+        self._clients: dict[RequestId, Client] = {}
+        self._pending: list[Event] = []
+        self._last_request: RequestId = 0
+        self._woken_at: Instant = NEVER
+
+    def attach(self, executor: LiveExecutor) -> None:
+        """Say who carries out commands; it answers through `feed`."""
+        self._executor = executor
+
+    def payload(self, request: RequestId) -> Payload:
+        """The inputs of a request that is not answered yet."""
+        return self._clients[request]
+
+    def submit(
+        self, client: Client, model: str, deadline: Instant, *, shape: str, priority: int, hard: bool
+    ) -> RequestId:
+        """A request has arrived; `deadline` is an instant of `timer`. Its id can be cancelled."""
+        self._last_request = number = self._last_request + 1
+        self._clients[number] = client
+        now = self.timer.now()
+        self.feed(Arrived(Request(number, model, now, deadline, client.rows, shape, priority, hard)))
+        return number
+
+    def cancel(self, request: RequestId) -> None:
+        """The client went away: what still waits is given up."""
+        if request in self._clients:
+            self.feed(Cancelled(request))
+
+    def feed(self, event: Event) -> None:
+        """Take part in this turn's step."""
+        if not self._pending:
+            self._loop.call_soon(self._step)
+        self._pending.append(event)
+
+    async def drain(self, patience_s: float) -> bool:
+        """Take no more arrivals and wait until nothing waits or runs; whether that came about in time."""
+        self.feed(Stopping())
+        give_up = self.timer.now() + round(patience_s * SECOND)
+        while self._clients and self.timer.now() < give_up:  # noqa: ASYNC110 (once in a life)
+            await asyncio.sleep(0.01)
+        return not self._clients
+
+    def _step(self) -> None:
+        events, self._pending = self._pending, []
+        now = self.timer.now()
+        commands = self._scheduler.step(now, *events)
+        if self._journal:
+            self._journal(encode_step(now, events, commands))
+        self.metrics.record(now, events, commands)
+        for observe in self._observers:
+            observe(now, events, commands)
+        for command in commands:
+            self._execute(command)
+        wake_at = self._scheduler.wake_at
+        if wake_at != NEVER and not now < self._woken_at <= wake_at:
+            self._woken_at = wake_at
+            self.timer.at(wake_at, self._wake, wake_at)
+
+    def _wake(self, due: Instant) -> None:
+        """A wake-up that a later step has moved away is not an event; the core may be stepped all the same."""
+        if not self._pending:
+            self._step()
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case Start():
+                self._executor.start(command)
+            case Answer():
+                self._answer(command)
+            case Reject() | Drop() | Fail():
+                self._clients.pop(command.request).refuse(command.reason)
+            case Load():
+                self._executor.load(command)
+            case Unload():
+                self._executor.unload(command)
+
+    def _answer(self, command: Answer) -> None:
+        outputs = self._executor.outputs(command.batch)
+        row = 0
+        for request in command.requests:
+            client = self._clients.pop(request)
+            client.answer(outputs, row)
+            row += client.rows

@@ -1,0 +1,96 @@
+"""One worker process as the front-end holds it: its socket, its shared block, its life.
+
+A worker is started without a task, so that a standby has imported its runtime before it is needed.
+"""
+
+import asyncio
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from gpulet.executors.wire import LARGEST_MESSAGE, FromWorker, ToWorker
+from gpulet.units import MIB
+
+_decoder: Final[msgspec.msgpack.Decoder[FromWorker]] = msgspec.msgpack.Decoder(FromWorker)
+_encoder: Final = msgspec.msgpack.Encoder()
+_SINGLE_THREADED: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+BLOCK_BYTES: Final = 512 * MIB
+"""Half for inputs, half for outputs; pages exist only once they are touched."""
+
+
+class WorkerProcess:
+    """A child process. `hear` gets its messages, `gone` is called once when it dies; both on the loop."""
+
+    def __init__(self, hear: Callable[[FromWorker], None], gone: Callable[[], None]) -> None:
+        self.hear = hear
+        self.gone = gone
+        self._loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        block = os.memfd_create("gpulet-slot")
+        os.ftruncate(block, BLOCK_BYTES)
+        self.block = mmap.mmap(block, BLOCK_BYTES)
+        self._child = subprocess.Popen(  # noqa: S603 (our own module)
+            [sys.executable, "-m", "gpulet.executors.worker", str(theirs.fileno()), str(block)],
+            pass_fds=(theirs.fileno(), block),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **_SINGLE_THREADED},
+            start_new_session=True,  # a Ctrl-C is for the front-end, which drains and then closes its workers
+        )
+        theirs.close()
+        os.close(block)
+        ours.setblocking(False)
+        self._socket = ours
+        self._is_open = True
+        self._loop.add_reader(ours.fileno(), self._readable)
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._child.pid
+
+    def send(self, message: ToWorker) -> None:
+        """Give the child something to do. A child that is gone is told by `gone`, not here."""
+        try:
+            self._socket.send(_encoder.encode(message))
+        except OSError:
+            self._loop.call_soon(self._lost)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.hear(_decoder.decode(data))
+        else:
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._is_open:
+            self._detach()
+            self._child.kill()
+            self._child.wait()
+            self.gone()
+
+    def _detach(self) -> None:
+        self._is_open = False
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    async def close(self) -> None:
+        """End the child: it stops when its socket closes; one that does not is killed."""
+        if self._is_open:
+            self._detach()
+        try:
+            await asyncio.to_thread(self._child.wait, 2.0)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            await asyncio.to_thread(self._child.wait)

@@ -1,0 +1,207 @@
+"""The child process of a CPU gpulet: load models, run batches, nothing else. It ends when its socket does."""
+
+import gc
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gpulet.executors.base import Signature, Tensor
+from gpulet.executors.wire import (
+    LARGEST_MESSAGE,
+    Assign,
+    Done,
+    Failed,
+    FromWorker,
+    ModelReady,
+    Ready,
+    RunBatch,
+    ToWorker,
+    WorkerModel,
+    align,
+)
+
+NUMPY_TYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+_ONNX_TYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+
+Arrays = Sequence[NDArray[Any]]
+
+
+class LoadedModel:
+    """One ONNX model in this process."""
+
+    def __init__(self, model: WorkerModel, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # A spinning thread burns a core that a neighbour or the front-end needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
+        self.signature = _signature(self._session)
+        self.input_types = [NUMPY_TYPES[t.datatype] for t in self.signature.inputs]
+        self._names = [t.name for t in self.signature.inputs]
+
+    def run(self, inputs: Arrays) -> list[NDArray[Any]]:
+        """One run of the session."""
+        outputs: list[NDArray[Any]] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+        return outputs
+
+    def warm(self, max_batch: int) -> None:
+        """First runs are slow; so is the first of a new batch size."""
+        for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
+            shapes = [_filled(t.shape, rows, is_batched=self.signature.is_batched) for t in self.signature.inputs]
+            zeros = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, self.input_types, strict=True)]
+            for _ in range(3):
+                self.run(zeros)
+
+
+def _filled(shape: tuple[int, ...], rows: int, *, is_batched: bool) -> tuple[int, ...]:
+    """A concrete shape: `rows` first, 1 for every other free dimension."""
+    known = tuple(max(1, n) for n in shape)
+    return (rows, *known[1:]) if is_batched else known
+
+
+def _signature(session: ort.InferenceSession) -> Signature:
+    inputs = tuple(_tensor(node) for node in session.get_inputs())
+    outputs = tuple(_tensor(node) for node in session.get_outputs())
+    is_batched = all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
+    return Signature(inputs, outputs, is_batched, "onnxruntime_onnx")
+
+
+def _tensor(node: ort.NodeArg) -> Tensor:
+    if node.type not in _ONNX_TYPES:
+        msg = f"tensor {node.name} is a {node.type}, which is not served"
+        raise ValueError(msg)
+    shape = tuple(n if isinstance(n, int) and n >= 0 else -1 for n in node.shape)
+    return Tensor(node.name, _ONNX_TYPES[node.type], shape)
+
+
+def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
+    """Load and warm one model; a model that cannot be is told by name and hurts no other."""
+    try:
+        loaded = LoadedModel(model, threads)
+        loaded.warm(model.max_batch)
+    except Exception as error:  # noqa: BLE001 (the runtime raises bare exceptions; this is where they are translated)
+        reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+        return ModelReady(model.name, Signature((), ()), reason.replace(model.path, Path(model.path).name)), []
+    return ModelReady(model.name, loaded.signature), [loaded]
+
+
+class Worker:
+    """Reads messages from one socket and runs batches in one block of shared memory."""
+
+    def __init__(self, channel: socket.socket, block: mmap.mmap) -> None:
+        self._channel = channel
+        self._block = block
+        self._models: list[LoadedModel] = []
+        self._outputs_at = 0
+        self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def serve(self) -> None:
+        """Until the front-end closes the socket."""
+        while data := self._channel.recv(LARGEST_MESSAGE):
+            message = self._decoder.decode(data)
+            answer = self._assign(message) if isinstance(message, Assign) else self._run(message)
+            self._channel.send(self._encoder.encode(answer))
+
+    def _assign(self, message: Assign) -> FromWorker:
+        pin(message.cores)
+        self._outputs_at = message.outputs_at
+        results = [load(model, message.threads) for model in message.models]
+        self._models = [loaded for _, models in results for loaded in models]
+        gc.collect()
+        gc.freeze()
+        return Ready(tuple(ready for ready, _ in results), allowed_cores())
+
+    def _run(self, message: RunBatch) -> FromWorker:
+        before = perf_counter_ns()
+        try:
+            outputs = self._models[message.model].run(self._inputs(message))
+            took = perf_counter_ns() - before
+            self._write(outputs)
+        except Exception as error:  # noqa: BLE001 (as above)
+            return Failed(message.batch, f"{error}".splitlines()[0])
+        return Done(message.batch, tuple(tuple(o.shape) for o in outputs), took)
+
+    def _inputs(self, message: RunBatch) -> list[NDArray[Any]]:
+        arrays: list[NDArray[Any]] = []
+        offset = 0
+        for shape, dtype in zip(message.shapes, self._models[message.model].input_types, strict=True):
+            count = prod(shape)
+            arrays.append(np.frombuffer(self._block, dtype, count, offset).reshape(shape))
+            offset = align(offset + count * dtype.itemsize)
+        return arrays
+
+    def _write(self, outputs: Arrays) -> None:
+        offset = self._outputs_at
+        for output in outputs:
+            end = offset + output.nbytes
+            if end > len(self._block):
+                msg = f"outputs of {end - self._outputs_at} bytes do not fit {len(self._block) - self._outputs_at}"
+                raise ValueError(msg)
+            np.frombuffer(self._block, output.dtype, output.size, offset)[:] = output.ravel()
+            offset = align(end)
+
+
+def pin(cores: Sequence[int]) -> None:
+    """Allow every thread of this process, and so those it starts later, on these cores only."""
+    for thread in _threads():
+        os.sched_setaffinity(thread, cores)
+
+
+def allowed_cores() -> tuple[tuple[int, ...], ...]:
+    """The cores that each thread of this process may use, as the OS tells it."""
+    return tuple(tuple(sorted(os.sched_getaffinity(thread))) for thread in _threads())
+
+
+def _threads() -> list[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+
+
+def main() -> None:
+    """`worker CHANNEL_FD BLOCK_FD`: both inherited from the front-end."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    block = mmap.mmap(int(sys.argv[2]), 0)
+    Worker(channel, block).serve()
+
+
+if __name__ == "__main__":
+    main()

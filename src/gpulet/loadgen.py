@@ -1,0 +1,342 @@
+"""Open-loop load against any Open Inference Protocol v2 server over HTTP.
+
+Arrivals are drawn beforehand, as for the simulator. A request that finds no free connection waits for one, and its
+latency counts from the instant it was due, so a slow server cannot slow its own measurement (coordinated omission).
+"""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import prod
+from time import process_time_ns
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from gpulet.core.metrics import Counts
+from gpulet.drivers.timers import LiveTimer
+from gpulet.errors import BadInput, Unusable
+from gpulet.model import Model
+from gpulet.units import SECOND, US, Duration, Instant, from_ms
+from gpulet.workload import Arrivals
+
+_HEAD_END: Final = b"\r\n\r\n"
+_GRACE_S: Final = 10.0
+_OVERLOADED: Final = frozenset({429, 503})
+Check = Callable[[int, bytes, int], bool]
+"""(index of the request, body of the answer, length of its JSON or 0) to whether the answer is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What is sent to one model: whole HTTP requests, taken in turn; `check` judges answers."""
+
+    model: str
+    slo: Duration
+    requests: Sequence[bytes]
+    check: Check | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a load. `events` are (due, model, is good) of every answer, for plots and outage times."""
+
+    counts: dict[str, Counts]
+    wrong: dict[str, int]
+    refusal_latency: Counts = field(default_factory=Counts)
+    client_cpu_us: float = 0.0
+    events: list[tuple[Instant, str, bool]] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def report(self, duration: Duration) -> dict[str, Any]:
+        """The shape of `simulate --json`, with wrong answers and the client's own CPU time beside."""
+        total = Counts()
+        for counts in self.counts.values():
+            total.add(counts)
+        models = {name: counts.report(duration) for name, counts in self.counts.items()}
+        return {
+            "models": models,
+            "total": total.report(duration),
+            "wrong": self.wrong,
+            "errors": self.errors,
+            "refused_p99_ms": self.refusal_latency.latency.percentile(99) / 1e6,
+            "client_cpu_us_per_request": self.client_cpu_us,
+        }
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self, load: "_Load") -> None:
+        self._load = load
+        self._buffer = bytearray()
+        self._need = 0
+        self.transport: asyncio.Transport
+        self.due: tuple[Instant, int, int] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # TCP's is one
+        self.transport = transport
+
+    def send(self, due: tuple[Instant, int, int], request: bytes) -> None:
+        self.due = due
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._need:
+            end = self._buffer.find(_HEAD_END)
+            if end < 0:
+                return
+            self._need = end + 4 + _header(self._buffer, b"content-length:", end)
+        if len(self._buffer) >= self._need:
+            answer = bytes(self._buffer[: self._need])
+            del self._buffer[: self._need]
+            self._need = 0
+            self._load.answered(self, answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.lost(self)
+
+
+def _header(buffer: bytes | bytearray, name: bytes, end: int) -> int:
+    """A whole number from a response head; 0 when it is absent."""
+    head = bytes(buffer[:end]).lower()
+    place = head.find(b"\r\n" + name)
+    if place < 0:
+        return 0
+    start = place + 2 + len(name)
+    stop = head.find(b"\r\n", start)
+    return int(head[start : stop if stop >= 0 else end])
+
+
+class _Load:
+    """A run under way."""
+
+    def __init__(self, streams: Sequence[Stream], arrivals: Arrivals, timer: LiveTimer) -> None:
+        self._streams = streams
+        self._timer = timer
+        self._due = zip(arrivals.times.tolist(), arrivals.which.tolist(), strict=True)
+        self._coming = list(islice(self._due, 1))
+        self._sent = [0] * len(streams)
+        self._left = len(arrivals)
+        self._waiting: deque[tuple[Instant, int]] = deque()
+        self._start: Instant = 0
+        self.free: deque[_Connection] = deque()
+        self.open: set[_Connection] = set()
+        self.done = asyncio.Event()
+        self.outcome = Outcome({s.model: Counts() for s in streams}, {s.model: 0 for s in streams})
+
+    def begin(self) -> None:
+        """Let the first request fall due now."""
+        self._start = self._timer.now()
+        self._next(0)
+
+    def _next(self, _: int) -> None:
+        """Send everything that is due, and come back for the next."""
+        while self._coming and self._start + self._coming[0][0] <= self._timer.now():
+            time, which = self._coming[0]
+            self._fall(self._start + time, which)
+            self._coming = list(islice(self._due, 1))
+        if self._coming:
+            self._timer.at(self._start + self._coming[0][0], self._next, 0)
+
+    def _fall(self, due: Instant, which: int) -> None:
+        self.outcome.counts[self._streams[which].model].arrived += 1
+        if self.free:
+            self._send(self.free.popleft(), due, which)
+        else:
+            self._waiting.append((due, which))
+
+    def _send(self, connection: _Connection, due: Instant, which: int) -> None:
+        stream = self._streams[which]
+        index = self._sent[which] % len(stream.requests)
+        self._sent[which] += 1
+        connection.send((due, which, index), stream.requests[index])
+
+    def answered(self, connection: _Connection, answer: bytes) -> None:
+        """Judge one answer and use its connection again."""
+        assert connection.due is not None, "an answer to nothing"
+        due, which, index = connection.due
+        connection.due = None
+        self._judge(due, which, index, answer)
+        if self._waiting:
+            self._send(connection, *self._waiting.popleft())
+        else:
+            self.free.append(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """The server closed a connection; what was under way on it has failed."""
+        self.open.discard(connection)
+        if connection in self.free:
+            self.free.remove(connection)
+        if connection.due is not None:
+            due, which, _ = connection.due
+            self._count_error("connection closed")
+            self.outcome.counts[self._streams[which].model].failed += 1
+            self._finish(due, which, is_good=False)
+
+    def _judge(self, due: Instant, which: int, index: int, answer: bytes) -> None:
+        stream = self._streams[which]
+        counts = self.outcome.counts[stream.model]
+        latency = self._timer.now() - due
+        status = int(answer[9:12])
+        end = answer.find(_HEAD_END)
+        body = answer[end + 4 :]
+        is_good = status == 200 and latency <= stream.slo  # noqa: PLR2004 (HTTP)
+        if status == 200:  # noqa: PLR2004 (HTTP)
+            counts.served += 1
+            counts.late += latency > stream.slo
+            counts.latency.add(latency)
+            json_bytes = _header(answer, b"inference-header-content-length:", end)
+            if stream.check and not stream.check(index, body, json_bytes):
+                self.outcome.wrong[stream.model] += 1
+        else:
+            self._refused(counts, status, body, latency)
+        self._finish(due, which, is_good=is_good)
+
+    def _refused(self, counts: Counts, status: int, body: bytes, latency: Duration) -> None:
+        message = _message(body)
+        self._count_error(f"{status} {message}")
+        if status in _OVERLOADED and "deadline" in message:
+            counts.expired += 1
+        elif status in _OVERLOADED and "died" not in message:
+            counts.rejected += 1
+            self.outcome.refusal_latency.latency.add(latency)
+        else:
+            counts.failed += 1
+
+    def _count_error(self, message: str) -> None:
+        self.outcome.errors[message] = self.outcome.errors.get(message, 0) + 1
+
+    def _finish(self, due: Instant, which: int, *, is_good: bool) -> None:
+        self.outcome.events.append((due - self._start, self._streams[which].model, is_good))
+        self._left -= 1
+        if not self._left:
+            self.done.set()
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(orjson.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body[:80].decode("utf-8", "replace")
+
+
+async def drive(
+    host: str, port: int, streams: Sequence[Stream], arrivals: Arrivals, *, connections: int = 64
+) -> Outcome:
+    """Send the arrivals (`arrivals.models` in the order of `streams`) and wait for the answers, at most ten seconds.
+
+    Raises `Unusable` when nobody listens there.
+    """
+    loop = asyncio.get_running_loop()
+    timer = LiveTimer(loop)
+    load = _Load(streams, arrivals, timer)
+    for _ in range(connections):
+        try:
+            _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
+        except OSError as error:
+            msg = f"no server at {host}:{port}: {error.strerror or error}"
+            raise Unusable(msg) from None
+        load.free.append(connection)
+        load.open.add(connection)
+    before = process_time_ns()
+    load.begin()
+    if len(arrivals):
+        try:
+            await asyncio.wait_for(load.done.wait(), arrivals.duration / SECOND + _GRACE_S)
+        except TimeoutError:
+            load.outcome.errors["never answered"] = sum(c.unanswered for c in load.outcome.counts.values())
+    load.outcome.client_cpu_us = (process_time_ns() - before) / US / max(1, len(arrivals))
+    for connection in list(load.open):
+        connection.due = None
+        connection.transport.close()
+    timer.close()
+    await asyncio.sleep(0)
+    return load.outcome
+
+
+def http_request(host: str, path: str, body: bytes, json_bytes: int) -> bytes:
+    """A whole infer request; `json_bytes` is the length of the JSON where binary data follows, 0 where none does."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
+    lines.append(f"Inference-Header-Content-Length: {json_bytes}" if json_bytes else "Content-Type: application/json")
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def binary_request(host: str, model: str, inputs: Sequence[dict[str, Any]], tensors: Sequence[bytes]) -> bytes:
+    """An infer request with binary tensors in and out; `inputs` have name, shape and datatype."""
+    described = [{**i, "parameters": {"binary_data_size": len(t)}} for i, t in zip(inputs, tensors, strict=True)]
+    header = orjson.dumps({"inputs": described, "parameters": {"binary_data_output": True}})
+    return http_request(host, f"/v2/models/{model}/infer", header + b"".join(tensors), len(header))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """One model's load as typed: `MODEL:RATE[:SLO_MS]`."""
+
+    model: Model
+    rate: float
+
+
+_NO_SLO_MS: Final = 1e6
+_LOAD: Final = re.compile(r"(?P<model>[^:]+):(?P<rate>\d+(\.\d+)?)(:(?P<slo>\d+(\.\d+)?))?")
+
+
+def parse_load(text: str) -> LoadSpec:
+    """`MODEL:RATE[:SLO_MS]`; raises `BadInput` that shows the form."""
+    name, _, numbers = text.partition(":")
+    found = _LOAD.fullmatch(text)
+    if found is None or not float(found["rate"]):
+        msg = f"--load {text!r}: give MODEL:RATE or MODEL:RATE:SLO_MS, with a rate above 0"
+        raise BadInput(msg)
+    return LoadSpec(Model(found["model"], from_ms(float(found["slo"] or _NO_SLO_MS))), float(found["rate"]))
+
+
+async def bench_server(url: str, loads: Sequence[LoadSpec], arrivals: Arrivals, rows: int, connections: int) -> Outcome:
+    """Ask a v2 server what its models take, then drive it with random inputs of `rows` rows."""
+    host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
+    if not port.isdecimal():
+        msg = f"{url!r}: give HOST:PORT"
+        raise BadInput(msg)
+    streams = [
+        Stream(load.model.name, load.model.slo, [await _random_request(host, int(port), load.model.name, rows)])
+        for load in loads
+    ]
+    return await drive(host, int(port), streams, arrivals, connections=connections)
+
+
+async def _random_request(host: str, port: int, model: str, rows: int) -> bytes:
+    """Free dimensions are `rows` where they come first, else 1."""
+    metadata = await _get(host, port, f"/v2/models/{model}")
+    random = np.random.default_rng(1)
+    inputs: list[dict[str, Any]] = []
+    tensors: list[bytes] = []
+    for tensor in metadata["inputs"]:
+        free = [rows if place == 0 else 1 for place in range(len(tensor["shape"]))]
+        shape = [n if n > 0 else free[place] for place, n in enumerate(tensor["shape"])]
+        dtype = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(tensor["datatype"])
+        values = random.random(prod(shape)).astype(dtype or tensor["datatype"].lower())
+        inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape})
+        tensors.append(values.tobytes())
+    return binary_request(host, model, inputs, tensors)
+
+
+async def _get(host: str, port: int, path: str) -> dict[str, Any]:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError as error:
+        msg = f"no server at {host}:{port}: {error.strerror or error}"
+        raise Unusable(msg) from None
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("ascii"))
+    answer = await reader.read()
+    writer.close()
+    status, body = int(answer[9:12]), answer.partition(_HEAD_END)[2]
+    if status != 200:  # noqa: PLR2004 (HTTP)
+        msg = f"{host}:{port}{path}: {status} {_message(body)}"
+        raise BadInput(msg)
+    document: dict[str, Any] = orjson.loads(body)
+    return document

@@ -1,0 +1,81 @@
+"""Structured log lines: one per start, plan, load, crash and burst of rejections; text or JSON.
+
+Bursts are folded: refusals are counted and told once a second, with one client's request id as an example.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import orjson
+
+from gpulet.core.messages import Command, Drop, Event, Fail, Reason, RequestId
+from gpulet.core.messages import Reject as Rejected
+from gpulet.units import Instant
+
+LOGGER = logging.getLogger("gpulet")
+_FOLD_S = 1.0
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line = {"time": self.formatTime(record), "level": record.levelname, "event": record.getMessage(), **fields}
+        return orjson.dumps(line, default=str).decode()
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        tail = " ".join(f"{name}={_plain(value)}" for name, value in fields.items())
+        return f"{self.formatTime(record)} {record.levelname:<7} {record.getMessage()} {tail}".rstrip()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    text = str(value)
+    return repr(text) if " " in text else text
+
+
+def configure(log_format: Literal["text", "json"]) -> None:
+    """Send our lines to stderr, once."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+
+
+def tell(event: str, **fields: Any) -> None:
+    """One line; what went wrong is a warning."""
+    level = logging.WARNING if event in _WRONG else logging.INFO
+    LOGGER.log(level, event, extra={"fields": fields})
+
+
+_WRONG = frozenset(
+    {"worker_died", "standby_died", "model_refused", "run_failed", "not_carved", "requests_refused", "drain_incomplete"}
+)
+
+
+class RefusalLog:
+    """Observes every step; folds what was refused into a line a second."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Reason, int] = {}
+        self._example: RequestId = 0
+
+    def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
+        """Count refusals; the first of a second starts its line."""
+        for command in commands:
+            if isinstance(command, Rejected | Drop | Fail):
+                if not self._counts:
+                    self._example = command.request
+                    asyncio.get_running_loop().call_later(_FOLD_S, self._tell)
+                self._counts[command.reason] = self._counts.get(command.reason, 0) + 1
+
+    def _tell(self) -> None:
+        counts, self._counts = self._counts, {}
+        reasons = {str(reason).replace(" ", "_"): count for reason, count in counts.items()}
+        tell("requests_refused", total=sum(counts.values()), first_request=self._example, **reasons)

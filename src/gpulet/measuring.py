@@ -1,0 +1,147 @@
+"""Profiles for a site: what is missing is measured and stored, point by point, so that it can be resumed."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time_ns
+
+from gpulet.config import FleetFile
+from gpulet.errors import BadInput, ModelError, Unusable
+from gpulet.executors.wire import WorkerModel
+from gpulet.fleetfile import DEFAULT_MAX_BATCH, Site, make_problem, site_of, stored_points, usable_cores
+from gpulet.plan import Plan
+from gpulet.profile import Point, Profile, format_profile
+from gpulet.profiler import Grid, default_batches, default_sizes, measure_contention, measure_model
+from gpulet.repository import Artifact
+from gpulet.serving import LiveServer, make_server
+from gpulet.store import Machine
+from gpulet.systems import find_system
+from gpulet.units import MS, SECOND, US, Duration, from_ms
+
+_LIMIT_WITHOUT_SLO: Duration = SECOND
+_PROBE_RATE = 400
+_PROBE_S = 2.0
+Progress = Callable[[str, Point], None]
+"""Told of each new point: the model and what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a site's profiles lack: how many points, and whether the machine's own figures."""
+
+    points: Mapping[str, int]
+    machine: bool
+
+    @property
+    def total(self) -> int:
+        """Points to measure, at most: rows that end early need fewer."""
+        return sum(self.points.values())
+
+
+def missing(site: Site, budget: Duration) -> Missing:
+    """How much `measure` would have to do."""
+    counts = {name: _lacks(site, name, budget) for name in site.artifacts}
+    return Missing({n: c for n, c in counts.items() if c}, site.store.read_machine() == Machine())
+
+
+def _lacks(site: Site, name: str, budget: Duration) -> int:
+    grid, known = _grid(site, name, budget), _known(site, name)
+    done = {(p.size, p.rows) for p in known}
+    ended = {p.size for p in known if p.mean > grid.limit}
+    return sum((s, b) not in done for s in grid.sizes if s not in ended for b in grid.batches)
+
+
+async def measure(site: Site, budget: Duration, progress: Progress) -> dict[str, str]:
+    """Measure and store what is missing; the models that cannot be loaded, and why."""
+    if site.executor != "cpu":
+        msg = "nothing to measure: the fleet's devices are simulated; name their profile under [[devices]]"
+        raise BadInput(msg)
+    refused: dict[str, str] = {}
+    for name, artifact in site.artifacts.items():
+        if _lacks(site, name, budget):
+            try:
+                await _measure_one(site, name, artifact, budget, progress)
+            except ModelError as error:
+                refused[name] = str(error).removeprefix(f"model {name}: ")
+    usable = [name for name in site.artifacts if name not in refused]
+    if usable and site.store.read_machine() == Machine():
+        site.store.write_machine(await _measure_machine(site, usable[0]))
+    return refused
+
+
+async def _measure_one(site: Site, name: str, artifact: Artifact, budget: Duration, progress: Progress) -> None:
+    points = _known(site, name)
+
+    def keep(point: Point) -> None:
+        points.append(point)
+        site.store.write(artifact.digest, format_profile(points))
+        progress(name, point)
+
+    grid = _grid(site, name, budget)
+    model = WorkerModel(name, str(artifact.path), 1)
+    await measure_model(model, usable_cores(), grid, tuple(points), keep)
+
+
+def _known(site: Site, name: str) -> list[Point]:
+    return [p for p in stored_points(site) if p.model == name]
+
+
+def _grid(site: Site, name: str, budget: Duration) -> Grid:
+    section = next(s for s in site.sections if s.name == name)
+    limit = from_ms(section.slo_ms) if section.slo_ms else _LIMIT_WITHOUT_SLO
+    largest = section.max_batch or DEFAULT_MAX_BATCH
+    return Grid(default_sizes(site.devices[0].kind.sms), default_batches(largest), budget, limit)
+
+
+async def _measure_machine(site: Site, name: str) -> Machine:
+    model = WorkerModel(name, str(site.artifacts[name].path), 1)
+    contention = await measure_contention(model, usable_cores())
+    return Machine(await measure_front_end(), contention)
+
+
+_PROBE_FLEET = {
+    "fleet": {"system": "dedicated"},
+    "devices": [{"kind": "cpu", "cores": 1, "executor": "simulated", "mechanism": "cpu", "profile": "-"}],
+    "models": [{"name": "probe", "slo_ms": 100.0, "rate": float(_PROBE_RATE)}],
+    "server": {"http_port": 0, "metrics_port": 0},
+}
+
+
+async def measure_front_end() -> float:
+    """CPU microseconds that this process spends on one request: HTTP, core, metrics, with an emulated device behind.
+
+    The load comes from a process of its own, over loopback, at a rate at which requests arrive one by one.
+    """
+    server = _probe_server()
+    await server.open()
+    client = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "gpulet.cli", "bench", f"127.0.0.1:{server.http.http_port}"),
+        *("--load", f"probe:{_PROBE_RATE}", "--duration", str(_PROBE_S), "--json"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        while not server.metrics.models["probe"].served and client.returncode is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        before, served = process_time_ns(), server.metrics.models["probe"].served
+        await client.wait()
+        count = server.metrics.models["probe"].served - served
+        used = process_time_ns() - before
+    finally:
+        await server.close()
+    if count <= 0:
+        msg = "the front-end's own cost could not be measured: its load did not arrive"
+        raise Unusable(msg)
+    return used / US / count
+
+
+def _probe_server() -> LiveServer:
+    site = site_of(FleetFile.model_validate(_PROBE_FLEET), Path())
+    profile = Profile(tuple(Point("probe", 1, n, MS, MS, MS) for n in (1, 32)))
+    problem = make_problem(site, profile)
+    plan = find_system("dedicated").planner(problem)
+    assert isinstance(plan, Plan), "one emulated device holds the probe"
+    return make_server(site, problem, plan, "dedicated")

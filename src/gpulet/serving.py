@@ -1,0 +1,164 @@
+"""A live server put together: driver, executor, catalog, sockets; and its life from carving to drain."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gpulet.api.catalog import Catalog, Served
+from gpulet.api.exposition import make_registry
+from gpulet.api.http import Front, HttpLimits
+from gpulet.api.server import HttpServer
+from gpulet.config import ServerSection
+from gpulet.core.journal import Header, encode_header
+from gpulet.core.metrics import Metrics
+from gpulet.core.ports import Problem
+from gpulet.drivers.live import Live
+from gpulet.drivers.timers import LiveTimer
+from gpulet.errors import BadInput
+from gpulet.executors.base import LiveExecutor
+from gpulet.executors.cpu import Cpu, ModelFile
+from gpulet.executors.simulated import EMULATED, Simulated
+from gpulet.fleetfile import Site, usable_cores
+from gpulet.logs import RefusalLog, tell
+from gpulet.plan import Plan
+from gpulet.systems import make_scheduler
+from gpulet.units import MIB
+
+_FLUSH_S = 1.0
+_JOURNAL_BUFFER = 1 * MIB
+
+
+class JournalFile:
+    """Appends lines to a file; the operating system gets them once a second, and at the end."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        try:
+            self._file: BinaryIO = path.open("wb", buffering=_JOURNAL_BUFFER)
+        except OSError as error:
+            msg = f"[server] journal: {path} cannot be written: {error.strerror}"
+            raise BadInput(msg) from None
+        self._file.write(header)
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(_FLUSH_S, self._flush)
+
+    def write(self, line: bytes) -> None:
+        """Append one line."""
+        self._file.write(line)
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._handle = self._loop.call_later(_FLUSH_S, self._flush)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._handle.cancel()
+        self._file.close()
+
+
+@dataclass(slots=True)
+class LiveServer:
+    """Everything of one running server."""
+
+    live: Live
+    executor: LiveExecutor
+    catalog: Catalog
+    http: HttpServer
+    metrics: Metrics
+    timer: LiveTimer
+    journal: JournalFile | None
+    drain_s: float
+
+    async def open(self) -> None:
+        """Accept connections and begin to carve; ready once that is done."""
+        self.executor.carve()
+        await self.http.open()
+        self.catalog.is_open = True
+
+    async def ready(self) -> None:
+        """Wait until the plan is carved, loaded, verified and warm."""
+        while not self.catalog.is_carved:  # noqa: ASYNC110 (once in a life)
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Take no more requests, answer those that are there, stop the workers."""
+        if not await self.live.drain(self.drain_s):
+            tell("drain_incomplete", after_s=self.drain_s)
+        await self.http.close()
+        await self.executor.close()
+        self.timer.close()
+        if self.journal:
+            self.journal.close()
+
+
+def make_server(
+    site: Site, problem: Problem, plan: Plan, system_name: str, refused: Mapping[str, str] | None = None
+) -> LiveServer:
+    """Put a server together and bind its ports; nothing runs yet. Call it on the loop.
+
+    `refused` are models that could not be loaded, and why: requests for them are told so.
+
+    Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
+    """
+    server = site.config.server
+    scheduler = make_scheduler(site.system, problem, plan, site.limits)
+    versions = {name: a.version for name, a in site.artifacts.items()}
+    served = {name: Served(model, versions.get(name, "1")) for name, model in problem.models.items()}
+    metrics = Metrics(list(problem.models), plan)
+    timer = LiveTimer(asyncio.get_running_loop())
+    catalog = Catalog(served, {}, {}, scheduler.fleet)
+    journal = _journal(site, server, Header.of(system_name, problem, plan, site.limits))
+    live = Live(scheduler, timer, metrics, journal.write if journal else None, [RefusalLog().observe])
+    front = Front(live, catalog, _http_limits(site))
+    http = HttpServer(
+        front, make_registry(metrics, served, scheduler.fleet), server.host, server.http_port, server.metrics_port
+    )
+    executor = _executor(site, problem, plan, live, catalog)
+    catalog.refused.update(refused or {})
+    live.attach(executor)
+    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
+
+
+def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
+    if site.executor == "simulated":
+        catalog.signatures = dict.fromkeys(problem.models, EMULATED)
+        return Simulated(problem.profile, plan, live.timer, live.feed, keeps_rows=True)
+    files = {n: ModelFile(n, str(a.path), problem.models[n].max_batch) for n, a in site.artifacts.items()}
+    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.payload, tell)
+    catalog.signatures, catalog.refused = cpu.signatures, cpu.refused
+    return cpu
+
+
+def _journal(site: Site, server: ServerSection, header: Header) -> JournalFile | None:
+    return JournalFile(site.folder / server.journal, encode_header(header)) if server.journal else None
+
+
+def _http_limits(site: Site) -> HttpLimits:
+    limits = site.config.limits
+    return HttpLimits(
+        round(limits.max_body_mib * MIB),
+        limits.max_header_kib * 1024,
+        limits.max_connections,
+        site.config.server.overload_status,
+    )
+
+
+async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer], None]) -> None:
+    """Open, say when ready, and stay until SIGTERM or SIGINT; then drain."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await server.open()
+        waiting = asyncio.ensure_future(stopped.wait())
+        carving = asyncio.ensure_future(server.ready())
+        await asyncio.wait((waiting, carving), return_when=asyncio.FIRST_COMPLETED)
+        if carving.done():
+            announce(server)
+        await waiting
+        carving.cancel()
+    finally:
+        await server.close()
