@@ -177,8 +177,8 @@ def serve(
     target: Target,
     system: SystemName = "",
     plan_file: PlanFile = None,
-    http_port: Annotated[int, typer.Option("--http-port", min=0, max=65535, help="instead of the fleet file's")] = -1,
-    metrics_port: Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="likewise")] = -1,
+    http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the fleet file's")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="likewise")] = None,
     journal: Annotated[str, typer.Option("--journal", help="write every step to this file")] = "",
 ) -> None:
     """Profile what is not profiled yet, plan, carve, serve until SIGTERM.
@@ -326,14 +326,11 @@ async def _serve(site: Site, problem: Problem, chosen: Plan, name: str, refused:
     await serve_until_stopped(server, announce)
 
 
-def _with_options(site: Site, http_port: int, metrics_port: int, journal: str) -> Site:
+def _with_options(site: Site, http_port: int | None, metrics_port: int | None, journal: str) -> Site:
     """The fleet file's server section, overridden by what was typed."""
-    typed = {
-        "http_port": http_port,
-        "metrics_port": metrics_port,
-        "journal": str(Path(journal).resolve()) if journal else "",
-    }
-    given = {key: value for key, value in typed.items() if value not in {-1, ""}}
+    path = str(Path(journal).resolve()) if journal else None
+    typed = {"http_port": http_port, "metrics_port": metrics_port, "journal": path}
+    given = {key: value for key, value in typed.items() if value is not None}
     section = site.config.server.model_copy(update=given)
     return replace(site, config=site.config.model_copy(update={"server": section}))
 

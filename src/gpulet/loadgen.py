@@ -288,7 +288,6 @@ _LOAD: Final = re.compile(r"(?P<model>[^:]+):(?P<rate>\d+(\.\d+)?)(:(?P<slo>\d+(
 
 def parse_load(text: str) -> LoadSpec:
     """`MODEL:RATE[:SLO_MS]`; raises `BadInput` that shows the form."""
-    name, _, numbers = text.partition(":")
     found = _LOAD.fullmatch(text)
     if found is None or not float(found["rate"]):
         msg = f"--load {text!r}: give MODEL:RATE or MODEL:RATE:SLO_MS, with a rate above 0"

@@ -23,6 +23,7 @@ P99_SAMPLES = 300
 _LEAST_SAMPLES = 5
 _WARM_RUNS = 3
 _PATIENCE_S = 60.0
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +154,20 @@ def _point(model: str, size: int, rows: int, samples: Sequence[Duration]) -> Poi
     return Point(model, size, rows, round(fmean(ordered)), p95, p99 if enough else ordered[-1], len(ordered))
 
 
-async def measure_contention(model: WorkerModel, cores: Sequence[int], budget: Duration = SECOND) -> float:
+async def _slowdown(benches: Sequence[Bench], budget: Duration) -> float:
+    """One comparison of all workers at once with one alone, both from the same minute: machines drift."""
+    alone = median(await _samples(benches[0], 1, budget))
+    together = await asyncio.gather(*(_samples(bench, 1, budget) for bench in benches))
+    return median([median(samples) for samples in together]) / alone
+
+
+async def measure_contention(model: WorkerModel, cores: Sequence[int], budget: Duration = SECOND // 2) -> float:
     """How much slower one-thread workers on all cores get when there is one for each core: 0 where they do not."""
     benches = [Bench() for _ in cores]
     try:
         for bench in benches:
             await bench.load(model, cores, 1)
-        alone = median(await _samples(benches[0], 1, budget))
-        together = await asyncio.gather(*(_samples(bench, 1, budget) for bench in benches))
-        slowdown = median([median(samples) for samples in together]) / alone
+        slowdown = median([await _slowdown(benches, budget) for _ in range(_ROUNDS)])
         return max(0.0, (slowdown - 1) / max(1, len(cores) - 1))
     finally:
         await asyncio.gather(*(bench.close() for bench in benches))

@@ -125,7 +125,11 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     if site.executor == "simulated":
         catalog.signatures = dict.fromkeys(problem.models, EMULATED)
         return Simulated(problem.profile, plan, live.timer, live.feed, keeps_rows=True)
-    files = {n: ModelFile(n, str(a.path), problem.models[n].max_batch) for n, a in site.artifacts.items()}
+    largest = {
+        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=1)
+        for name in problem.models
+    }
+    files = {n: ModelFile(n, str(a.path), largest[n]) for n, a in site.artifacts.items()}
     cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.payload, tell)
     catalog.signatures, catalog.refused = cpu.signatures, cpu.refused
     return cpu

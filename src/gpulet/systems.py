@@ -31,10 +31,16 @@ class System:
 
 
 _UNLIMITED = 10**6
+_CANDIDATES = (
+    elastic,
+    partial(elastic, most_per_device=_UNLIMITED),
+    partial(elastic, most_per_device=_UNLIMITED, shares_in_time=False),
+    shared,
+)
 
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
-        partial(best, candidates=(elastic, partial(elastic, most_per_device=_UNLIMITED), shared)),
+        partial(best, candidates=_CANDIDATES),
         DutyCycle,
         about="ours: the plan with the most headroom of several, batches started as soon as a gpulet is idle",
     ),

@@ -199,7 +199,8 @@ class Cpu:
                 self.refused[model.name] = model.error
                 self._tell("model_refused", model=model.name, error=model.error)
         station.up_since = self._timer.now()
-        self._tell("gpulet_up", gpulet=station.gpulet.id, cores=station.cores, models=list(station.places))
+        pid = station.worker.pid if station.worker else 0
+        self._tell("gpulet_up", gpulet=station.gpulet.id, pid=pid, cores=station.cores, models=list(station.places))
         if loaded:
             self._emit(GpuletUp(station.gpulet.id))
 

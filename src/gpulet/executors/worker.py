@@ -88,8 +88,7 @@ class LoadedModel:
         for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
             shapes = [_filled(t.shape, rows, is_batched=self.signature.is_batched) for t in self.signature.inputs]
             zeros = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, self.input_types, strict=True)]
-            for _ in range(3):
-                self.run(zeros)
+            self.run(zeros)
 
 
 def _filled(shape: tuple[int, ...], rows: int, *, is_batched: bool) -> tuple[int, ...]:

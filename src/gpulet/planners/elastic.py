@@ -46,9 +46,14 @@ class _Placed:
     cycle: Cycle
 
 
-def elastic(problem: Problem, *, most_per_device: int = PAPER_GPULETS_PER_DEVICE) -> Plan | Infeasible:
-    """Plan as in Algorithm 1. All or nothing, like the paper: one model that does not fit makes it `Infeasible`."""
-    board = _Board(problem, most_per_device)
+def elastic(
+    problem: Problem, *, most_per_device: int = PAPER_GPULETS_PER_DEVICE, shares_in_time: bool = True
+) -> Plan | Infeasible:
+    """Plan as in Algorithm 1. All or nothing, like the paper: one model that does not fit makes it `Infeasible`.
+
+    Without `shares_in_time` every gpulet has one model: more of the fleet, and more headroom.
+    """
+    board = _Board(problem, most_per_device, shares_in_time=shares_in_time)
     for model in sorted(problem.models.values(), key=lambda m: (problem.demand.get(m.name, 0.0) * m.slo, m.name)):
         board.serve(model)
     return board.outcome()
@@ -57,8 +62,9 @@ def elastic(problem: Problem, *, most_per_device: int = PAPER_GPULETS_PER_DEVICE
 class _Board:
     """What is free, what is placed, and what could not be served yet."""
 
-    def __init__(self, problem: Problem, most_per_device: int) -> None:
+    def __init__(self, problem: Problem, most_per_device: int, *, shares_in_time: bool) -> None:
         self._problem = problem
+        self._shares_in_time = shares_in_time
         self._placed: list[_Placed] = []
         self._unserved: dict[str, float] = {}
         self._free = [_fresh(device, most_per_device) for device in problem.devices]
@@ -95,7 +101,8 @@ class _Board:
 
     def _join(self, model: Model, rate: float) -> bool:
         """Temporal sharing: take turns on the smallest gpulet whose tenants allow it."""
-        for place, item in sorted(enumerate(self._placed), key=lambda found: found[1].size):
+        open_to_all = enumerate(self._placed) if self._shares_in_time else ()
+        for place, item in sorted(open_to_all, key=lambda found: found[1].size):
             tenants = (*item.tenants, (model, rate))
             if not self._usable(item.piece.device, model, item.size) or model in (t for t, _ in item.tenants):
                 continue

@@ -32,7 +32,7 @@ def gpulet_table(plan: Plan) -> Table:
     """One row per turn."""
     table = Table(title=f"{len(plan.gpulets)} gpulets on {plan.devices_used} of {len(plan.devices)} devices")
     for name in ("device", "gpulet", "size", "duty cycle", "model", "batch", "rate", "latency"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for g in plan.gpulets:
         for turn in g.turns:
             table.add_row(
@@ -52,7 +52,7 @@ def promise_table(plan: Plan) -> Table:
     """One row per model."""
     table = Table(title="what each model is promised")
     for name in ("model", "demand", "throughput", "headroom", "worst latency", "SLO"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for name, p in plan.promises.items():
         table.add_row(
             name,
