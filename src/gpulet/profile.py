@@ -136,8 +136,8 @@ def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Cur
     curves: dict[int, Curve] = {}
     above: Curve = ()
     for size in sorted(by_size, reverse=True):
-        own = tuple(accumulate(_dense(by_size[size]), max))
-        above = tuple(max(latency, *above[i : i + 1], 0) for i, latency in enumerate(own))
+        own = _dense(by_size[size])
+        above = tuple(accumulate((max(latency, *above[i : i + 1], 0) for i, latency in enumerate(own)), max))
         curves[size] = above
     return dict(sorted(curves.items()))
 

@@ -195,7 +195,7 @@ class Reader:
             msg = f"model {self.name}: input {item.name!r} is {tensor.datatype}, not {item.datatype}"
             raise RequestError(msg)
         fits = len(item.shape) == len(tensor.shape) and all(
-            n == want or (want == -1 and n > 0) for n, want in zip(item.shape, tensor.shape, strict=True)
+            n > 0 and want in {n, -1} for n, want in zip(item.shape, tensor.shape, strict=True)
         )
         if not fits:
             msg = f"model {self.name}: input {item.name!r} has shape {list(tensor.shape)}, not {list(item.shape)}"

@@ -225,6 +225,7 @@ class Scheduler:
 
     def _start(self, now: Instant, run: Run) -> Start:
         requests, on = run.requests, run.on
+        assert requests, "a batch without requests"
         first = requests[0]
         queue = self.fleet.waiting[first.id]
         rows = first.rows

@@ -28,8 +28,13 @@ def best(problem: Problem, *, candidates: Sequence[Planner], factors: Sequence[f
 
 def _restated(plan: Plan, problem: Problem) -> Plan:
     """The same plan with the demand that was really asked."""
-    promises = {n: replace(p, demand=problem.demand.get(n, 0.0)) for n, p in plan.promises.items()}
-    return replace(plan, promises=promises)
+    asked = {name: (problem.demand.get(name, 0.0), p) for name, p in plan.promises.items()}
+    part = {name: demand / p.demand if p.demand else 1.0 for name, (demand, p) in asked.items()}
+    gpulets = tuple(
+        replace(g, turns=tuple(replace(t, rate=t.rate * part[t.model]) for t in g.turns)) for g in plan.gpulets
+    )
+    promises = {name: replace(p, demand=demand) for name, (demand, p) in asked.items()}
+    return replace(plan, gpulets=gpulets, promises=promises)
 
 
 def _worth(plan: Plan) -> tuple[float, int, int]:

@@ -94,6 +94,9 @@ def _draw_device(axes: "Axes", device: Device, gpulets: Sequence[Gpulet], colour
     axes.set(xlim=(0, 1), ylim=(0, height), xticks=[], yticks=[0, height])
     axes.set_title(f"device {device.index}: {device.kind.name}, {device.mechanism}", fontsize=9)
     axes.tick_params(labelsize=8)
+    axes.set_xlabel("one duty cycle: what is full colour is planned", fontsize=7)
+    if not gpulets:
+        axes.text(0.5, height / 2, "free", ha="center", va="center", fontsize=9, color="#888888")
     axes.set_ylabel(_unit(device), fontsize=8, labelpad=-8)
     bottom = 0.0
     for g in gpulets:
@@ -106,6 +109,7 @@ def _draw_gpulet(axes: "Axes", g: Gpulet, low: float, extent: float, height: flo
     left = 0.0
     total = sum(turn.latency for turn in g.turns) or 1
     busy = min(1.0, total / g.duty_cycle) if g.duty_cycle else 1.0
+    axes.bar(0, extent, 1, low, align="edge", color=colours[g.turns[-1].model], alpha=0.2, linewidth=0)
     for turn in g.turns:
         width = busy * turn.latency / total
         axes.bar(left, extent, width, low, align="edge", color=colours[turn.model], edgecolor="white", linewidth=1.5)

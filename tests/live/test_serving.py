@@ -1,0 +1,352 @@
+"""A real server on real workers, spoken to as clients do."""
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from gpulet.fleetfile import usable_cores
+from servers import DIGITS, fleet, run, save_model, serve, table
+
+MODELS = {"digits-small": (500, 50), "digits-large": (2000, 5)}
+PROFILE = {"digits-small": (0.1, 0.02), "digits-large": (1.0, 16.0)}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "p.csv").write_text(table(PROFILE, cores=len(usable_cores())))
+    path = fleet(folder, MODELS, repository=DIGITS / "models", journal="journal")
+    with serve(path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    with np.load(DIGITS / "heldout.npz") as data:
+        return data["images"], data["labels"]
+
+
+def get(port, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def raw(port, data, *, timeout=10):
+    """Everything the server says to these bytes until it closes or falls silent."""
+    with socket.create_connection(("127.0.0.1", port), timeout) as peer:
+        peer.sendall(data)
+        answer = b""
+        try:
+            while part := peer.recv(65536):
+                answer += part
+                peer.settimeout(0.3)
+        except TimeoutError:
+            pass
+        return answer
+
+
+def post(path, body, *headers):
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def infer_body(image):
+    return json.dumps(
+        {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": image.ravel().tolist()}]}
+    ).encode()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_tritonclient_infers_in_this_process(digits, held_out, model, is_binary):
+    images, labels = held_out
+    client = triton.InferenceServerClient(f"127.0.0.1:{digits.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(model)
+    right = 0
+    for start in range(0, 40, 4):
+        tensor = triton.InferInput("image", [4, 1, 8, 8], "FP32")
+        tensor.set_data_from_numpy(images[start : start + 4], binary_data=is_binary)
+        wanted = triton.InferRequestedOutput("logits", binary_data=is_binary)
+        answer = client.infer(model, [tensor], outputs=[wanted], request_id=str(start), timeout=1_900_000, priority=1)
+        assert answer.get_response()["id"] == str(start)
+        right += (answer.as_numpy("logits").reshape(4, 10).argmax(1) == labels[start : start + 4]).sum()
+    assert right >= 38
+    client.close()
+
+
+def test_metadata_says_what_a_model_takes(digits):
+    client = triton.InferenceServerClient(f"127.0.0.1:{digits.port}")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "parameters"]
+    metadata = client.get_model_metadata("digits-small", "1")
+    assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/health/live", 200),
+        ("/v2/health/ready", 200),
+        ("/v2", 200),
+        ("/v2/models/digits-small/ready", 200),
+        ("/v2/models/digits-small/versions/1/ready", 200),
+        ("/v2/models/nobody", 404),
+        ("/v2/models/digits-small/versions/2", 404),
+        ("/v2/models/digits-small/versions/one", 400),
+        ("/v3", 404),
+        ("/v2/models/digits-small/infer", 405),
+    ],
+)
+def test_pages_that_are_not_infer(digits, path, status):
+    found, body = get(digits.port, path)
+    assert found == status
+    if status >= 400:
+        assert json.loads(body)["error"]
+
+
+def test_many_requests_on_one_connection_are_answered_in_order(digits, held_out):
+    images, labels = held_out
+    requests = b"".join(post("/v2/models/digits-small/infer", infer_body(image)) for image in images[:20])
+    mixed = requests + b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" + requests
+    answers = raw(digits.port, mixed).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert len(answers) == 41
+    assert json.loads(answers[20].partition(b"\r\n\r\n")[2]) == {"live": True}
+    logits = [json.loads(a.partition(b"\r\n\r\n")[2])["outputs"][0]["data"] for a in answers[:20] + answers[21:]]
+    guesses = np.array(logits).argmax(1)
+    assert (guesses[:20] == guesses[20:]).all()
+    assert (guesses[:20] == labels[:20]).sum() >= 19
+
+
+def test_a_request_in_many_pieces_is_read_whole(digits, held_out):
+    data = post("/v2/models/digits-small/infer", infer_body(held_out[0][0]))
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        for start in range(0, len(data), 50):
+            peer.sendall(data[start : start + 50])
+        assert peer.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+BINARY = json.dumps(
+    {"inputs": [{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "parameters": {"binary_data_size": 256}}]}
+).encode()
+GOOD_PATH = "/v2/models/digits-small/infer"
+BAD = {
+    "garbage": (b"\x16\x03\x01\x02garbage\r\n\r\n", b"400", "not an HTTP request"),
+    "head too large": (b"POST " + GOOD_PATH.encode() + b" HTTP/1.1\r\nX: " + b"a" * 40_000, b"431", "head is larger"),
+    "2 GiB declared": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {2**31}\r\n\r\n".encode(),
+        b"413",
+        "body of 2147483648 bytes is larger than",
+    ),
+    "bad length": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n".encode(),
+        b"400",
+        "",
+    ),
+    "no length": (f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), b"411", "needs a Content-Length"),
+    "chunked": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(),
+        b"411",
+        "needs a Content-Length",
+    ),
+    "truncated tensor": (
+        post(GOOD_PATH, BINARY + bytes(200), f"Inference-Header-Content-Length: {len(BINARY)}"),
+        b"400",
+        "binary data is 200 bytes, the inputs name 256",
+    ),
+    "JSON longer than the body": (
+        post(GOOD_PATH, BINARY, f"Inference-Header-Content-Length: {len(BINARY) + 9}"),
+        b"400",
+        f"Inference-Header-Content-Length is {len(BINARY) + 9}, the body has {len(BINARY)} bytes",
+    ),
+    "deep JSON": (post(GOOD_PATH, b"[" * 200_000 + b"]" * 200_000), b"400", "request is not valid"),
+    "unknown model": (post("/v2/models/nobody/infer", b"{}"), b"404", "unknown model 'nobody'"),
+    "wrong version": (post("/v2/models/digits-small/versions/7/infer", b"{}"), b"404", "has version 1, not 7"),
+    "wrong dtype": (post(GOOD_PATH, BINARY.replace(b"FP32", b"FP64")), b"400", "input 'image' is FP32, not FP64"),
+    "wrong shape": (post(GOOD_PATH, BINARY.replace(b"8, 8", b"9, 8")), b"400", r"not [1, 1, 9, 8]"),
+    "2 GiB tensor": (post(GOOD_PATH, BINARY.replace(b"256", b"2147483648")), b"400", "binary_data_size is 2147483648"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_gets_one_clear_error_and_hurts_nobody(digits, held_out, name):
+    data, status, message = BAD[name]
+    answer = raw(digits.port, data)
+    assert answer[9:12] == status, answer
+    assert message in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    good = raw(digits.port, post(GOOD_PATH, infer_body(held_out[0][0])))
+    assert good.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_every_thread_of_a_worker_may_run_on_its_own_cores_only(digits):
+    assert len(digits.workers) == len({w["pid"] for w in digits.workers.values()})
+    for worker in digits.workers.values():
+        for task in Path(f"/proc/{worker['pid']}/task").iterdir():
+            assert os.sched_getaffinity(int(task.name)) <= set(worker["cores"])
+
+
+def test_metrics_carry_tritons_names_and_ours(digits):
+    status, body = get(digits.metrics_port, "/metrics")
+    assert status == 200
+    text = body.decode()
+    for name in ("nv_inference_request_success", "nv_inference_count", "nv_inference_exec_count"):
+        assert f'{name}{{model="digits-small",version="1"}}' in text
+    assert 'gpulet_run_seconds_bucket{gpulet="0",le="0.01"}' in text
+    assert 'gpulet_latency_seconds_count{model="digits-small"}' in text
+    assert 'gpulet_up{gpulet="0"} 1.0' in text
+
+
+def test_a_client_that_goes_away_takes_its_waiting_request_with_it(digits):
+    image = np.zeros((32, 1, 8, 8), np.float32)
+    body = json.dumps(
+        {"inputs": [{"name": "image", "shape": [32, 1, 8, 8], "datatype": "FP32", "data": image.ravel().tolist()}]}
+    ).encode()
+    peers = [socket.create_connection(("127.0.0.1", digits.port), 10) for _ in range(3)]
+    for peer in peers:
+        peer.sendall(post("/v2/models/digits-large/infer", body))
+    time.sleep(0.1)
+    for peer in peers:
+        peer.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        text = get(digits.metrics_port, "/metrics")[1].decode()
+        line = next(x for x in text.splitlines() if 'model="digits-large",outcome="cancelled"' in x)
+        if float(line.split()[-1]) >= 1:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"nothing was cancelled: {line}")
+
+
+def call(port, model, image, timeout=20):
+    """(status, logits or error)"""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v2/models/{model}/infer", infer_body(image), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, json.loads(answer.read())["outputs"][0]["data"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())["error"]
+
+
+def test_a_killed_worker_loses_nothing_and_is_back_within_three_seconds(digits, held_out):
+    images, labels = held_out
+    hosts = [g for g, w in digits.workers.items() if "digits-small" in w["models"]]
+    expected = [call(digits.port, "digits-small", image)[1] for image in images[:10]]
+    ups = len(digits.all("gpulet_up"))
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(call, digits.port, "digits-small", images[n % 10]) for n in range(300)]
+        for gpulet in hosts:
+            os.kill(digits.workers[gpulet]["pid"], signal.SIGKILL)
+        killed = time.monotonic()
+        digits.wait_for("gpulet_up", ups + len(hosts))
+        assert time.monotonic() - killed < 3
+        results = [answer.result() for answer in answers]
+    assert {status for status, _ in results} <= {200, 503}
+    for n, (status, logits) in enumerate(results):
+        if status == 200:
+            assert logits == expected[n % 10]
+    assert call(digits.port, "digits-small", images[0])[0] == 200
+
+
+def test_the_live_journal_replays_command_for_command(tmp_path):
+    save_model(tmp_path / "models", "tiny")
+    path = fleet(tmp_path, {"tiny": (200, 50)}, repository=tmp_path / "models", journal="journal")
+    with serve(path) as server:
+        for _ in range(20):
+            body = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]})
+            assert raw(server.port, post("/v2/models/tiny/infer", body.encode())).startswith(b"HTTP/1.1 200")
+        os.kill(server.workers[0]["pid"], signal.SIGKILL)
+        server.wait_for("gpulet_up", 2)
+    code, out, _ = run("replay", tmp_path / "journal")
+    assert code == 0
+    assert ", 0 differ" in out
+    text = (tmp_path / "journal").read_bytes()
+    at = text.index(b'"Start"')
+    (tmp_path / "forged").write_bytes(text[:at] + text[at:].replace(b'"tiny"', b'"tinz"', 1))
+    code, out, _ = run("replay", tmp_path / "forged")
+    assert code == 1
+    assert ", 1 differ" in out
+
+
+def test_a_corrupt_model_is_refused_by_name_and_the_others_serve(tmp_path):
+    save_model(tmp_path / "models", "fine")
+    (tmp_path / "models" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
+    path = fleet(tmp_path, {"fine": (200, 20), "broken": (200, 20)}, repository=tmp_path / "models")
+    with serve(path) as server:
+        assert server.all("model_refused")[0]["model"] == "broken"
+        body = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        ).encode()
+        assert raw(server.port, post("/v2/models/fine/infer", body)).startswith(b"HTTP/1.1 200")
+        answer = raw(server.port, post("/v2/models/broken/infer", body))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"model broken could not be loaded" in answer
+        assert get(server.port, "/v2/models/broken/ready")[0] >= 400
+        assert get(server.port, "/v2/health/ready")[0] == 200
+
+
+def test_a_port_in_use_is_told_in_one_line(tmp_path):
+    save_model(tmp_path / "models", "tiny")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = fleet(tmp_path, {"tiny": (200, 20)}, repository=tmp_path / "models", http_port=port)
+        code, _, err = run("serve", path)
+    assert code == 3
+    (line,) = [x for x in err.splitlines() if x.startswith("error:")]
+    assert f"cannot listen on 127.0.0.1:{port} (http_port)" in line
+
+
+def test_unpinned_workers_share_all_cores(tmp_path):
+    save_model(tmp_path / "models", "tiny")
+    device = 'mechanism = "whole"'
+    path = fleet(tmp_path, {"tiny": (200, 20)}, device=device, repository=tmp_path / "models")
+    with serve(path) as server:
+        assert server.workers[0]["cores"] == list(usable_cores())
+        body = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        ).encode()
+        answer = raw(server.port, post("/v2/models/tiny/infer", body))
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["outputs"][0]["data"] == [1, 2, 3, 4]
+
+
+def test_overload_is_refused_at_once_with_a_time_to_come_back(tmp_path):
+    (tmp_path / "p.csv").write_text(table({"slow": (50.0, 0.1)}))
+    device = 'executor = "simulated"'
+    path = fleet(tmp_path, {"slow": (110, 5)}, device=device, overload_status=503)
+    body = json.dumps({"inputs": [{"name": "input", "shape": [32, 1], "datatype": "FP32", "data": [0] * 32}]}).encode()
+    with serve(path) as server, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: raw(server.port, post("/v2/models/slow/infer", body)), range(16)))
+    refused = [a for a in answers if a.startswith(b"HTTP/1.1 503")]
+    assert refused
+    assert all(b"\r\nretry-after: 1\r\n" in a and b"predicted late" in a for a in refused)
+    assert any(a.startswith(b"HTTP/1.1 200") for a in answers)
+
+
+def test_a_stopping_server_answers_what_it_has(tmp_path):
+    (tmp_path / "p.csv").write_text(table({"slow": (300.0, 0.1)}))
+    path = fleet(tmp_path, {"slow": (2000, 1)}, device='executor = "simulated"')
+    body = json.dumps({"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [0]}]}).encode()
+    with serve(path) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(raw, server.port, post("/v2/models/slow/infer", body))
+        time.sleep(0.1)
+        server.stop()
+        assert answer.result().startswith(b"HTTP/1.1 200")

@@ -1,0 +1,146 @@
+"""Every bad fleet file ends in one line that names file, line, key, value and what is allowed."""
+
+import pytest
+
+from gpulet.config import describe, parse_fleet_file, read_fleet_file
+from gpulet.errors import BadInput, ConfigError
+from gpulet.fleetfile import load_profile, make_problem, open_site
+
+GOOD = """
+[fleet]
+system = "gpulet"
+
+[[devices]]
+kind = "rtx2080ti"
+count = 2
+mechanism = "mps"
+executor = "simulated"
+profile = "p.csv"
+
+[[models]]
+name = "a"
+slo_ms = 66
+rate = 100
+
+[[models]]
+name = "b"
+slo_ms = 50.5
+"""
+PROFILE = "model,share_pct,batch,latency_ms\n" + "".join(
+    f"{m},{share},{batch},{(2 + batch) * 100 / share}\n" for m in "ab" for share in (20, 50, 100) for batch in (1, 8)
+)
+
+
+@pytest.fixture
+def site_of(tmp_path):
+    def make(text=GOOD, profile=PROFILE, **options):
+        (tmp_path / "p.csv").write_text(profile)
+        (tmp_path / "fleet.toml").write_text(text)
+        return open_site(tmp_path / "fleet.toml", **options)
+
+    return make
+
+
+def test_a_fleet_file_becomes_a_problem(site_of):
+    site = site_of()
+    problem = make_problem(site, load_profile(site))
+    assert [d.kind.sms for d in problem.devices] == [68, 68]
+    assert problem.models["a"].slo == 66_000_000
+    assert problem.models["a"].max_batch == 8
+    assert problem.demand["a"] == 100
+
+
+def test_a_model_without_a_rate_gets_a_share_that_fits(site_of):
+    site = site_of()
+    problem = make_problem(site, load_profile(site))
+    assert problem.demand["b"] > 10
+    outcome = site.system.planner(problem)
+    assert outcome.violations() == ()
+
+
+def test_margins_are_in_the_problems_latencies(site_of):
+    plain = make_problem(site := site_of(), load_profile(site))
+    wide = make_problem(site := site_of(GOOD + "[margins]\nlatency_ratio = 1.1\n"), load_profile(site))
+    assert wide.profile.latency("a", 68, 1) == round(1.1 * plain.profile.latency("a", 68, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("slo_ms = 66", "slo = 66", r"fleet.toml: line 14: unknown key models\[0\].slo; known are name, slo_ms, rate"),
+        ("slo_ms = 66", 'slo_ms = "66"', r"line 14: models\[0\].slo_ms = '66': must be a valid number"),
+        ("slo_ms = 66", "slo_ms = -1", r"line 14: models\[0\].slo_ms = -1: must be greater than 0"),
+        ("slo_ms = 66", "slo_ms = 0", r"models\[0\].slo_ms = 0: must be greater than 0"),
+        ("slo_ms = 66", "slo_ms = nan", r"models\[0\].slo_ms = nan: must be a finite number"),
+        ("rate = 100", "rate = inf", r"line 15: models\[0\].rate = inf: must be a finite number"),
+        ("slo_ms = 50.5", "max_batch = 0", r"line 19: models\[1\].max_batch = 0: must be greater than 0"),
+        ("count = 2", "count = 2.5", r"line 7: devices\[0\].count = 2.5: must be a valid integer"),
+        ("count = 2", "count = 0", r"line 7: devices\[0\].count = 0: must be greater than 0"),
+        ('mechanism = "mps"', 'mechanism = "scissors"', r"line 8: devices\[0\].mechanism = 'scissors': must be"),
+        ('mechanism = "mps"', 'mechanism = "cpu"', "a device of kind rtx2080ti cannot be cut by mechanism cpu"),
+        ('kind = "rtx2080ti"', 'kind = "gtx9"', "unknown device kind 'gtx9'; known are cpu, rtx2080ti"),
+        ('kind = "rtx2080ti"\n', "", r"devices\[0\].kind is missing"),
+        ('executor = "simulated"\n', "", "no executor for real devices of kind rtx2080ti yet"),
+        ('system = "gpulet"', 'system = "magic"', "unknown system 'magic'; known are gpulet, elastic, dedicated"),
+        ('system = "gpulet"', 'system = "nowhere:X"', "system 'nowhere:X' cannot be imported"),
+        ('system = "gpulet"', 'system = "gpulet.units:MS"', "is a int, not a gpulet.systems.System"),
+        ("[fleet]", "[flet]", "line 2: unknown key flet; known are fleet, devices, models"),
+        ('name = "b"', 'name = "a"', "model a is listed 2 times"),
+        ('name = "b"', 'name = "c"', "no profile for c in p.csv"),
+        ("slo_ms = 66", "max_batch = 9", "model a: max_batch 9, but it is profiled for 1 to 8 rows"),
+        ('profile = "p.csv"', 'profile = "q.csv"', "q.csv cannot be read"),
+        ("count = 2", "count = = 2", r"fleet.toml: not TOML: .*line 7"),
+    ],
+)
+def test_a_bad_fleet_file_is_refused_in_one_line(site_of, old, new, message):
+    assert old in GOOD
+    with pytest.raises(BadInput, match=message) as raised:
+        make_problem(site := site_of(GOOD.replace(old, new)), load_profile(site))
+    assert "\n" not in str(raised.value)
+
+
+def test_no_models_and_no_file_are_refused(site_of, tmp_path):
+    with pytest.raises(ConfigError, match="no models: write"):
+        site_of(GOOD.partition("[[models]]")[0])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_fleet_file(tmp_path / "absent.toml")
+
+
+def test_an_empty_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="devices is missing"):
+        parse_fleet_file("", "f")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_fleet_file(tmp_path / "binary")
+
+
+def test_every_key_has_a_meaning():
+    rows = list(describe())
+    assert len(rows) > 25
+    assert all(meaning for _, _, _, meaning in rows)
+
+
+def test_a_cpu_device_cannot_have_cores_that_are_not_there(tmp_path):
+    text = '[[devices]]\nkind = "cpu"\ncores = 1000\n[[models]]\nname = "a"\n'
+    (tmp_path / "f.toml").write_text(text)
+    with pytest.raises(ConfigError, match="1000 cores asked of the"):
+        open_site(tmp_path / "f.toml")
+
+
+def test_a_model_that_is_not_in_the_repository_is_refused(tmp_path):
+    (tmp_path / "models" / "x" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "x" / "1" / "model.onnx").write_bytes(b"anything")
+    text = '[[devices]]\nkind = "cpu"\n[[models]]\nname = "a"\n[server]\nrepository = "models"\n'
+    (tmp_path / "f.toml").write_text(text)
+    with pytest.raises(ConfigError, match="unknown model 'a'; the repository is x"):
+        open_site(tmp_path / "f.toml")
+    with pytest.raises(ConfigError, match=r"holds no <model>/<version>/model.onnx"):
+        open_site(tmp_path / "models" / "x")
+
+
+def test_the_highest_whole_number_version_serves(tmp_path):
+    for version in ("2", "10", "03", "x"):
+        (tmp_path / "m" / version).mkdir(parents=True)
+        (tmp_path / "m" / version / "model.onnx").write_bytes(b"anything")
+    site = open_site(tmp_path)
+    assert site.artifacts["m"].version == "10"

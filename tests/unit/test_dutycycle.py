@@ -1,0 +1,94 @@
+from collections import Counter
+
+import pytest
+
+from gpulet.core.messages import Drop, Reason, Reject, Start
+from gpulet.core.scheduler import Limits
+from gpulet.dispatchers.dutycycle import DutyCycle, Hold
+from gpulet.units import MS
+from support import World, models_of, requests_of, tiny_plan
+
+PLAIN = ("", 0, False)
+
+
+def world(layout, hold=Hold.NONE, drops_early=True, slo=40 * MS):
+    names = sorted({name for cut in layout for _, models in cut for name in models})
+    models = models_of(len(names), slo)
+    plan = tiny_plan(layout, names)
+    return World(
+        models,
+        plan,
+        lambda problem, plan: DutyCycle(problem, plan, hold=hold, drops_early=drops_early),
+        Limits(early_drop=drops_early),
+    ), models
+
+
+def starts(w):
+    return [(now, c) for now, _, commands in w.steps for c in commands if isinstance(c, Start)]
+
+
+def test_an_idle_gpulet_does_not_wait():
+    w, models = world([[(8, ["m0"])]])
+    w.run(requests_of([(5, 0, 1, *PLAIN)], models))
+    assert [now for now, _ in starts(w)] == [5]
+
+
+def test_holding_builds_a_batch_until_it_is_full():
+    w, models = world([[(8, ["m0"])]], Hold.DUTY)
+    w.run(requests_of([(n * MS // 10, 0, 1, *PLAIN) for n in range(4)], models))
+    assert [(now, c.rows) for now, c in starts(w)] == [(3 * MS // 10, 4)]
+
+
+def test_holding_ends_after_one_duty_cycle():
+    w, models = world([[(8, ["m0"])]], Hold.DUTY)
+    w.run(requests_of([(MS, 0, 1, *PLAIN), (2 * MS, 0, 1, *PLAIN)], models))
+    duty = w.plan.gpulets[0].duty_cycle
+    assert [(now, c.rows) for now, c in starts(w)] == [(MS + duty, 2)]
+
+
+def test_models_of_a_gpulet_take_turns():
+    w, models = world([[(8, ["m0", "m1"])]], slo=400 * MS)
+    w.run(requests_of([(0, m, 1, *PLAIN) for m in (0, 1) for _ in range(12)], models))
+    assert [c.model for _, c in starts(w)][:6] == ["m0", "m1", "m0", "m1", "m0", "m1"]
+
+
+def test_gpulets_of_one_model_share_it_in_proportion_to_their_throughput():
+    w, models = world([[(2, ["m0"]), (4, ["m0"])]], slo=400 * MS)
+    rows = Counter()
+    w.run(requests_of([(n * 30 * MS, 0, 1, *PLAIN) for n in range(300)], models))
+    for _, start in starts(w):
+        rows[start.on] += start.rows
+    assert rows[1] / rows[0] == pytest.approx(2, rel=0.05)
+
+
+def test_a_request_that_is_predicted_late_is_refused_at_once():
+    w, models = world([[(8, ["m0"])]], slo=10 * MS)
+    w.run(requests_of([(0, 0, 1, *PLAIN) for _ in range(30)], models))
+    refused = [(now, c.reason) for now, _, commands in w.steps for c in commands if isinstance(c, Reject)]
+    assert refused
+    assert set(refused) == {(0, Reason.LATE)}
+
+
+def test_what_is_accepted_is_in_time_when_runs_take_what_the_profile_says():
+    w, models = world([[(8, ["m0"])]], slo=20 * MS)
+    metrics = w.run(requests_of([(n * MS // 4, 0, 1, *PLAIN) for n in range(200)], models))
+    counts = metrics.models["m0"]
+    assert counts.rejected > 20
+    assert counts.late == 0
+    assert counts.expired == 0
+
+
+def test_overload_keeps_batches_large():
+    w, models = world([[(8, ["m0"])]], slo=20 * MS)
+    w.run(requests_of([(n * MS // 8, 0, 1, *PLAIN) for n in range(800)], models))
+    rows = [c.rows for _, c in starts(w)]
+    assert sum(rows[2:-2]) / len(rows[2:-2]) > 3.5
+
+
+def test_without_early_drop_late_requests_are_served_late():
+    w, models = world([[(8, ["m0"])]], drops_early=False, slo=10 * MS)
+    metrics = w.run(requests_of([(0, 0, 1, *PLAIN) for _ in range(30)], models))
+    counts = metrics.models["m0"]
+    assert counts.served == 30
+    assert counts.late > 0
+    assert not [c for _, _, commands in w.steps for c in commands if isinstance(c, Drop)]

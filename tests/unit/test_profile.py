@@ -1,0 +1,111 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpulet.device import find_kind, mps_size
+from gpulet.errors import ProfileError
+from gpulet.profile import Point, Profile, Statistic, format_profile, parse_profile
+from gpulet.units import MS, SECOND
+
+KIND = find_kind("rtx2080ti")
+
+
+def sms_of(share):
+    return mps_size(KIND, share).sms
+
+
+def points(rows):
+    return tuple(Point("m", size, batch, mean, mean, mean) for size, batch, mean in rows)
+
+
+raw = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 50)),
+    min_size=1,
+    unique_by=lambda row: row[:2],
+)
+
+
+@given(raw)
+def test_latency_never_falls_with_rows_nor_rises_with_size(rows):
+    profile = Profile(points(rows))
+    sizes = profile.sizes("m")
+    curves = [profile.curve("m", size) for size in range(sizes[0], sizes[-1] + 2)]
+    for curve in curves:
+        assert list(curve) == sorted(curve)
+    for small, large in zip(curves, curves[1:], strict=False):
+        assert all(a >= b for a, b in zip(small, large, strict=False))
+
+
+@given(raw)
+def test_no_measured_point_is_slower_than_the_profile_says(rows):
+    profile = Profile(points(rows))
+    for size, batch, mean in rows:
+        assert profile.latency("m", size, batch) >= mean
+
+
+@given(raw, st.integers(0, 60))
+def test_the_largest_batch_is_the_largest_within_the_budget(rows, budget):
+    profile = Profile(points(rows))
+    for size in profile.sizes("m"):
+        best = profile.largest_batch("m", size, budget)
+        within = [n for n, t in enumerate(profile.curve("m", size), start=1) if t <= budget]
+        assert best == max(within, default=0)
+
+
+def test_latency_between_measured_rows_and_sizes_is_linear():
+    profile = Profile(points([(2, 1, 100), (2, 5, 300), (4, 1, 50), (4, 5, 150)]))
+    assert profile.latency("m", 2, 3) == 200
+    assert profile.latency("m", 3, 1) == 75
+    assert profile.latency("m", 9, 5) == 150
+
+
+def test_what_was_not_measured_is_refused_with_its_numbers():
+    profile = Profile(points([(2, 1, 100), (2, 5, 300)]))
+    with pytest.raises(ProfileError, match="profiled for 1 to 5 rows at size 2, not for 6"):
+        profile.latency("m", 2, 6)
+    with pytest.raises(ProfileError, match="profiled from 2 SMs up, not at 1"):
+        profile.latency("m", 1, 1)
+    with pytest.raises(ProfileError, match="model x has no profile; profiled are m"):
+        profile.latency("x", 2, 1)
+
+
+def test_a_shape_class_without_measurements_counts_as_the_plain_one():
+    profile = Profile((*points([(2, 1, 100)]), Point("m", 2, 1, 900, 900, 900, 0, "7")))
+    assert profile.latency("m", 2, 1, "7") == 900
+    assert profile.latency("m", 2, 1, "8") == 100
+
+
+def test_a_statistic_and_a_stretch_change_every_latency():
+    profile = Profile((Point("m", 1, 1, 100, 200, 300),))
+    assert profile.of(Statistic.P99).latency("m", 1, 1) == 300
+    assert profile.of(Statistic.P95).stretched(1.5).latency("m", 1, 1) == 300
+    assert profile.throughput("m", 1, 1) == SECOND / 100
+
+
+def test_our_own_table_comes_back_as_it_was():
+    profile = Profile((Point("m", 3, 1, MS, 2 * MS, 3 * MS, 300, "4x4"), Point("m", 3, 2, MS + 1, MS + 2, MS + 3, 9)))
+    assert parse_profile(format_profile(profile.points), sms_of, "t").points == profile.points
+
+
+def test_a_published_table_is_read_with_shares_as_sms():
+    profile = parse_profile("model,share_pct,batch,latency_ms\ng,20,1,9.79102\ng,100,1,9.5\n", sms_of, "t")
+    assert profile.sizes("g") == (14, 68)
+    assert profile.latency("g", 14, 1) == 9_791_020
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: columns \\(none\\)"),
+        ("model,batch\n", "line 1: columns model, batch; needed are"),
+        ("model,share_pct,batch,latency_ms\n", "no rows"),
+        ("model,share_pct,batch,latency_ms\ng,20,1,fast\n", "line 2: latency_ms must be a number, is 'fast'"),
+        ("model,share_pct,batch,latency_ms\ng,20,1,-3\n", "line 2: latency_ms must be above 0, is -3"),
+        ("model,share_pct,batch,latency_ms\ng,20,1,nan\n", "line 2: latency_ms must be above 0, is nan"),
+        ("model,share_pct,batch,latency_ms\ng,20,0,1\n", "line 2: batch must be above 0, is 0"),
+        ("model,share_pct,batch,latency_ms\ng,20\n", "line 2: latency_ms must be a number, is None"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line(text, message):
+    with pytest.raises(ProfileError, match=message):
+        parse_profile(text, sms_of, "t.csv")
