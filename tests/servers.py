@@ -17,10 +17,11 @@ DIGITS = REPOSITORY / "examples" / "digits"
 
 
 def save_model(folder, name, *, width=4, layers=0, seed=1):
-    """y = x through `layers` square products: identity-sized without any, heavier with each."""
+    """`width` may be a name: a free dimension. y = x through `layers` square products: identity-sized without any, heavier with each."""
     random = np.random.default_rng(seed)
     nodes, weights, last = [], [], "x"
     for layer in range(layers):
+        assert isinstance(width, int)
         weight = numpy_helper.from_array((random.random((width, width)) / width).astype(np.float32), f"w{layer}")
         weights.append(weight)
         nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"h{layer}"]))

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ from gpulet.reports.runs import run_table
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
 from gpulet.store import Machine
 from gpulet.systems import SYSTEMS, find_system, make_scheduler
-from gpulet.units import MS, SECOND
+from gpulet.units import MS, SECOND, to_ms
 from gpulet.workload import Arrivals, drawn, parse_process, parse_trace
 
 app = typer.Typer(
@@ -110,11 +110,12 @@ def capacity(
     target: Target,
     by: Annotated[str, typer.Option("--by", help="plan: what the planner accepts; simulation: what holds")] = "plan",
     system: SystemName = "",
+    devices: Annotated[bool, typer.Option("--devices", help="instead: the fewest devices that hold the rates")] = False,
     duration: Seconds = 30.0,
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
-    """The largest factor on all rates that still holds.
+    """The largest factor on all rates that still holds, or the fewest devices.
 
     By simulation it holds while at most 1 % of every model's requests are late or unanswered.
 
@@ -122,6 +123,9 @@ def capacity(
     """
     site = open_site(target, system=system)
     problem = make_problem(site, load_profile(site))
+    if devices:
+        _fewest_devices(site, problem, as_json=as_json)
+        return
     if by == "plan":
         factor, limiting = largest_factor(problem, site.system)
     elif by == "simulation":
@@ -203,6 +207,7 @@ def profile(
     target: Target,
     budget: Annotated[float, typer.Option("--budget", min=0.01, help="seconds of runs for each point")] = _BUDGET_S,
     again: Annotated[bool, typer.Option("--again", help="forget what was measured before")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure latency by (model, cores, batch) on real workers; goes on where an earlier run stopped.
 
@@ -214,17 +219,32 @@ def profile(
             site.store.path(artifact.digest).unlink(missing_ok=True)
         site.store.write_machine(Machine())
     refused = _measured(site, budget)
-    table = Table("model", "cores", "batch", "mean", "p95", "p99", "runs", title="latency in ms")
-    for p in sorted(stored_points(site), key=lambda p: (p.model, p.size, p.rows)):
-        p99 = f"{p.p99 / MS:.3f}" if p.samples >= P99_SAMPLES else f"max {p.p99 / MS:.3f}"
-        times = (f"{p.mean / MS:.3f}", f"{p.p95 / MS:.3f}", p99)
-        table.add_row(p.model, str(p.size), str(p.rows), *times, str(p.samples))
-    machine = site.store.read_machine()
-    out.print(table, f"front-end {machine.front_end_us:.0f} us per request, contention {machine.contention:.2f}")
+    points = sorted(stored_points(site), key=lambda p: (p.model, p.shape, p.size, p.rows))
+    if as_json:
+        machine = asdict(site.store.read_machine())
+        _print_json({"points": [_point_json(p) for p in points], "machine": machine, "refused": refused})
+    else:
+        _print_profile(points, site.store.read_machine())
     if refused:
         model, error = next(iter(refused.items()))
         msg = f"model {model}: {error}"
         raise ModelError(msg)
+
+
+def _print_profile(points: Sequence[Point], machine: Machine) -> None:
+    table = Table("model", "cores", "batch", "mean", "p95", "p99", "runs", title="latency in ms")
+    for p in points:
+        p99 = f"{p.p99 / MS:.3f}" if p.samples >= P99_SAMPLES else f"max {p.p99 / MS:.3f}"
+        times = (f"{p.mean / MS:.3f}", f"{p.p95 / MS:.3f}", p99)
+        table.add_row(f"{p.model} {p.shape}".rstrip(), str(p.size), str(p.rows), *times, str(p.samples))
+    out.print(table, f"front-end {machine.front_end_us:.0f} us per request, contention {machine.contention:.2f}")
+
+
+def _point_json(p: Point) -> dict[str, Any]:
+    """`p99_is_max`: too few runs for a p99, the largest stands in its place."""
+    times = {"mean_ms": to_ms(p.mean), "p95_ms": to_ms(p.p95), "p99_ms": to_ms(p.p99)}
+    key = {"model": p.model, "shape": p.shape, "size": p.size, "batch": p.rows}
+    return {**key, **times, "samples": p.samples, "p99_is_max": p.samples < P99_SAMPLES}
 
 
 @app.command()
@@ -235,7 +255,7 @@ def bench(
     seed: Seed = 1,
     workload: Workload = "poisson",
     rows: Annotated[int, typer.Option("--rows", min=1, help="rows of each request")] = 1,
-    connections: Annotated[int, typer.Option("--connections", min=1, help="HTTP connections")] = 64,
+    connections: Annotated[int, typer.Option("--connections", min=1, help="HTTP connections")] = 256,
     check: Annotated[bool, typer.Option("--check", help="exit 1 when a model attains less than 99 %")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -260,7 +280,9 @@ def bench(
 
 
 @app.command("replay")
-def replay_command(journal: Annotated[Path, typer.Argument(help="what [server] journal wrote")]) -> None:
+def replay_command(
+    journal: Annotated[Path, typer.Argument(help="what [server] journal wrote")], as_json: AsJson = False
+) -> None:
     """Feed a live journal to a fresh core and say where its commands differ.
 
     Example: gpulet replay gpulet.journal
@@ -273,9 +295,12 @@ def replay_command(journal: Annotated[Path, typer.Argument(help="what [server] j
     header = read_header(lines[0] if lines else b"")
     scheduler = make_scheduler(find_system(header.system), header.problem(), header.plan, header.limits)
     differences = list(replay(scheduler, lines[1:]))
-    for difference in differences[:10]:
-        out.print(f"line {difference.line}: journal {difference.journal}, replayed {difference.replayed}")
-    out.print(f"{len(lines) - 1} steps, {len(differences)} differ")
+    if as_json:
+        _print_json({"steps": len(lines) - 1, "differences": [asdict(d) for d in differences]})
+    else:
+        for d in differences[:10]:
+            out.print(f"line {d.line}: journal {d.journal}, replayed {d.replayed}", markup=False)
+        out.print(f"{len(lines) - 1} steps, {len(differences)} differ")
     if differences:
         raise typer.Exit(1)
 
@@ -407,6 +432,21 @@ def _simulated(site: Site, problem: Problem, chosen: Plan, arrivals: Arrivals) -
     metrics = run_simulation(scheduler, problem.profile, chosen, arrivals)
     took = time.perf_counter() - before
     return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
+
+
+def _fewest_devices(site: Site, problem: Problem, *, as_json: bool) -> None:
+    """Algorithm 2 of gpu-lets (ATC'22), off line: one device more until the planner accepts."""
+    refusal: Plan | Infeasible = Infeasible("", "no devices", "add one", {}, Plan(()))
+    for count in range(1, len(problem.devices) + 1):
+        refusal, _ = _planned(site, replace(problem, devices=problem.devices[:count]))
+        if isinstance(refusal, Plan):
+            if as_json:
+                _print_json({"devices": count, "of": len(problem.devices)})
+            else:
+                out.print(f"{count} of {len(problem.devices)} devices hold the rates")
+            return
+    assert isinstance(refusal, Infeasible)
+    _refuse(refusal)
 
 
 def _simulated_factor(site: Site, problem: Problem, duration: float, seed: int) -> tuple[float, str]:

@@ -56,6 +56,10 @@ class ModelSection(_Section):
     rate: float = Field(
         0.0, gt=0, allow_inf_nan=False, description="rows/s the plan is made for; left out: an equal share of the fleet"
     )
+    shapes: list[str] = Field(
+        default_factory=list,
+        description="models with free dimensions: the ones that are served, such as 224x224; each is profiled",
+    )
     max_batch: int = Field(0, gt=0, description="most rows of a batch; left out: the largest profiled, at most 32")
 
 
@@ -175,5 +179,5 @@ def describe() -> Iterator[tuple[str, str, Any, str]]:
     """Every key as (section, key, default, meaning)."""
     for name, section in _SECTIONS.items():
         for key, field in section.model_fields.items():
-            default = "(required)" if field.is_required() else field.default
+            default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             yield name, key, default, field.description or ""

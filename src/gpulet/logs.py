@@ -5,7 +5,7 @@ Bursts are folded: refusals are counted and told once a second, with one client'
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import orjson
@@ -55,27 +55,39 @@ def tell(event: str, **fields: Any) -> None:
 
 
 _WRONG = frozenset(
-    {"worker_died", "standby_died", "model_refused", "run_failed", "not_carved", "requests_refused", "drain_incomplete"}
+    {
+        "worker_died",
+        "standby_died",
+        "model_refused",
+        "run_failed",
+        "not_carved",
+        "requests_refused",
+        "drain_incomplete",
+        "core_failed",
+    }
 )
 
 
 class RefusalLog:
     """Observes every step; folds what was refused into a line a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, name_of: Callable[[RequestId], str]) -> None:
+        self._name_of = name_of
         self._counts: dict[Reason, int] = {}
         self._example: RequestId = 0
+        self._name = ""
 
     def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
         """Count refusals; the first of a second starts its line."""
         for command in commands:
             if isinstance(command, Rejected | Drop | Fail):
                 if not self._counts:
-                    self._example = command.request
+                    self._example, self._name = command.request, self._name_of(command.request)
                     asyncio.get_running_loop().call_later(_FOLD_S, self._tell)
                 self._counts[command.reason] = self._counts.get(command.reason, 0) + 1
 
     def _tell(self) -> None:
         counts, self._counts = self._counts, {}
         reasons = {str(reason).replace(" ", "_"): count for reason, count in counts.items()}
-        tell("requests_refused", total=sum(counts.values()), first_request=self._example, **reasons)
+        example = {"first_request": self._example, "client_request_id": self._name}
+        tell("requests_refused", total=sum(counts.values()), **example, **reasons)

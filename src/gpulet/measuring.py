@@ -18,7 +18,7 @@ from gpulet.repository import Artifact
 from gpulet.serving import LiveServer, make_server
 from gpulet.store import Machine
 from gpulet.systems import find_system
-from gpulet.units import MS, SECOND, US, Duration, from_ms
+from gpulet.units import MS, PLAIN, SECOND, US, Duration, from_ms
 
 _LIMIT_WITHOUT_SLO: Duration = SECOND
 _PROBE_RATE = 400
@@ -41,23 +41,20 @@ class Missing:
 
 
 def missing(site: Site, budget: Duration) -> Missing:
-    """How much `measure` would have to do."""
+    """How much `measure` would have to do; raises `BadInput` where there is nothing real to measure."""
+    if site.executor != "cpu":
+        msg = "nothing to measure: the fleet's devices are simulated; name their profile under [[devices]]"
+        raise BadInput(msg)
     counts = {name: _lacks(site, name, budget) for name in site.artifacts}
     return Missing({n: c for n, c in counts.items() if c}, site.store.read_machine() == Machine())
 
 
 def _lacks(site: Site, name: str, budget: Duration) -> int:
-    grid, known = _grid(site, name, budget), _known(site, name)
-    done = {(p.size, p.rows) for p in known}
-    ended = {p.size for p in known if p.mean > grid.limit}
-    return sum((s, b) not in done for s in grid.sizes if s not in ended for b in grid.batches)
+    return len(_grid(site, name, budget).missing(_known(site, name)))
 
 
 async def measure(site: Site, budget: Duration, progress: Progress) -> dict[str, str]:
     """Measure and store what is missing; the models that cannot be loaded, and why."""
-    if site.executor != "cpu":
-        msg = "nothing to measure: the fleet's devices are simulated; name their profile under [[devices]]"
-        raise BadInput(msg)
     refused: dict[str, str] = {}
     for name, artifact in site.artifacts.items():
         if _lacks(site, name, budget):
@@ -92,7 +89,8 @@ def _grid(site: Site, name: str, budget: Duration) -> Grid:
     section = next(s for s in site.sections if s.name == name)
     limit = from_ms(section.slo_ms) if section.slo_ms else _LIMIT_WITHOUT_SLO
     largest = section.max_batch or DEFAULT_MAX_BATCH
-    return Grid(default_sizes(site.devices[0].kind.sms), default_batches(largest), budget, limit)
+    shapes = tuple(section.shapes) or (PLAIN,)
+    return Grid(default_sizes(site.devices[0].kind.sms), default_batches(largest), budget, limit, shapes)
 
 
 async def _measure_machine(site: Site, name: str) -> Machine:

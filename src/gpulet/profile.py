@@ -54,6 +54,10 @@ class Profile:
         for key in dict.fromkeys((p.model, p.shape) for p in self.points):
             mine = [p for p in self.points if (p.model, p.shape) == key]
             self._curves[key] = _monotone_curves(mine, self.statistic)
+        for model in self.models:
+            if (model, PLAIN) not in self._curves:
+                mine = [p for p in self.points if p.model == model]
+                self._curves[model, PLAIN] = _monotone_curves(mine, self.statistic)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -65,7 +69,10 @@ class Profile:
         return tuple(self._measured(model, shape))
 
     def curve(self, model: str, size: int, shape: str = PLAIN) -> Curve:
-        """Latency by rows at `size`; a shape class without measurements of its own counts as the plain one.
+        """Latency by rows at `size`.
+
+        A shape class without measurements of its own counts as the plain one; the plain one of a model that was only
+        measured by shape is the slowest of its shapes.
 
         Raises `ProfileError` below the smallest measured size.
         """
@@ -132,7 +139,8 @@ def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Cur
     """From the largest size down, each curve is at least its own running maximum and the curve of the size above."""
     by_size: dict[int, dict[int, Duration]] = {}
     for point in points:
-        by_size.setdefault(point.size, {})[point.rows] = _statistic(point, statistic)
+        row = by_size.setdefault(point.size, {})
+        row[point.rows] = max(row.get(point.rows, 0), _statistic(point, statistic))
     curves: dict[int, Curve] = {}
     above: Curve = ()
     for size in sorted(by_size, reverse=True):

@@ -17,7 +17,7 @@ from gpulet.executors.base import DATATYPE_SIZES, Signature
 from gpulet.executors.process import BLOCK_BYTES, WorkerProcess
 from gpulet.executors.wire import Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
 from gpulet.profile import Point
-from gpulet.units import SECOND, Duration
+from gpulet.units import PLAIN, SECOND, Duration
 
 P99_SAMPLES = 300
 _LEAST_SAMPLES = 5
@@ -28,12 +28,23 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to measure: core counts, batches ascending, `budget` per point; a batch above `limit` ends its row."""
+    """What to measure: core counts, batches ascending, `budget` per point; a batch above `limit` ends its row.
+
+    `shapes` are the model's shape classes: free dimensions beyond the rows, in the order of the inputs.
+    """
 
     sizes: tuple[int, ...]
     batches: tuple[int, ...]
     budget: Duration
     limit: Duration
+    shapes: tuple[str, ...] = (PLAIN,)
+
+    def missing(self, known: Sequence[Point]) -> list[tuple[int, str, int]]:
+        """(size, shape, rows) that is not `known` and not beyond a row's end."""
+        done = {(p.size, p.shape, p.rows) for p in known}
+        ended = {(p.size, p.shape) for p in known if p.mean > self.limit}
+        rows = [(size, shape) for size in self.sizes for shape in self.shapes if (size, shape) not in ended]
+        return [(*row, batch) for row in rows for batch in self.batches if (*row, batch) not in done]
 
 
 def default_sizes(cores: int) -> tuple[int, ...]:
@@ -64,14 +75,16 @@ class Bench:
             raise ModelError(msg)
         self.signature = ready.models[0].signature
 
-    def fill(self, rows: int) -> tuple[tuple[int, ...], ...]:
-        """Put random inputs of `rows` rows into the slot; their shapes. Free dimensions are 1."""
+    def fill(self, rows: int, shape_class: str) -> tuple[tuple[int, ...], ...]:
+        """Put random inputs of `rows` rows into the slot; their shapes. Free dimensions are the class's, else 1."""
         random = np.random.default_rng(rows)
+        free = iter([int(n) for n in shape_class.split("x")] if shape_class else [])
         offset = 0
         shapes: list[tuple[int, ...]] = []
         for tensor in self.signature.inputs:
-            known = tuple(max(1, n) for n in tensor.shape)
-            shape = (rows, *known[1:]) if self.signature.is_batched else known
+            known = tuple(n if n > 0 else next(free, 1) for n in tensor.shape[1:])
+            first = rows if self.signature.is_batched else max(1, tensor.shape[0])
+            shape = (first, *known)
             count = int(np.prod(shape))
             data = random.random(count, np.float32).astype(_dtype(tensor.datatype)).tobytes()
             self._worker.block[offset : offset + len(data)] = data
@@ -114,31 +127,32 @@ async def measure_model(
 
     Raises `ModelError` when the model cannot be loaded.
     """
-    done = {(p.size, p.rows): p for p in known}
-    for size in grid.sizes:
-        missing = [b for b in grid.batches if (size, b) not in done]
-        if not missing or _is_slow(done, size, grid):
-            continue
+    missing = grid.missing(known)
+    for size in dict.fromkeys(size for size, _, _ in missing):
         bench = Bench()
         try:
             await bench.load(model, cores[:size], size)
-            for rows in missing if bench.signature.is_batched else [b for b in missing if b == 1]:
-                point = _point(model.name, size, rows, await _samples(bench, rows, grid.budget))
-                keep(point)
-                if point.mean > grid.limit:
-                    break
+            for shape in grid.shapes:
+                rows = [b for s, c, b in missing if (s, c) == (size, shape)]
+                await _measure_row(bench, model.name, size, shape, rows, grid, keep)
         finally:
             await bench.close()
 
 
-def _is_slow(done: dict[tuple[int, int], Point], size: int, grid: Grid) -> bool:
-    """A row that ended at a batch above the limit is complete."""
-    return any(p.mean > grid.limit for (s, _), p in done.items() if s == size)
+async def _measure_row(
+    bench: Bench, model: str, size: int, shape: str, batches: Sequence[int], grid: Grid, keep: Callable[[Point], None]
+) -> None:
+    """Batches of one size and shape, until one is beyond the limit; models without rows to batch are run as they are."""
+    for rows in batches if bench.signature.is_batched else batches[:1]:
+        point = _point(model, size, shape, rows, await _samples(bench, rows, grid.budget, shape))
+        keep(point)
+        if point.mean > grid.limit:
+            break
 
 
-async def _samples(bench: Bench, rows: int, budget: Duration) -> list[Duration]:
+async def _samples(bench: Bench, rows: int, budget: Duration, shape: str = PLAIN) -> list[Duration]:
     """Runs within the budget, at least a few, at most what a p99 needs."""
-    shapes = bench.fill(rows)
+    shapes = bench.fill(rows, shape)
     for _ in range(_WARM_RUNS):
         await bench.run(shapes)
     samples: list[Duration] = []
@@ -147,11 +161,11 @@ async def _samples(bench: Bench, rows: int, budget: Duration) -> list[Duration]:
     return samples
 
 
-def _point(model: str, size: int, rows: int, samples: Sequence[Duration]) -> Point:
+def _point(model: str, size: int, shape: str, rows: int, samples: Sequence[Duration]) -> Point:
     ordered = sorted(samples)
     enough = len(ordered) >= P99_SAMPLES
     p95, p99 = (ordered[-1 - int(len(ordered) * (100 - p) / 100)] for p in (95, 99))
-    return Point(model, size, rows, round(fmean(ordered)), p95, p99 if enough else ordered[-1], len(ordered))
+    return Point(model, size, rows, round(fmean(ordered)), p95, p99 if enough else ordered[-1], len(ordered), shape)
 
 
 async def _slowdown(benches: Sequence[Bench], budget: Duration) -> float:

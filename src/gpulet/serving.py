@@ -17,7 +17,7 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
-from gpulet.errors import BadInput
+from gpulet.errors import BadInput, GpuletError
 from gpulet.executors.base import LiveExecutor
 from gpulet.executors.cpu import Cpu, ModelFile
 from gpulet.executors.simulated import EMULATED, Simulated
@@ -105,12 +105,14 @@ def make_server(
     server = site.config.server
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
-    served = {name: Served(model, versions.get(name, "1")) for name, model in problem.models.items()}
+    shapes = {section.name: tuple(section.shapes) for section in site.sections}
+    served = {name: Served(model, versions.get(name, "1"), shapes[name]) for name, model in problem.models.items()}
     metrics = Metrics(list(problem.models), plan)
     timer = LiveTimer(asyncio.get_running_loop())
     catalog = Catalog(served, {}, {}, scheduler.fleet)
     journal = _journal(site, server, Header.of(system_name, problem, plan, site.limits))
-    live = Live(scheduler, timer, metrics, journal.write if journal else None, [RefusalLog().observe])
+    refusals = RefusalLog(lambda request: live.client(request).name)
+    live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
     front = Front(live, catalog, _http_limits(site))
     http = HttpServer(
         front, make_registry(metrics, served, scheduler.fleet), server.host, server.http_port, server.metrics_port
@@ -130,7 +132,7 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
         for name in problem.models
     }
     files = {n: ModelFile(n, str(a.path), largest[n]) for n, a in site.artifacts.items()}
-    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.payload, tell)
+    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.client, tell)
     catalog.signatures, catalog.refused = cpu.signatures, cpu.refused
     return cpu
 
@@ -150,7 +152,7 @@ def _http_limits(site: Site) -> HttpLimits:
 
 
 async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer], None]) -> None:
-    """Open, say when ready, and stay until SIGTERM or SIGINT; then drain."""
+    """Open, say when ready, and stay until SIGTERM or SIGINT; then drain. Raises `GpuletError` when the core fails."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -159,10 +161,16 @@ async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer
         await server.open()
         waiting = asyncio.ensure_future(stopped.wait())
         carving = asyncio.ensure_future(server.ready())
-        await asyncio.wait((waiting, carving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiting, carving, server.live.failed), return_when=asyncio.FIRST_COMPLETED)
         if carving.done():
             announce(server)
-        await waiting
+        await asyncio.wait((waiting, server.live.failed), return_when=asyncio.FIRST_COMPLETED)
         carving.cancel()
+        waiting.cancel()
     finally:
         await server.close()
+    if server.live.failed.done():
+        error = server.live.failed.exception()
+        tell("core_failed", error=repr(error))
+        msg = f"the core stopped: {error!r}; the journal, if there is one, shows how"
+        raise GpuletError(msg)

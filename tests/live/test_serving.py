@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ import pytest
 import tritonclient.http as triton
 
 from gpulet.fleetfile import usable_cores
-from servers import DIGITS, fleet, run, save_model, serve, table
+from servers import DIGITS, Server, command, fleet, run, save_model, serve, table
 
 MODELS = {"digits-small": (500, 50), "digits-large": (2000, 5)}
 PROFILE = {"digits-small": (0.1, 0.02), "digits-large": (1.0, 16.0)}
@@ -326,6 +327,60 @@ def test_unpinned_workers_share_all_cores(tmp_path):
         ).encode()
         answer = raw(server.port, post("/v2/models/tiny/infer", body))
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["outputs"][0]["data"] == [1, 2, 3, 4]
+
+
+def test_a_model_with_free_dimensions_is_profiled_and_served_by_shape(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_model(tmp_path / "models", "free", width="W")
+    text = '[[devices]]\nkind = "cpu"\n[[models]]\nname = "free"\nslo_ms = 200\nrate = 20\nshapes = ["3", "5"]\nmax_batch = 2\n'
+    text += '[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+    (tmp_path / "fleet.toml").write_text(text)
+    code, out, _ = run("profile", tmp_path / "fleet.toml", "--budget", "0.01", "--json")
+    profile = json.loads(out)
+    assert code == 0
+    assert {(p["shape"], p["batch"]) for p in profile["points"]} == {(s, b) for s in ("3", "5") for b in (1, 2)}
+    assert profile["machine"]["front_end_us"] > 0
+    with serve(tmp_path / "fleet.toml") as server:
+        for width, status in ((3, b"200"), (5, b"200"), (4, b"400")):
+            tensor = {"name": "x", "shape": [1, width], "datatype": "FP32", "data": [7] * width}
+            answer = raw(server.port, post("/v2/models/free/infer", json.dumps({"inputs": [tensor]}).encode()))
+            assert answer[9:12] == status
+        assert b"served with free dimensions 3, 5, not 4" in answer
+
+
+BAD_SYSTEM = """
+from gpulet.core.fleet import CENTRAL
+from gpulet.planners.elastic import elastic
+from gpulet.systems import System
+
+class Bad:
+    def __init__(self, problem, plan):
+        pass
+
+    def bind(self, now, request, fleet):
+        raise RuntimeError("this dispatcher is broken")
+
+    def decide(self, now, changed, fleet):
+        from gpulet.core.ports import Decision
+        return Decision()
+
+SYSTEM = System(elastic, Bad)
+"""
+
+
+def test_a_broken_dispatcher_ends_the_server_and_leaves_nobody_waiting(tmp_path, monkeypatch):
+    (tmp_path / "bad_system.py").write_text(BAD_SYSTEM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = fleet(tmp_path, {"m": (200, 20)}, device='executor = "simulated"', system="bad_system:SYSTEM")
+    body = json.dumps({"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [0]}]}).encode()
+    server = Server(subprocess.Popen(command("serve", path), stderr=subprocess.PIPE, text=True))
+    try:
+        server.wait_for("ready")
+        assert raw(server.port, post("/v2/models/m/infer", body)).startswith(b"HTTP/1.1 503")
+        assert server.process.wait(20) == 1
+        assert "this dispatcher is broken" in server.all("core_failed")[0]["error"]
+    finally:
+        server.close()
 
 
 def test_overload_is_refused_at_once_with_a_time_to_come_back(tmp_path):

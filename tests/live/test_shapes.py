@@ -21,6 +21,7 @@ DISPATCHERS = {**SHAPES, **{name: system.dispatcher for name, system in SYSTEMS.
 
 
 class Caller:
+    name = ""
     inputs = ()
     dims = ()
 

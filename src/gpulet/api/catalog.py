@@ -10,10 +10,11 @@ from gpulet.model import Model
 
 @dataclass(slots=True)
 class Served:
-    """One model of the catalog; `version` is the only one that serves."""
+    """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few."""
 
     model: Model
     version: str
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

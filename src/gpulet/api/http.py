@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
 import orjson
@@ -66,6 +67,21 @@ class Front:
         self.heads: dict[bytes, Head] = {}
         self.connections = 0
         self._readers: dict[str, Reader] = {}
+        self._answered: list[InferProtocol] = []
+
+    def flush_soon(self, connection: "InferProtocol") -> None:
+        """Write this connection's answers once this turn's commands are carried out.
+
+        A write to a socket costs as much as all of the core; the next batch need not wait for the answers of the last.
+        """
+        if not self._answered:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._answered.append(connection)
+
+    def _flush(self) -> None:
+        answered, self._answered = self._answered, []
+        for connection in dict.fromkeys(answered):
+            connection.flush()
 
     def reader(self, head: Head) -> Reader:
         """Who reads requests for this model; raises `RequestError` where it is unknown or not ready."""
@@ -88,7 +104,8 @@ class Front:
         if name not in self.catalog.signatures:
             msg = f"model {name} is still loading"
             raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
-        return Reader(name, version, self.catalog.signatures[name], self.catalog.models[name].model.max_batch)
+        served = self.catalog.models[name]
+        return Reader(name, version, self.catalog.signatures[name], served.model.max_batch, served.shapes)
 
     def status(self, reason: Reason) -> int:
         """The HTTP status of a refusal (Triton's mapping; overload is 429 unless 503 is asked for)."""
@@ -108,7 +125,18 @@ class Front:
 class Exchange:
     """One infer request on a connection: its inputs until it is answered, then its response."""
 
-    __slots__ = ("_connection", "_form", "_reader", "dims", "inputs", "keep_alive", "number", "response", "rows")
+    __slots__ = (
+        "_connection",
+        "_form",
+        "_reader",
+        "dims",
+        "inputs",
+        "keep_alive",
+        "name",
+        "number",
+        "response",
+        "rows",
+    )
 
     def __init__(self, connection: "InferProtocol", keep_alive: bool) -> None:
         self._connection = connection
@@ -128,6 +156,7 @@ class Exchange:
         self.inputs = form.inputs(memoryview(body)[json_bytes:])
         self.dims = form.dims
         self.rows = form.rows
+        self.name = form.request_id
         live = front.live
         slo = front.catalog.models[head.model].model.slo
         is_hard = 0 < form.timeout < slo
@@ -157,9 +186,9 @@ class Exchange:
         self._respond(error_response(status, f"request was not served: {reason}", self.keep_alive, retry=retry))
 
     def _respond(self, response: tuple[Buffer, ...]) -> None:
-        # One buffer now: the views point into a slot that the next batch overwrites.
+        # One buffer now: the views point into a slot that the next batch overwrites. Written later: see `Front.flush_soon`.
         self.response = (b"".join(response),)
-        self._connection.flush()
+        self._connection.front.flush_soon(self._connection)
 
     def fail(self, error: RequestError) -> None:
         """The request is not valid."""
@@ -212,6 +241,8 @@ class InferProtocol(HttpToolsProtocol):
     def flush(self) -> None:
         """Write the answers whose turn has come."""
         exchanges = self._exchanges
+        if self.transport.is_closing():
+            return
         while exchanges and exchanges[0].response:
             exchange = exchanges.popleft()
             self.transport.write(exchange.response[0] if len(exchange.response) == 1 else b"".join(exchange.response))
@@ -355,7 +386,7 @@ def parse_head(raw: bytes, most_bytes: int) -> Head:
     match = _INFER.fullmatch(found.url)
     if match is None or method != "POST":
         return Head("", "", max(0, body), -1, keep_alive, method, is_chunked)
-    model, version = match[1].decode("ascii", "replace"), (match[2] or b"").decode("ascii", "replace")
+    model, version = unquote(match[1].decode("ascii", "replace")), (match[2] or b"").decode("ascii", "replace")
     return Head(model, version, body, _length(headers, _JSON_LENGTH, -1), keep_alive, method, is_chunked)
 
 

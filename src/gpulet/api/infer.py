@@ -116,11 +116,14 @@ class Form:
 class Reader:
     """Reads requests for one model; remembers the headers it has seen."""
 
-    def __init__(self, name: str, version: str, signature: Signature, max_batch: int) -> None:
+    def __init__(
+        self, name: str, version: str, signature: Signature, max_batch: int, shapes: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.version = version
         self.signature = signature
         self._max_batch = max_batch
+        self._shapes = frozenset(shapes)
         self._inputs = {t.name: t for t in signature.inputs}
         self._forms: dict[bytes, Form] = {}
 
@@ -214,7 +217,11 @@ class Reader:
             for n, want in zip(item.shape[1:], self._inputs[item.name].shape[1:], strict=True)
             if want == -1
         ]
-        return "x".join(free) if free else PLAIN
+        found = "x".join(free) if free else PLAIN
+        if self._shapes and found not in self._shapes:
+            msg = f"model {self.name} is served with free dimensions {', '.join(sorted(self._shapes))}, not {found}"
+            raise RequestError(msg)
+        return found
 
     def _array(self, item: InputDoc) -> Buffer:
         """A tensor that stands in the JSON, flat or nested."""

@@ -37,9 +37,10 @@ Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 
 
 class Client(Payload, Protocol):
-    """Who waits for an answer; exactly one of the two is called, once."""
+    """Who waits for an answer; exactly one of the two is called, once. `name` is the client's own id of the request."""
 
     rows: int
+    name: str
 
     def answer(self, outputs: Outputs, first_row: int) -> None:
         """Take `rows` rows of the outputs from `first_row`; copy what is kept."""
@@ -67,6 +68,7 @@ class Live:
         self._scheduler = scheduler
         self._journal = journal
         self._observers = tuple(observers)
+        self.failed: asyncio.Future[None] = self._loop.create_future()
         self._executor: LiveExecutor
         self._clients: dict[RequestId, Client] = {}
         self._pending: list[Event] = []
@@ -77,8 +79,8 @@ class Live:
         """Say who carries out commands; it answers through `feed`."""
         self._executor = executor
 
-    def payload(self, request: RequestId) -> Payload:
-        """The inputs of a request that is not answered yet."""
+    def client(self, request: RequestId) -> Client:
+        """Who waits for a request that is not answered yet."""
         return self._clients[request]
 
     def submit(
@@ -87,6 +89,9 @@ class Live:
         """A request has arrived; `deadline` is an instant of `timer`. Its id can be cancelled."""
         self._last_request = number = self._last_request + 1
         self._clients[number] = client
+        if self.failed.done():
+            self._clients.pop(number).refuse(Reason.STOPPED)
+            return number
         now = self.timer.now()
         self.feed(Arrived(Request(number, model, now, deadline, client.rows, shape, priority, hard)))
         return number
@@ -98,6 +103,8 @@ class Live:
 
     def feed(self, event: Event) -> None:
         """Take part in this turn's step."""
+        if self.failed.done():
+            return
         if not self._pending:
             self._loop.call_soon(self._step)
         self._pending.append(event)
@@ -113,7 +120,11 @@ class Live:
     def _step(self) -> None:
         events, self._pending = self._pending, []
         now = self.timer.now()
-        commands = self._scheduler.step(now, *events)
+        try:
+            commands = self._scheduler.step(now, *events)
+        except Exception as error:  # noqa: BLE001 (a bug of the core or of somebody's dispatcher: nothing may hang)
+            self._abandon(error)
+            return
         if self._journal:
             self._journal(encode_step(now, events, commands))
         self.metrics.record(now, events, commands)
@@ -125,6 +136,13 @@ class Live:
         if wake_at != NEVER and not now < self._woken_at <= wake_at:
             self._woken_at = wake_at
             self.timer.at(wake_at, self._wake, wake_at)
+
+    def _abandon(self, error: Exception) -> None:
+        """The core cannot go on: tell everybody who waits, and whoever runs this server."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.refuse(Reason.STOPPED)
+        self.failed.set_exception(error)
 
     def _wake(self, due: Instant) -> None:
         """A wake-up that a later step has moved away is not an event; the core may be stepped all the same."""

@@ -1,0 +1,167 @@
+"""One suite that every live executor passes: carve, start, outputs, close."""
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
+from gpulet.device import Device, Mechanism, Size, cpu_kind
+from gpulet.drivers.timers import LiveTimer
+from gpulet.executors.cpu import Cpu, ModelFile
+from gpulet.executors.simulated import Simulated
+from gpulet.fleetfile import usable_cores
+from gpulet.plan import Gpulet, Plan, Turn
+from gpulet.profile import Point, Profile
+from gpulet.units import MS
+from servers import save_model
+
+CORES = len(usable_cores())
+PLAN = Plan(
+    (Device(0, cpu_kind(max(2, CORES)), Mechanism.CPU if CORES > 1 else Mechanism.WHOLE),),
+    tuple(
+        Gpulet(
+            g, 0, Size(1, 50.0), g if CORES > 1 else 0, 10 * MS, (Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS))
+        )
+        for g in range(2)
+    ),
+)
+
+
+@dataclass
+class Request:
+    inputs: tuple
+    dims: tuple
+
+
+class Bench:
+    def __init__(self):
+        self.events = asyncio.Queue()
+        self.requests = {}
+        self.seen = Counter()
+        self.told = []
+
+    def ask(self, number, rows, fill):
+        data = np.full((rows, 4), fill, np.float32)
+        self.requests[number] = Request((data.tobytes(),), (data.shape,))
+
+    async def until(self, kind, count=1):
+        found = []
+        while len(found) < count:
+            event = await asyncio.wait_for(self.events.get(), 20)
+            self.seen[type(event)] += 1
+            if isinstance(event, kind):
+                found.append(event)
+        return found
+
+
+def simulated(bench, timer, folder):
+    profile = Profile(tuple(Point(m, 1, n, MS, MS, MS) for m in ("plain", "deep") for n in (1, 8)))
+    return Simulated(profile, PLAN, timer, bench.events.put_nowait, keeps_rows=True)
+
+
+def cpu(bench, timer, folder):
+    for name, layers in (("plain", 0), ("deep", 2)):
+        save_model(folder, name, layers=layers)
+    files = {name: ModelFile(name, str(folder / name / "1" / "model.onnx"), 4) for name in ("plain", "deep")}
+    tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
+    return Cpu(PLAN, files, usable_cores(), timer, bench.events.put_nowait, bench.requests.__getitem__, tell)
+
+
+EXECUTORS = {"simulated": simulated, "cpu": cpu}
+
+
+@asynccontextmanager
+async def carved(make, folder):
+    bench = Bench()
+    timer = LiveTimer(asyncio.get_running_loop())
+    executor = make(bench, timer, folder)
+    executor.carve()
+    try:
+        await bench.until(GpuletUp, 2)
+        yield executor, bench
+    finally:
+        await executor.close()
+        timer.close()
+
+
+async def runs_batches(make, folder):
+    async with carved(make, folder) as (executor, bench):
+        bench.ask(1, 2, 1.0)
+        bench.ask(2, 1, 2.0)
+        bench.ask(3, 3, 3.0)
+        executor.start(Start(1, 0, "plain", "", 3, (1, 2)))
+        executor.start(Start(2, 1, "deep", "", 3, (3,)))
+        ended = await bench.until(Finished, 2)
+        assert sorted(e.batch for e in ended) == [1, 2]
+        shapes = {batch: executor.outputs(batch)[0].shape for batch in (1, 2)}
+        assert {shape[0] for shape in shapes.values()} == {3}
+        executor.start(Start(3, 0, "deep", "", 1, (2,)))
+        (again,) = await bench.until(Finished)
+        assert again.batch == 3
+        assert len(executor.outputs(3)[0].data) == np.prod(executor_shape(executor, make)) * 4
+        assert bench.seen == {GpuletUp: 2, Finished: 3}
+
+
+def executor_shape(executor, make):
+    return (1, 4) if make is cpu else (1, 1)
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_every_start_is_followed_by_one_end_and_its_outputs(name, tmp_path):
+    asyncio.run(runs_batches(EXECUTORS[name], tmp_path))
+
+
+async def keeps_rows_apart(folder):
+    async with carved(cpu, folder) as (executor, bench):
+        for number, (rows, fill) in enumerate([(2, 1.0), (1, 2.0), (1, 3.0)], start=1):
+            bench.ask(number, rows, fill)
+        executor.start(Start(1, 0, "plain", "", 4, (1, 2, 3)))
+        await bench.until(Finished)
+        (result,) = executor.outputs(1)
+        found = np.frombuffer(result.data, np.float32).reshape(result.shape)
+        assert found[:, 0].tolist() == [1.0, 1.0, 2.0, 3.0]
+
+
+def test_the_rows_of_a_batch_come_back_in_their_order(tmp_path):
+    asyncio.run(keeps_rows_apart(tmp_path))
+
+
+async def refuses_bad_shapes(folder):
+    async with carved(cpu, folder) as (executor, bench):
+        bench.requests[1] = Request((bytes(12),), ((1, 3),))
+        executor.start(Start(1, 0, "plain", "", 1, (1,)))
+        (failed,) = await bench.until(RunFailed)
+        assert failed.batch == 1
+        bench.ask(2, 1, 5.0)
+        executor.start(Start(2, 0, "plain", "", 1, (2,)))
+        await bench.until(Finished)
+
+
+def test_a_batch_that_the_runtime_refuses_fails_and_the_worker_lives_on(tmp_path):
+    asyncio.run(refuses_bad_shapes(tmp_path))
+
+
+async def dies_and_comes_back(folder):
+    async with carved(cpu, folder) as (executor, bench):
+        first = dict(executor.pids)
+        for batch in (1, 2):
+            import os  # noqa: PLC0415
+            import signal  # noqa: PLC0415
+
+            os.kill(executor.pids[0], signal.SIGKILL)
+            (down,) = await bench.until(GpuletDown)
+            (up,) = await bench.until(GpuletUp)
+            assert (down.gpulet, up.gpulet) == (0, 0)
+            bench.ask(batch, 1, 5.0)
+            executor.start(Start(batch, 0, "plain", "", 1, (batch,)))
+            await bench.until(Finished)
+        assert executor.pids[1] == first[1]
+        assert executor.pids[0] != first[0]
+
+
+def test_a_dead_worker_is_replaced_again_and_again(tmp_path):
+    asyncio.run(dies_and_comes_back(tmp_path))
