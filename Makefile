@@ -27,6 +27,7 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/sim.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/overload.py --kill
 	$(BIN)/python benchmarks/fidelity.py
 
 clean:

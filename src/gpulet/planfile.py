@@ -99,8 +99,9 @@ def _promise_doc(p: Promise) -> PromiseDoc:
 
 def _gpulet_doc(g: Gpulet) -> GpuletDoc:
     turns = [AssignmentDoc(t.model, t.batch, t.rate, to_ms(t.latency)) for t in g.turns]
-    share = round(g.size.share_pct, 6)
-    return GpuletDoc(g.device, g.size.sms, share, g.offset, to_ms(g.duty_cycle), turns, g.processes, g.size.label)
+    return GpuletDoc(
+        g.device, g.size.sms, g.size.share_pct, g.offset, to_ms(g.duty_cycle), turns, g.processes, g.size.label
+    )
 
 
 def read_plan(text: bytes, problem: Problem, source: str) -> Plan:

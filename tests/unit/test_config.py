@@ -4,7 +4,8 @@ import pytest
 
 from gpulet.config import describe, parse_fleet_file, read_fleet_file
 from gpulet.errors import BadInput, ConfigError
-from gpulet.fleetfile import load_profile, make_problem, open_site
+from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site
+from gpulet.store import Machine
 
 GOOD = """
 [fleet]
@@ -112,6 +113,30 @@ def test_an_empty_or_binary_file_is_refused(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_fleet_file(tmp_path / "binary")
+
+
+def test_the_front_ends_own_cpu_slows_what_shares_its_cores(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for version in ("m/1", "n/1"):
+        (tmp_path / "models" / version).mkdir(parents=True)
+        (tmp_path / "models" / version / "model.onnx").write_bytes(version.encode())
+    (tmp_path / "p.csv").write_text(
+        "model,size,batch,mean_ms\n" + "".join(f"{m},1,{n},{n}\n" for m in "mn" for n in (1, 8))
+    )
+    text = '[[devices]]\nkind = "cpu"\ncores = 1\nprofile = "p.csv"\n[server]\nrepository = "models"\n'
+    text += "".join(f'[[models]]\nname = "{m}"\nslo_ms = 100\nrate = 100\n' for m in "mn")
+    (tmp_path / "fleet.toml").write_text(text)
+    site = open_site(tmp_path / "fleet.toml")
+    alone = make_problem(site, load_profile(site))
+    site.store.write_machine(Machine(front_end_us=1000, contention=0.25))
+    shared = make_problem(site, load_profile(site))
+    # 200 requests/s at 1 ms each take a fifth of the only core.
+    assert front_end_share(site, shared) == pytest.approx(0.2)
+    assert shared.profile.latency("m", 1, 1) == alone.profile.latency("m", 1, 1) / 0.8
+    assert shared.devices[0].contention == 0.25
+    site.store.write_machine(Machine(front_end_us=6000))
+    with pytest.raises(ConfigError, match="the front-end alone would take 120% of the cores"):
+        make_problem(site, load_profile(site))
 
 
 def test_every_key_has_a_meaning():

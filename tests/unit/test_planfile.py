@@ -1,0 +1,28 @@
+"""Plans of every kind come back from JSON as they were."""
+
+import json
+
+import pytest
+from test_plan import MIG_LAYOUT, RESIDENT, SESSION, TURNS
+
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.model import Model
+from gpulet.planfile import read_plan, to_doc, to_json
+from gpulet.profile import Profile
+from gpulet.units import MS
+
+MODELS = {name: Model(name, 60 * MS) for name in "abc"}
+
+
+@pytest.mark.parametrize("plan", [TURNS, MIG_LAYOUT, SESSION, RESIDENT], ids=["turns", "mig", "timeline", "residents"])
+def test_a_plan_comes_back_from_json_as_it_was(plan):
+    text = json.dumps(to_json(to_doc(plan, "mine", 5 * MS))).encode()
+    assert read_plan(text, Problem(MODELS, {}, plan.devices, Profile(())), "p.json") == plan
+
+
+def test_a_refusal_says_what_is_unserved_and_why():
+    refusal = Infeasible("a", "too much", "ask for less", {"a": 3.5}, TURNS)
+    doc = to_json(to_doc(refusal, "mine", MS))
+    assert (doc["feasible"], doc["unserved"]) == (False, {"a": 3.5})
+    assert doc["reason"] == "model a: too much; ask for less"
+    assert len(doc["gpulets"]) == 2
