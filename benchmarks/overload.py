@@ -20,7 +20,8 @@ import numpy as np
 import uvloop
 from common import HERE, record
 
-from gpulet.loadgen import Check, Outcome, Stream, binary_request, drive
+from gpulet.client import binary_request
+from gpulet.loadgen import Check, Outcome, Stream, drive
 from gpulet.model import Model
 from gpulet.units import MS, SECOND
 from gpulet.workload import drawn, poisson

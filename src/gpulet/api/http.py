@@ -6,45 +6,26 @@ request is handed to uvicorn's protocol, of which this is a subclass, and the co
 """
 
 import asyncio
-import re
 from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import unquote
 
-import httptools
-import orjson
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gpulet.api.catalog import Catalog
+from gpulet.api.heads import CACHE_ENTRIES, Head, error_response, parse_head, response_head
 from gpulet.api.infer import Reader
 from gpulet.core.messages import Reason
 from gpulet.drivers.live import Live
 from gpulet.errors import RequestError
 from gpulet.executors.base import Buffer, Outputs
 
-_INFER: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?$")
 _HEAD_END: Final = b"\r\n\r\n"
-_CACHE_ENTRIES: Final = 1024
 _MOST_PIPELINED: Final = 64
 _PATIENCE_S: Final = 30.0
-_JSON_LENGTH: Final = b"inference-header-content-length"
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A parsed request head. `model` is empty when it is not an infer request."""
-
-    model: str
-    version: str
-    body: int
-    json_bytes: int
-    keep_alive: bool
-    method: str = "POST"
-    is_chunked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +151,11 @@ class Exchange:
         header, json_bytes, data = self._reader.answer(self._form, outputs, first_row)
         self.inputs = ()
         if not json_bytes:
-            self._respond((_head(200, len(header), "application/json", keep_alive=self.keep_alive), header))
+            self._respond((response_head(200, len(header), "application/json", keep_alive=self.keep_alive), header))
             return
         length = json_bytes + sum(map(len, data))
         kind = "application/octet-stream"
-        top = _head(200, length, kind, keep_alive=self.keep_alive, json_bytes=json_bytes)
+        top = response_head(200, length, kind, keep_alive=self.keep_alive, json_bytes=json_bytes)
         self._respond((top, header, *data))
 
     def refuse(self, reason: Reason) -> None:
@@ -308,7 +289,7 @@ class InferProtocol(HttpToolsProtocol):
             except RequestError as error:
                 self._refuse(error.status, str(error))
                 return None
-            if len(heads) >= _CACHE_ENTRIES:
+            if len(heads) >= CACHE_ENTRIES:
                 heads.clear()
             heads[raw] = head
         return head
@@ -347,79 +328,3 @@ class InferProtocol(HttpToolsProtocol):
         elif not waits and self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
-
-
-class _HeadParser:
-    """httptools' callbacks."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-
-def parse_head(raw: bytes, most_bytes: int) -> Head:
-    """One request head; raises `RequestError` for what is too large, no HTTP, or contradicts itself."""
-    if len(raw) > most_bytes:
-        msg = f"request head is larger than {most_bytes} bytes"
-        raise RequestError(msg, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-    found = _HeadParser()
-    parser = httptools.HttpRequestParser(found)
-    try:
-        parser.feed_data(raw)
-        method = parser.get_method().decode("ascii")
-        keep_alive = parser.should_keep_alive()
-    except httptools.HttpParserUpgrade:
-        msg = "protocol upgrades are not served"
-        raise RequestError(msg) from None
-    except httptools.HttpParserError as error:
-        msg = f"not an HTTP request: {error}"
-        raise RequestError(msg) from None
-    headers = dict(found.headers)
-    body = _length(headers, b"content-length", -1 if method in {"POST", "PUT"} else 0)
-    is_chunked = b"transfer-encoding" in headers
-    match = _INFER.fullmatch(found.url)
-    if match is None or method != "POST":
-        return Head("", "", max(0, body), -1, keep_alive, method, is_chunked)
-    model, version = unquote(match[1].decode("ascii", "replace")), (match[2] or b"").decode("ascii", "replace")
-    return Head(model, version, body, _length(headers, _JSON_LENGTH, -1), keep_alive, method, is_chunked)
-
-
-def _length(headers: dict[bytes, bytes], name: bytes, absent: int) -> int:
-    value = headers.get(name)
-    if value is None:
-        return absent
-    if not value.isdigit():
-        msg = f"{name.decode()} must be a whole number, is {value[:40]!r}"
-        raise RequestError(msg)
-    return int(value)
-
-
-def _head(status: int, length: int, kind: str, *, keep_alive: bool, json_bytes: int = 0, retry: bool = False) -> bytes:
-    """A response head; built from few templates, of which the common ones are remembered."""
-    key = (status, length, kind, keep_alive, json_bytes, retry)
-    head = _heads.get(key)
-    if head is None:
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-type: {kind}", f"content-length: {length}"]
-        lines += [f"inference-header-content-length: {json_bytes}"] if json_bytes else []
-        lines += ["retry-after: 1"] if retry else []
-        lines += [] if keep_alive else ["connection: close"]
-        head = "\r\n".join([*lines, "", ""]).encode("ascii")
-        if len(_heads) >= _CACHE_ENTRIES:
-            _heads.clear()
-        _heads[key] = head
-    return head
-
-
-_heads: dict[tuple[int, int, str, bool, int, bool], bytes] = {}
-
-
-def error_response(status: int, message: str, keep_alive: bool, *, retry: bool = False) -> tuple[Buffer, ...]:
-    """An error as the protocol wants it: `{"error": "..."}`."""
-    body = orjson.dumps({"error": message})
-    return _head(status, len(body), "application/json", keep_alive=keep_alive, retry=retry), body

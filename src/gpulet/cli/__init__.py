@@ -1,0 +1,37 @@
+"""The commands: the only place where files, systems, drivers and reports are put together."""
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from gpulet.cli import planning, running, showing
+from gpulet.errors import GpuletError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Serve many models on few devices, each within its latency objective (SLO).",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Fleet files.")
+app.add_typer(config_app, name="config")
+for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
+    app.command()(command)
+app.command("replay")(running.replay_journal)
+app.command("systems")(showing.list_systems)
+app.command()(showing.version)
+config_app.command("show")(showing.show_config)
+
+
+def main() -> None:
+    """Run the command line; an error we raise on purpose is one line and an exit code."""
+    sys.path.insert(0, os.fspath(Path.cwd()))  # so that `--system my_module:NAME` finds a file beside the user
+    try:
+        app()
+    except GpuletError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,91 @@
+"""What commands share: their options, and how they plan, refuse and print."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.errors import BadInput, ConfigError
+from gpulet.fleetfile import Site
+from gpulet.plan import Plan
+from gpulet.planfile import read_plan
+from gpulet.units import SECOND
+from gpulet.workload import Arrivals, drawn, parse_process, parse_trace
+
+out = Console()
+
+Target = Annotated[Path, typer.Argument(help="a fleet file, or a directory: a model repository on all cores")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+SystemName = Annotated[str, typer.Option("--system", help="a system's name, or package.module:NAME")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="use this plan (what `plan --json` wrote)")]
+Seconds = Annotated[float, typer.Option("--duration", min=0.001, help="seconds of arrivals")]
+Seed = Annotated[int, typer.Option("--seed", help="of the arrivals")]
+Workload = Annotated[
+    str, typer.Option("--workload", help="poisson, gamma:CV, mmpp:RATE1,SECONDS1,RATE2,SECONDS2, trace:FILE")
+]
+
+ATTAINED = 0.99
+"""At most 1 % late or unanswered: what the field's papers call holding a rate."""
+
+
+def planned(site: Site, problem: Problem) -> tuple[Plan | Infeasible, int]:
+    """The planner's answer, and how long it thought (nanoseconds)."""
+    before = time.perf_counter_ns()
+    outcome = site.system.planner(problem)
+    return outcome, time.perf_counter_ns() - before
+
+
+def chosen_plan(site: Site, problem: Problem, plan_file: Path | None) -> Plan:
+    """The plan of a file, or a fresh one; a refusal ends the command with exit code 1."""
+    if plan_file:
+        try:
+            text = plan_file.read_bytes()
+        except OSError as error:
+            msg = f"plan {plan_file} cannot be read: {error}"
+            raise BadInput(msg) from None
+        return read_plan(text, problem, str(plan_file))
+    outcome, _ = planned(site, problem)
+    return outcome if isinstance(outcome, Plan) else refuse(outcome)
+
+
+def refuse(refusal: Infeasible, *, quiet: bool = False) -> Plan:
+    """Say why there is no plan and end the command with exit code 1."""
+    if not quiet:
+        Console(stderr=True, soft_wrap=True).print(f"no plan: {refusal}", markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> Arrivals:
+    """The arrivals of `--workload`; raises `ConfigError` for an unknown one or a trace that cannot be read."""
+    models = tuple(problem.models.values())
+    nanoseconds = round(duration * SECOND)
+    if workload.startswith("trace:"):
+        path = Path(workload.removeprefix("trace:"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"trace {path} cannot be read: {error}"
+            raise ConfigError(msg) from None
+        return parse_trace(text, models, nanoseconds, seed, str(path))
+    return drawn(models, problem.demand, nanoseconds, seed, parse_process(workload))
+
+
+def check_attainment(report: dict[str, Any], *, wanted: bool) -> None:
+    """With `--check`, a model below 99 % ends the command with exit code 1."""
+    if wanted and any(row["attainment"] < ATTAINED for row in report["models"].values()):
+        raise typer.Exit(1)
+
+
+def system_name(site: Site, override: str) -> str:
+    """The system that plans: what was typed, else what the fleet file says."""
+    return override or site.config.fleet.system
+
+
+def print_json(value: dict[str, Any] | Sequence[Any]) -> None:
+    """One line of JSON on standard output."""
+    out.print(json.dumps(value), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,187 @@
+"""What would be: `plan`, `capacity`, `simulate`."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpulet.cli.common import (
+    ATTAINED,
+    AsJson,
+    PlanFile,
+    Seconds,
+    Seed,
+    SystemName,
+    Target,
+    Workload,
+    arrivals_of,
+    check_attainment,
+    chosen_plan,
+    out,
+    planned,
+    print_json,
+    refuse,
+    system_name,
+)
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.drivers.sim import simulate as run_simulation
+from gpulet.errors import BadInput
+from gpulet.fleetfile import Site, front_end_share, largest_factor, load_profile, make_problem, open_site
+from gpulet.plan import Plan
+from gpulet.planfile import to_doc, to_json
+from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
+from gpulet.reports.runs import run_table
+from gpulet.systems import make_scheduler
+from gpulet.workload import Arrivals
+
+
+def plan(
+    target: Target,
+    system: SystemName = "",
+    picture: Annotated[Path | None, typer.Option("--picture", help="draw it to this .png or .svg")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the devices for the models' rates and SLOs.
+
+    Example: gpulet plan fleet.toml --picture plan.png
+    """
+    site = open_site(target, system=system)
+    problem = make_problem(site, load_profile(site))
+    outcome, took = planned(site, problem)
+    shown = outcome.partial if isinstance(outcome, Infeasible) else outcome
+    if picture:
+        _draw(shown, picture)
+    if as_json:
+        doc = to_json(to_doc(outcome, system_name(site, system), took))
+        if site.executor == "cpu":
+            doc["front_end_share"] = front_end_share(site, problem)
+        print_json(doc)
+    else:
+        out.print(gpulet_table(shown), promise_table(shown))
+    if isinstance(outcome, Infeasible):
+        refuse(outcome, quiet=as_json)
+
+
+def capacity(
+    target: Target,
+    by: Annotated[str, typer.Option("--by", help="plan: what the planner accepts; simulation: what holds")] = "plan",
+    system: SystemName = "",
+    devices: Annotated[bool, typer.Option("--devices", help="instead: the fewest devices that hold the rates")] = False,
+    duration: Seconds = 30.0,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """The largest factor on all rates that still holds, or the fewest devices.
+
+    By simulation it holds while at most 1 % of every model's requests are late or unanswered.
+
+    Example: gpulet capacity fleet.toml --by simulation
+    """
+    site = open_site(target, system=system)
+    problem = make_problem(site, load_profile(site))
+    if devices:
+        _fewest_devices(site, problem, as_json=as_json)
+        return
+    if by == "plan":
+        factor, limiting = largest_factor(problem, site.system)
+    elif by == "simulation":
+        factor, limiting = _simulated_factor(site, problem, duration, seed)
+    else:
+        msg = f"--by {by!r}: known are plan, simulation"
+        raise BadInput(msg)
+    rates = {name: rate * factor for name, rate in problem.demand.items()}
+    answer = {"factor": factor, "rates": rates, "limiting_model": limiting}
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(f"factor {factor:.3f}, limited by {limiting or 'nothing'}")
+        for name, rate in rates.items():
+            out.print(f"  {name}: {rate:.1f}/s")
+
+
+def simulate(
+    target: Target,
+    duration: Seconds = 60.0,
+    seed: Seed = 1,
+    workload: Workload = "poisson",
+    system: SystemName = "",
+    plan_file: PlanFile = None,
+    compare: Annotated[str, typer.Option("--compare", help="several systems, separated by commas")] = "",
+    check: Annotated[bool, typer.Option("--check", help="exit 1 when a model attains less than 99 %")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a workload against a plan in virtual time, through the code that serves.
+
+    Example: gpulet simulate fleet.toml --duration 60 --seed 1 --workload gamma:2 --compare gpulet,elastic
+    """
+    reports = {}
+    for name in compare.split(",") if compare else [system]:
+        site = open_site(target, system=name)
+        problem = make_problem(site, load_profile(site))
+        chosen = chosen_plan(site, problem, plan_file)
+        arrivals = arrivals_of(problem, workload, duration, seed)
+        reports[system_name(site, name)] = _simulated(site, problem, chosen, arrivals)
+    if as_json:
+        print_json(reports if compare else next(iter(reports.values())))
+    else:
+        for name, report in reports.items():
+            out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
+            out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
+    for report in reports.values():
+        check_attainment(report, wanted=check)
+
+
+def _draw(shown: Plan, picture: Path) -> None:
+    if picture.suffix not in {".png", ".svg"}:
+        msg = f"--picture {picture}: the file must end in .png or .svg"
+        raise BadInput(msg)
+    draw_plan(shown, picture)
+
+
+def _simulated(site: Site, problem: Problem, chosen: Plan, arrivals: Arrivals) -> dict[str, Any]:
+    scheduler = make_scheduler(site.system, problem, chosen, site.limits)
+    before = time.perf_counter()
+    metrics = run_simulation(scheduler, problem.profile, chosen, arrivals)
+    took = time.perf_counter() - before
+    return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
+
+
+def _fewest_devices(site: Site, problem: Problem, *, as_json: bool) -> None:
+    """Algorithm 2 of gpu-lets (ATC'22), off line: one device more until the planner accepts."""
+    refusal: Plan | Infeasible = Infeasible("", "no devices", "add one", {}, Plan(()))
+    for count in range(1, len(problem.devices) + 1):
+        refusal, _ = planned(site, replace(problem, devices=problem.devices[:count]))
+        if isinstance(refusal, Plan):
+            if as_json:
+                print_json({"devices": count, "of": len(problem.devices)})
+            else:
+                out.print(f"{count} of {len(problem.devices)} devices hold the rates")
+            return
+    assert isinstance(refusal, Infeasible)
+    refuse(refusal)
+
+
+def _simulated_factor(site: Site, problem: Problem, duration: float, seed: int) -> tuple[float, str]:
+    """Bisection on the factor: planned for the scaled rates, simulated, at most 1 % violations for every model."""
+    low, high, limiting = 0.0, largest_factor(problem, site.system)[0], ""
+    for _ in range(12):
+        middle = (low + high) / 2
+        worst, attainment = _worst(site, problem, middle, duration, seed)
+        if attainment < ATTAINED:
+            high, limiting = middle, worst
+        else:
+            low = middle
+    return low, limiting
+
+
+def _worst(site: Site, problem: Problem, factor: float, duration: float, seed: int) -> tuple[str, float]:
+    demand = {name: rate * factor for name, rate in problem.demand.items()}
+    scaled = Problem(problem.models, demand, problem.devices, problem.profile)
+    outcome, _ = planned(site, scaled)
+    if isinstance(outcome, Infeasible):
+        return outcome.model, 0.0
+    models: dict[str, Any] = _simulated(site, scaled, outcome, arrivals_of(scaled, "poisson", duration, seed))["models"]
+    worst = min(models, key=lambda name: models[name]["attainment"])
+    return worst, models[worst]["attainment"]

@@ -1,0 +1,226 @@
+"""What is: `serve`, `profile`, `bench`, `replay`."""
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from gpulet.cli.common import (
+    AsJson,
+    PlanFile,
+    Seconds,
+    Seed,
+    SystemName,
+    Target,
+    Workload,
+    arrivals_of,
+    check_attainment,
+    chosen_plan,
+    out,
+    print_json,
+    system_name,
+)
+from gpulet.client import parse_address, random_request
+from gpulet.core.journal import read_header, replay
+from gpulet.core.ports import Problem
+from gpulet.errors import BadInput, ModelError
+from gpulet.fleetfile import Site, load_profile, make_problem, open_site, stored_points
+from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
+from gpulet.logs import configure as configure_logs
+from gpulet.logs import tell
+from gpulet.measuring import measure, missing
+from gpulet.plan import Plan
+from gpulet.profile import Point, Profile
+from gpulet.profiler import P99_SAMPLES
+from gpulet.reports.runs import run_table
+from gpulet.serving import LiveServer, make_server, serve_until_stopped
+from gpulet.store import Machine
+from gpulet.systems import find_system, make_scheduler
+from gpulet.units import MS, SECOND, to_ms
+from gpulet.workload import Arrivals
+
+_BUDGET_S = 1.0
+
+
+def serve(
+    target: Target,
+    system: SystemName = "",
+    plan_file: PlanFile = None,
+    http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the fleet file's")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="likewise")] = None,
+    journal: Annotated[str, typer.Option("--journal", help="write every step to this file")] = "",
+) -> None:
+    """Profile what is not profiled yet, plan, carve, serve until SIGTERM.
+
+    Example: gpulet serve examples/digits
+    """
+    site = _with_options(open_site(target, system=system), http_port, metrics_port, journal)
+    configure_logs(site.config.server.log_format)
+    refused = _measured(site, _BUDGET_S) if site.executor == "cpu" and not site.profile_path else {}
+    for model, error in refused.items():
+        tell("model_refused", model=model, error=error)
+    site = site.without(refused)
+    problem = make_problem(site, load_profile(site))
+    chosen = chosen_plan(site, problem, plan_file)
+    name = system_name(site, system)
+    tell("planned", system=name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
+    uvloop.run(_serve(site, problem, chosen, name, refused))
+
+
+def profile(
+    target: Target,
+    budget: Annotated[float, typer.Option("--budget", min=0.01, help="seconds of runs for each point")] = _BUDGET_S,
+    again: Annotated[bool, typer.Option("--again", help="forget what was measured before")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency by (model, cores, batch) on real workers; goes on where an earlier run stopped.
+
+    Example: gpulet profile examples/digits
+    """
+    site = open_site(target)
+    if again:
+        for artifact in site.artifacts.values():
+            site.store.path(artifact.digest).unlink(missing_ok=True)
+        site.store.write_machine(Machine())
+    refused = _measured(site, budget)
+    points = sorted(stored_points(site), key=lambda p: (p.model, p.shape, p.size, p.rows))
+    if as_json:
+        machine = asdict(site.store.read_machine())
+        print_json({"points": [_point_json(p) for p in points], "machine": machine, "refused": refused})
+    else:
+        _print_profile(points, site.store.read_machine())
+    if refused:
+        model, error = next(iter(refused.items()))
+        msg = f"model {model}: {error}"
+        raise ModelError(msg)
+
+
+def _print_profile(points: Sequence[Point], machine: Machine) -> None:
+    table = Table("model", "cores", "batch", "mean", "p95", "p99", "runs", title="latency in ms")
+    for p in points:
+        p99 = f"{p.p99 / MS:.3f}" if p.samples >= P99_SAMPLES else f"max {p.p99 / MS:.3f}"
+        times = (f"{p.mean / MS:.3f}", f"{p.p95 / MS:.3f}", p99)
+        table.add_row(f"{p.model} {p.shape}".rstrip(), str(p.size), str(p.rows), *times, str(p.samples))
+    out.print(table, f"front-end {machine.front_end_us:.0f} us per request, contention {machine.contention:.2f}")
+
+
+def _point_json(p: Point) -> dict[str, Any]:
+    """`p99_is_max`: too few runs for a p99, the largest stands in its place."""
+    times = {"mean_ms": to_ms(p.mean), "p95_ms": to_ms(p.p95), "p99_ms": to_ms(p.p99)}
+    key = {"model": p.model, "shape": p.shape, "size": p.size, "batch": p.rows}
+    return {**key, **times, "samples": p.samples, "p99_is_max": p.samples < P99_SAMPLES}
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="HOST:PORT of a v2 server, ours or a peer's")],
+    load: Annotated[list[str], typer.Option("--load", help="MODEL:RATE[:SLO_MS], once for each model")],
+    duration: Seconds = 10.0,
+    seed: Seed = 1,
+    workload: Workload = "poisson",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="rows of each request")] = 1,
+    connections: Annotated[int, typer.Option("--connections", min=1, help="HTTP connections")] = 256,
+    check: Annotated[bool, typer.Option("--check", help="exit 1 when a model attains less than 99 %")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open-loop load with random inputs; latency counts from the scheduled arrival.
+
+    Example: gpulet bench 127.0.0.1:8000 --load digits-small:400:25 --load digits-large:20:150
+    """
+    loads = [parse_load(text) for text in load]
+    models = tuple(item.model for item in loads)
+    demand = {item.model.name: item.rate for item in loads}
+    arrivals = arrivals_of(Problem({m.name: m for m in models}, demand, (), Profile(())), workload, duration, seed)
+    outcome = uvloop.run(_drive(parse_address(url), loads, arrivals, rows, connections))
+    report = outcome.report(arrivals.duration)
+    if as_json:
+        print_json(report)
+    else:
+        out.print(run_table(report, f"{duration:g} s of {workload} at {url}, seed {seed}"))
+        out.print(f"client CPU {outcome.client_cpu_us:.0f} us per request")
+        for error, count in outcome.errors.items():
+            out.print(f"{count} x {error}", markup=False)
+    check_attainment(report, wanted=check)
+
+
+def replay_journal(
+    journal: Annotated[Path, typer.Argument(help="what [server] journal wrote")], as_json: AsJson = False
+) -> None:
+    """Feed a live journal to a fresh core and say where its commands differ.
+
+    Example: gpulet replay gpulet.journal
+    """
+    try:
+        lines = journal.read_bytes().splitlines()
+    except OSError as error:
+        msg = f"journal {journal} cannot be read: {error}"
+        raise BadInput(msg) from None
+    header = read_header(lines[0] if lines else b"")
+    scheduler = make_scheduler(find_system(header.system), header.problem(), header.plan, header.limits)
+    differences = list(replay(scheduler, lines[1:]))
+    if as_json:
+        print_json({"steps": len(lines) - 1, "differences": [asdict(d) for d in differences]})
+    else:
+        for d in differences[:10]:
+            out.print(f"line {d.line}: journal {d.journal}, replayed {d.replayed}", markup=False)
+        out.print(f"{len(lines) - 1} steps, {len(differences)} differ")
+    if differences:
+        raise typer.Exit(1)
+
+
+async def _drive(
+    address: tuple[str, int], loads: Sequence[LoadSpec], arrivals: Arrivals, rows: int, connections: int
+) -> Outcome:
+    """Ask the server what its models take, then drive it with random inputs of `rows` rows."""
+    streams = [
+        Stream(load.model.name, load.model.slo, [await random_request(*address, load.model.name, rows)])
+        for load in loads
+    ]
+    return await drive(*address, streams, arrivals, connections=connections)
+
+
+async def _serve(site: Site, problem: Problem, chosen: Plan, name: str, refused: dict[str, str]) -> None:
+    server = make_server(site, problem, chosen, name, refused)
+    host = site.config.server.host
+    gc.collect()
+    gc.freeze()  # what is here now stays; the collector need not look at it again
+
+    def announce(ready: LiveServer) -> None:
+        tell(
+            "ready",
+            url=f"http://{host}:{ready.http.http_port}",
+            metrics=f"http://{host}:{ready.http.metrics_port}/metrics",
+        )
+
+    await serve_until_stopped(server, announce)
+
+
+def _with_options(site: Site, http_port: int | None, metrics_port: int | None, journal: str) -> Site:
+    """The fleet file's server section, overridden by what was typed."""
+    path = str(Path(journal).resolve()) if journal else None
+    typed = {"http_port": http_port, "metrics_port": metrics_port, "journal": path}
+    given = {key: value for key, value in typed.items() if value is not None}
+    section = site.config.server.model_copy(update=given)
+    return replace(site, config=site.config.model_copy(update={"server": section}))
+
+
+def _measured(site: Site, budget_s: float) -> dict[str, str]:
+    """Measure what is missing, with a progress bar; the models that were refused."""
+    budget = round(budget_s * SECOND)
+    todo = missing(site, budget)
+    if not todo.total and not todo.machine:
+        return {}
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("profiling", total=todo.total)
+
+        def step(model: str, point: Point) -> None:
+            bar.update(task, advance=1, description=f"profiling {model}, {point.size} cores, batch {point.rows}")
+
+        return asyncio.run(measure(site, budget, step))
