@@ -40,6 +40,23 @@ def save_model(folder, name, *, width=4, layers=0, seed=1):
     onnx.save(model, path)
 
 
+def save_detector(folder, name):
+    """All elements that are not 0, as detectors list what they found: [N, 4] to [2, found], declared [-1, -1]."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["found"]),
+        helper.make_node("Transpose", ["found"], ["turned"], perm=[1, 0]),
+        helper.make_node("Cast", ["turned"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["K", 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, Path(folder) / name / "1" / "model.onnx")
+
+
 def table(models, cores=2, base=0.5, per_row=0.1):
     """A profile in milliseconds, so that tests need not measure; `models` may map to their own (base, per_row)."""
     lines = ["model,size,batch,mean_ms"]

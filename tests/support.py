@@ -82,6 +82,7 @@ class Watch:
     ended: Counter = field(default_factory=Counter)
     running: dict = field(default_factory=dict)
     waiting: set = field(default_factory=set)
+    retried: set = field(default_factory=set)
 
     def observe(self, now, events, commands):
         for event in events:
@@ -89,7 +90,8 @@ class Watch:
         for command in commands:
             self._command(now, command)
         for name in {r.model for r in self.arrived.values()}:
-            depth = sum(self.arrived[i].model == name for i in self.waiting)
+            # What a dead worker ran comes back on top of what waits.
+            depth = sum(self.arrived[i].model == name for i in self.waiting - self.retried)
             assert depth <= self.limits.max_queue, f"{depth} wait for {name}"
 
     def _event(self, event):
@@ -105,7 +107,9 @@ class Watch:
             case GpuletDown(gpulet):
                 lost = [b for b, s in self.running.items() if s.on == gpulet]
                 for batch in lost:
-                    self.waiting |= set(self.running.pop(batch).requests)
+                    requests = set(self.running.pop(batch).requests)
+                    self.waiting |= requests
+                    self.retried |= requests
             case _:
                 pass
 

@@ -69,7 +69,8 @@ def residual(share: Share) -> Cycle:
 def squishy(shares: Sequence[Share]) -> Cycle:
     """Several models in one duty cycle D: batches b_i = ceil(D rate_i) with sum L_i <= D and D + sum L_i <= every SLO.
 
-    Of all such D the largest is taken, since larger batches use the gpulet better.
+    Of all such D the largest is taken, since larger batches use the gpulet better. Between two instants at which a batch
+    grows nothing changes but D, so those instants and the largest D that the objectives allow are all that need be tried.
     """
     slo = min(share.slo for share in shares)
     low, high = 0, slo
@@ -77,8 +78,12 @@ def squishy(shares: Sequence[Share]) -> Cycle:
         middle = (low + high + 1) // 2
         cycle = _cycle(shares, middle)
         low, high = (middle, high) if cycle.batches and cycle.worst <= slo else (low, middle - 1)
-    best = _cycle(shares, low) if low else IMPOSSIBLE
-    return best if best.batches and sum(best.latencies) <= best.duty else IMPOSSIBLE
+    steps = {int(b * SECOND // s.rate) for s in shares for b in range(1, min(s.max_batch, len(s.curve)) + 1)}
+    for duty in sorted({low, *(step for step in steps if 0 < step < low)}, reverse=True):
+        cycle = _cycle(shares, duty) if duty else IMPOSSIBLE
+        if cycle.batches and sum(cycle.latencies) <= cycle.duty:
+            return cycle
+    return IMPOSSIBLE
 
 
 def _cycle(shares: Sequence[Share], duty: Duration) -> Cycle:

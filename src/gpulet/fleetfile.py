@@ -26,6 +26,9 @@ DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
 _DEFAULT_SLO_LEAST = 25 * MS
 _EQUAL_SHARE_LOAD = 0.7
+_NO_BOUND = 1e6
+FRONT_END = "(front-end)"
+"""What limits a fleet whose front-end takes every core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Site:
 
     config: FleetFile
     folder: Path
+    name: str
     system: System
     devices: tuple[Device, ...]
     executor: ExecutorName
@@ -41,6 +45,11 @@ class Site:
     artifacts: Mapping[str, Artifact]
     profile_path: str
     store: ProfileStore
+
+    @property
+    def dispatcher_name(self) -> str:
+        """The system whose dispatcher serves."""
+        return self.config.fleet.dispatcher or self.name
 
     def without(self, names: Collection[str]) -> "Site":
         """The site less some models; raises `ConfigError` when none is left."""
@@ -86,6 +95,7 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
     return Site(
         config,
         folder,
+        system or config.fleet.system,
         _system(config, system),
         devices,
         executor,
@@ -209,17 +219,30 @@ def stored_points(site: Site) -> list[Point]:
     return points
 
 
-def make_problem(site: Site, profile: Profile) -> Problem:
-    """The problem: models with their objectives, demand, devices, and a profile with all margins in it."""
+def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Problem:
+    """The problem: models with their objectives, demand times `factor`, devices, and a profile with all margins in it.
+
+    On a CPU the front-end's own time at these rates is one of the margins. Raises `ConfigError` where it leaves none.
+    """
     margins = site.config.margins
     chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
     models = {s.name: _model(s, chosen) for s in site.sections}
-    given = {s.name: s.rate for s in site.sections if s.rate}
-    problem = Problem(models, given, _measured_devices(site), chosen)
-    problem = replace(problem, demand=given if len(given) == len(models) else _equal_share(problem, site.system))
-    if site.executor == "cpu":
-        problem = replace(problem, profile=chosen.stretched(_front_end_stretch(site, problem)))
-    return problem
+    bare = Problem(models, {s.name: s.rate for s in site.sections if s.rate}, _measured_devices(site), chosen)
+    if len(bare.demand) < len(models):
+        bare = replace(bare, demand=_equal_share(site, bare))
+    bare = replace(bare, demand={name: rate * factor for name, rate in bare.demand.items()})
+    share = front_end_share(site, bare)
+    if share >= 1:
+        rate = sum(bare.demand.values())
+        msg = f"the front-end alone would take {share:.0%} of the cores at {rate:.0f} requests/s"
+        raise ConfigError(msg)
+    return _beside_front_end(site, bare)
+
+
+def _beside_front_end(site: Site, bare: Problem) -> Problem:
+    """The front-end runs on the same cores: what it takes, every worker goes slower by."""
+    share = front_end_share(site, bare)
+    return replace(bare, profile=bare.profile.stretched(1 / (1 - share))) if share else bare
 
 
 def _measured_devices(site: Site) -> tuple[Device, ...]:
@@ -230,20 +253,14 @@ def _measured_devices(site: Site) -> tuple[Device, ...]:
 
 
 def front_end_share(site: Site, problem: Problem) -> float:
-    """The share of the machine's cores that the front-end itself takes at the planned rates."""
+    """The share of the machine's cores that the front-end itself takes at the planned rates; 0 beside emulated devices.
+
+    It is counted by rows, as rates are: a request of several rows costs it less than as many requests.
+    """
+    if site.executor != "cpu":
+        return 0.0
     cores = sum(d.kind.sms for d in problem.devices)
     return sum(problem.demand.values()) * site.store.read_machine().front_end / SECOND / cores
-
-
-def _front_end_stretch(site: Site, problem: Problem) -> float:
-    """The front-end runs on the same cores: what it takes, every worker goes slower by."""
-    share = front_end_share(site, problem)
-    if share >= 1:
-        msg = (
-            f"the front-end alone would take {share:.0%} of the cores at {sum(problem.demand.values()):.0f} requests/s"
-        )
-        raise ConfigError(msg)
-    return 1 / (1 - share)
 
 
 def _model(section: ModelSection, profile: Profile) -> Model:
@@ -261,44 +278,50 @@ def _default_slo(name: str, profile: Profile) -> Duration:
     return max(_DEFAULT_SLO_LEAST, _DEFAULT_SLO_RUNS * profile.latency(name, profile.sizes(name)[0], 1))
 
 
-def _equal_share(problem: Problem, system: System) -> dict[str, float]:
+def _equal_share(site: Site, bare: Problem) -> dict[str, float]:
     """Rates for models that came without: an equal share of the fleet's time each, scaled to 70 % of what still fits."""
-    size = problem.devices[0].sizes()[-1]
-    known = problem.demand
+    size = bare.devices[0].sizes()[-1]
+    known = bare.demand
     unknown = {}
-    for name, model in problem.models.items():
+    for name, model in bare.models.items():
         if name not in known:
-            curve = problem.profile.curve(name, size.sms)
+            curve = bare.profile.curve(name, size.sms)
             whole = saturated_rate(Share(curve, model.slo, 1.0, model.max_batch))
-            unknown[name] = max(whole, 1e-3) * len(problem.devices) / len(problem.models)
+            unknown[name] = max(whole, 1e-3) * len(bare.devices) / len(bare.models)
+
+    def fits(factor: float) -> bool:
+        asked = replace(bare, demand={**known, **{name: rate * factor for name, rate in unknown.items()}})
+        if front_end_share(site, asked) >= 1:
+            return False
+        return isinstance(site.system.planner(_beside_front_end(site, asked)), Plan)
+
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        asked = {**known, **{name: rate * middle for name, rate in unknown.items()}}
-        fits = isinstance(system.planner(replace(problem, demand=asked)), Plan)
-        low, high = (middle, high) if fits else (low, middle)
-    factor = (low or 1.0) * _EQUAL_SHARE_LOAD
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    factor = (low or high) * _EQUAL_SHARE_LOAD
     return {**known, **{name: rate * factor for name, rate in unknown.items()}}
 
 
-def largest_factor(problem: Problem, system: System, *, precision: float = 1e-4) -> tuple[float, str]:
+def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-4) -> tuple[float, str]:
     """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
     low, high, limiting = 0.0, 1.0, ""
-    while True:
-        outcome = _scaled(problem, system, high)
-        if isinstance(outcome, Infeasible) or high > 1e6:  # noqa: PLR2004 (demand without bound)
-            limiting = outcome.model if isinstance(outcome, Infeasible) else ""
-            break
+    while high < _NO_BOUND and not (limiting := _refuses(site, profile, high)):
         low, high = high, high * 2
     while high - low > precision * high:
         middle = (low + high) / 2
-        outcome = _scaled(problem, system, middle)
-        if isinstance(outcome, Infeasible):
-            high, limiting = middle, outcome.model
+        refused = _refuses(site, profile, middle)
+        if refused:
+            high, limiting = middle, refused
         else:
             low = middle
     return low, limiting
 
 
-def _scaled(problem: Problem, system: System, factor: float) -> Plan | Infeasible:
-    return system.planner(replace(problem, demand={name: rate * factor for name, rate in problem.demand.items()}))
+def _refuses(site: Site, profile: Profile, factor: float) -> str:
+    """The model for which the planner refuses the scaled rates; empty when it does not."""
+    try:
+        outcome = site.system.planner(make_problem(site, profile, factor=factor))
+    except ConfigError:  # the front-end has no core left
+        return FRONT_END
+    return outcome.model if isinstance(outcome, Infeasible) else ""

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from time import process_time_ns
@@ -114,9 +115,12 @@ def _header(buffer: bytes | bytearray, name: bytes, end: int) -> int:
 class _Load:
     """A run under way."""
 
-    def __init__(self, streams: Sequence[Stream], arrivals: Arrivals, timer: LiveTimer) -> None:
+    def __init__(
+        self, streams: Sequence[Stream], arrivals: Arrivals, timer: LiveTimer, reconnect: Callable[[], None]
+    ) -> None:
         self._streams = streams
         self._timer = timer
+        self._reconnect = reconnect
         self._due = zip(arrivals.times.tolist(), arrivals.which.tolist(), strict=True)
         self._coming = list(islice(self._due, 1))
         self._sent = [0] * len(streams)
@@ -128,10 +132,32 @@ class _Load:
         self.done = asyncio.Event()
         self.outcome = Outcome({s.model: Counts() for s in streams}, {s.model: 0 for s in streams})
 
-    def begin(self) -> None:
-        """Let the first request fall due now."""
+    def add(self, connection: _Connection) -> None:
+        """A connection that may be used."""
+        self.open.add(connection)
+        if self._waiting:
+            self._send(connection, *self._waiting.popleft())
+        else:
+            self.free.append(connection)
+
+    async def run(self, arrivals: Arrivals) -> None:
+        """Let the first request fall due now; wait for the last answer, within the grace time."""
         self._start = self._timer.now()
         self._next(0)
+        if not len(arrivals):
+            return
+        try:
+            await asyncio.wait_for(self.done.wait(), arrivals.duration / SECOND + _GRACE_S)
+        except TimeoutError:
+            self.outcome.errors["never answered"] = sum(c.unanswered for c in self.outcome.counts.values())
+        self.done.set()
+
+    def close(self) -> None:
+        """End every connection; what is under way on them no longer counts."""
+        self.done.set()
+        for connection in list(self.open):
+            connection.due = None
+            connection.transport.close()
 
     def _next(self, _: int) -> None:
         """Send everything that is due, and come back for the next."""
@@ -145,7 +171,7 @@ class _Load:
     def _fall(self, due: Instant, which: int) -> None:
         self.outcome.counts[self._streams[which].model].arrived += 1
         if self.free:
-            self._send(self.free.popleft(), due, which)
+            self._send(self.free.pop(), due, which)  # the last used: an idle one may be about to be closed
         else:
             self._waiting.append((due, which))
 
@@ -167,10 +193,12 @@ class _Load:
             self.free.append(connection)
 
     def lost(self, connection: _Connection) -> None:
-        """The server closed a connection; what was under way on it has failed."""
+        """The server closed a connection; what was under way on it has failed. Another takes its place."""
         self.open.discard(connection)
         if connection in self.free:
             self.free.remove(connection)
+        if not self.done.is_set():
+            self._reconnect()
         if connection.due is not None:
             due, which, _ = connection.due
             self._count_error("connection closed")
@@ -233,26 +261,32 @@ async def drive(
     """
     loop = asyncio.get_running_loop()
     timer = LiveTimer(loop)
-    load = _Load(streams, arrivals, timer)
-    for _ in range(connections):
-        try:
-            _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
-        except OSError as error:
-            msg = f"no server at {host}:{port}: {error.strerror or error}"
-            raise Unusable(msg) from None
-        load.free.append(connection)
-        load.open.add(connection)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connect() -> None:
+        _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
+        load.add(connection)
+
+    async def connect_again() -> None:
+        with suppress(OSError):  # the server is gone; what waits for a connection will not be answered
+            await connect()
+
+    def reconnect() -> None:
+        task = loop.create_task(connect_again())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    load = _Load(streams, arrivals, timer, reconnect)
+    try:
+        for _ in range(connections):
+            await connect()
+    except OSError as error:
+        msg = f"no server at {host}:{port}: {error.strerror or error}"
+        raise Unusable(msg) from None
     before = process_time_ns()
-    load.begin()
-    if len(arrivals):
-        try:
-            await asyncio.wait_for(load.done.wait(), arrivals.duration / SECOND + _GRACE_S)
-        except TimeoutError:
-            load.outcome.errors["never answered"] = sum(c.unanswered for c in load.outcome.counts.values())
+    await load.run(arrivals)
     load.outcome.client_cpu_us = (process_time_ns() - before) / US / max(1, len(arrivals))
-    for connection in list(load.open):
-        connection.due = None
-        connection.transport.close()
+    load.close()
     timer.close()
     await asyncio.sleep(0)
     return load.outcome

@@ -69,15 +69,14 @@ async def measure(site: Site, budget: Duration, progress: Progress) -> dict[str,
 
 
 async def _measure_one(site: Site, name: str, artifact: Artifact, budget: Duration, progress: Progress) -> None:
-    points = _known(site, name)
+    points, grid = _known(site, name), _grid(site, name, budget)
 
     def keep(point: Point) -> None:
         points.append(point)
         site.store.write(artifact.digest, format_profile(points))
         progress(name, point)
 
-    grid = _grid(site, name, budget)
-    model = WorkerModel(name, str(artifact.path), 1)
+    model = WorkerModel(name, str(artifact.path), 1, grid.shapes)
     await measure_model(model, usable_cores(), grid, tuple(points), keep)
 
 
@@ -94,8 +93,8 @@ def _grid(site: Site, name: str, budget: Duration) -> Grid:
 
 
 async def _measure_machine(site: Site, name: str) -> Machine:
-    model = WorkerModel(name, str(site.artifacts[name].path), 1)
-    contention = await measure_contention(model, usable_cores())
+    model = WorkerModel(name, str(site.artifacts[name].path), 1, _grid(site, name, SECOND).shapes)
+    contention = await measure_contention(model, usable_cores()[: site.devices[0].kind.sms])
     return Machine(await measure_front_end(), contention)
 
 
@@ -142,4 +141,4 @@ def _probe_server() -> LiveServer:
     problem = make_problem(site, profile)
     plan = find_system("dedicated").planner(problem)
     assert isinstance(plan, Plan), "one emulated device holds the probe"
-    return make_server(site, problem, plan, "dedicated")
+    return make_server(site, problem, plan)

@@ -155,5 +155,21 @@ def _gpulet(place: int, g: GpuletDoc) -> Gpulet:
 
 
 def _strangers(plan: Plan, problem: Problem) -> list[str]:
+    """Models that only one side knows, and turns that the fleet's models cannot run."""
     planned: Mapping[str, None] = dict.fromkeys(m for g in plan.gpulets for m in g.models)
-    return [f"model {name} is planned but not in the fleet" for name in planned if name not in problem.models]
+    strangers = [f"model {name} is planned but not in the fleet" for name in planned if name not in problem.models]
+    if strangers or not plan.gpulets:
+        return strangers
+    homeless = [f"model {name} of the fleet has no gpulet" for name in problem.models if name not in planned]
+    turns = [(g, t, _most_rows(problem, g, t)) for g in plan.gpulets for t in g.turns]
+    return homeless + [
+        f"gpulet {g.id} plans batches of {t.batch} for model {t.model}, which takes at most {most} there"
+        for g, t, most in turns
+        if t.batch > most
+    ]
+
+
+def _most_rows(problem: Problem, g: Gpulet, turn: Turn) -> int:
+    if turn.model not in problem.profile.models:
+        return problem.models[turn.model].max_batch
+    return min(problem.models[turn.model].max_batch, problem.profile.max_batch(turn.model, g.size.sms))

@@ -8,7 +8,7 @@ and between measured sizes it is linear. Beyond the largest measured batch there
 import csv
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
@@ -30,7 +30,10 @@ class Statistic(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measured point. `p95` and `p99` repeat the mean where only the mean is known (`samples` 0)."""
+    """One measured point. `p95` and `p99` repeat the mean where only the mean is known (`samples` 0).
+
+    `is_last`: the model cannot run more rows than this at once.
+    """
 
     model: str
     size: int
@@ -40,6 +43,7 @@ class Point:
     p99: Duration
     samples: int = 0
     shape: str = PLAIN
+    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Profile:
     points: tuple[Point, ...]
     statistic: Statistic = Statistic.MEAN
     _curves: dict[tuple[str, str], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
+    _interpolated: dict[tuple[str, str, int], Curve] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for key in dict.fromkeys((p.model, p.shape) for p in self.points):
@@ -76,10 +81,14 @@ class Profile:
 
         Raises `ProfileError` below the smallest measured size.
         """
-        curves = self._measured(model, shape if (model, shape) in self._curves else PLAIN)
-        if size not in curves:
-            curves[size] = _between(model, curves, size)
-        return curves[size]
+        shape = shape if (model, shape) in self._curves else PLAIN
+        curves = self._measured(model, shape)
+        if size in curves:
+            return curves[size]
+        key = (model, shape, size)
+        if key not in self._interpolated:
+            self._interpolated[key] = _between(model, curves, size)
+        return self._interpolated[key]
 
     def latency(self, model: str, size: int, rows: int, shape: str = PLAIN) -> Duration:
         """Latency of a batch of `rows` at `size`; raises `ProfileError` beyond what was measured."""
@@ -113,16 +122,7 @@ class Profile:
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
         longer = (
-            Point(
-                p.model,
-                p.size,
-                p.rows,
-                round(p.mean * factor),
-                round(p.p95 * factor),
-                round(p.p99 * factor),
-                p.samples,
-                p.shape,
-            )
+            replace(p, mean=round(p.mean * factor), p95=round(p.p95 * factor), p99=round(p.p99 * factor))
             for p in self.points
         )
         return Profile(tuple(longer), self.statistic)
@@ -177,7 +177,7 @@ def _between(model: str, curves: Mapping[int, Curve], size: int) -> Curve:
     return tuple(round(a + (b - a) * part) for a, b in zip(curves[low], curves[high], strict=False))
 
 
-COLUMNS = ("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples")
+COLUMNS = ("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples", "last")
 """Our own table. Imported tables may give `share_pct` for `size` and `latency_ms` for the three statistics."""
 
 
@@ -206,7 +206,10 @@ def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: 
     p95, p99 = (from_ms(_number(row, name, where)) if row.get(name) else from_ms(mean) for name in ("p95_ms", "p99_ms"))
     samples = int(row.get("samples") or 0)
     shape = row.get("shape") or PLAIN
-    return Point(row["model"], size, int(_number(row, "batch", where)), from_ms(mean), p95, p99, samples, shape)
+    is_last = row.get("last") == "1"
+    return Point(
+        row["model"], size, int(_number(row, "batch", where)), from_ms(mean), p95, p99, samples, shape, is_last
+    )
 
 
 def _number(row: Mapping[str, str], name: str, where: str) -> float:
@@ -228,5 +231,5 @@ def format_profile(points: Iterable[Point]) -> str:
     writer.writerow(COLUMNS)
     for p in points:
         times = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99))
-        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples))
+        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, int(p.is_last)))
     return out.getvalue()

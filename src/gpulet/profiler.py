@@ -6,13 +6,13 @@ budget of a point allows fewer, the largest is kept in its place and `samples` t
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from time import perf_counter_ns
 
 import numpy as np
 
-from gpulet.errors import ModelError, Unusable
+from gpulet.errors import ModelError
 from gpulet.executors.base import DATATYPE_SIZES, Signature
 from gpulet.executors.process import BLOCK_BYTES, WorkerProcess
 from gpulet.executors.wire import Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
@@ -24,6 +24,7 @@ _LEAST_SAMPLES = 5
 _WARM_RUNS = 3
 _PATIENCE_S = 60.0
 _ROUNDS = 3
+_MOST_CONTENDERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Grid:
     def missing(self, known: Sequence[Point]) -> list[tuple[int, str, int]]:
         """(size, shape, rows) that is not `known` and not beyond a row's end."""
         done = {(p.size, p.shape, p.rows) for p in known}
-        ended = {(p.size, p.shape) for p in known if p.mean > self.limit}
+        ended = {(p.size, p.shape) for p in known if p.is_last or p.mean > self.limit}
         rows = [(size, shape) for size in self.sizes for shape in self.shapes if (size, shape) not in ended]
         return [(*row, batch) for row in rows for batch in self.batches if (*row, batch) not in done]
 
@@ -83,8 +84,8 @@ class Bench:
         shapes: list[tuple[int, ...]] = []
         for tensor in self.signature.inputs:
             known = tuple(n if n > 0 else next(free, 1) for n in tensor.shape[1:])
-            first = rows if self.signature.is_batched else max(1, tensor.shape[0])
-            shape = (first, *known)
+            first = (rows,) if self.signature.is_batched else tuple(max(1, n) for n in tensor.shape[:1])
+            shape = (*first, *known)
             count = int(np.prod(shape))
             data = random.random(count, np.float32).astype(_dtype(tensor.datatype)).tobytes()
             self._worker.block[offset : offset + len(data)] = data
@@ -109,10 +110,14 @@ class Bench:
         await self._worker.close()
 
     async def _hear(self) -> FromWorker:
-        heard = await asyncio.wait_for(self._heard.get(), _PATIENCE_S)
+        try:
+            heard = await asyncio.wait_for(self._heard.get(), _PATIENCE_S)
+        except TimeoutError:
+            msg = f"no answer within {_PATIENCE_S:g} s"
+            raise ModelError(msg) from None
         if heard is None:
-            msg = "the profiling worker died"
-            raise Unusable(msg)
+            msg = "its worker died (out of memory?)"
+            raise ModelError(msg)
         return heard
 
 
@@ -143,9 +148,10 @@ async def _measure_row(
     bench: Bench, model: str, size: int, shape: str, batches: Sequence[int], grid: Grid, keep: Callable[[Point], None]
 ) -> None:
     """Batches of one size and shape, until one is beyond the limit; models without rows to batch are run as they are."""
-    for rows in batches if bench.signature.is_batched else batches[:1]:
+    is_batched = bench.signature.is_batched
+    for rows in batches if is_batched else [b for b in batches if b == 1]:
         point = _point(model, size, shape, rows, await _samples(bench, rows, grid.budget, shape))
-        keep(point)
+        keep(point if is_batched else replace(point, is_last=True))
         if point.mean > grid.limit:
             break
 
@@ -176,7 +182,11 @@ async def _slowdown(benches: Sequence[Bench], budget: Duration) -> float:
 
 
 async def measure_contention(model: WorkerModel, cores: Sequence[int], budget: Duration = SECOND // 2) -> float:
-    """How much slower one-thread workers on all cores get when there is one for each core: 0 where they do not."""
+    """How much slower one-thread workers that share cores get when there is one for each: 0 where they do not.
+
+    A few cores tell: each worker loads the model anew.
+    """
+    cores = cores[:_MOST_CONTENDERS]
     benches = [Bench() for _ in cores]
     try:
         for bench in benches:

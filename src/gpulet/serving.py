@@ -10,7 +10,7 @@ from typing import BinaryIO
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exposition import make_registry
 from gpulet.api.http import Front, HttpLimits
-from gpulet.api.server import HttpServer
+from gpulet.api.server import HttpServer, bind_ports
 from gpulet.config import ServerSection
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
@@ -36,26 +36,38 @@ class JournalFile:
 
     def __init__(self, path: Path, header: bytes) -> None:
         try:
+            if path.exists():  # an earlier server's, perhaps of the crash that made this one start
+                path.replace(path.with_name(path.name + ".previous"))
             self._file: BinaryIO = path.open("wb", buffering=_JOURNAL_BUFFER)
         except OSError as error:
             msg = f"[server] journal: {path} cannot be written: {error.strerror}"
             raise BadInput(msg) from None
+        self._is_open = True
         self._file.write(header)
         self._loop = asyncio.get_running_loop()
         self._handle = self._loop.call_later(_FLUSH_S, self._flush)
 
     def write(self, line: bytes) -> None:
-        """Append one line."""
-        self._file.write(line)
+        """Append one line; a full disk ends the journal, not the server."""
+        if self._is_open:
+            self._guard(lambda: self._file.write(line))
+
+    def _guard(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            self._is_open = False
+            tell("journal_stopped", error=str(error))
 
     def _flush(self) -> None:
-        self._file.flush()
+        if self._is_open:
+            self._guard(self._file.flush)
         self._handle = self._loop.call_later(_FLUSH_S, self._flush)
 
     def close(self) -> None:
         """Write out what is left."""
         self._handle.cancel()
-        self._file.close()
+        self._guard(self._file.close)
 
 
 @dataclass(slots=True)
@@ -83,7 +95,8 @@ class LiveServer:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Take no more requests, answer those that are there, stop the workers."""
+        """Be ready no more, take no more requests, answer those that are there, stop the workers."""
+        self.catalog.is_open = False
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.http.close()
@@ -93,16 +106,13 @@ class LiveServer:
             self.journal.close()
 
 
-def make_server(
-    site: Site, problem: Problem, plan: Plan, system_name: str, refused: Mapping[str, str] | None = None
-) -> LiveServer:
+def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, str] | None = None) -> LiveServer:
     """Put a server together and bind its ports; nothing runs yet. Call it on the loop.
 
-    `refused` are models that could not be loaded, and why: requests for them are told so.
-
-    Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
+    `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
     server = site.config.server
+    sockets = bind_ports(server.host, server.http_port, server.metrics_port)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
@@ -110,13 +120,11 @@ def make_server(
     metrics = Metrics(list(problem.models), plan)
     timer = LiveTimer(asyncio.get_running_loop())
     catalog = Catalog(served, {}, {}, scheduler.fleet)
-    journal = _journal(site, server, Header.of(system_name, problem, plan, site.limits))
+    journal = _journal(site, server, Header.of(site.dispatcher_name, problem, plan, site.limits))
     refusals = RefusalLog(lambda request: live.client(request).name)
     live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
     front = Front(live, catalog, _http_limits(site))
-    http = HttpServer(
-        front, make_registry(metrics, served, scheduler.fleet), server.host, server.http_port, server.metrics_port
-    )
+    http = HttpServer(front, make_registry(metrics, served, scheduler.fleet), sockets)
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
@@ -131,8 +139,9 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
         name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=1)
         for name in problem.models
     }
-    files = {n: ModelFile(n, str(a.path), largest[n]) for n, a in site.artifacts.items()}
-    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.client, tell)
+    shapes = {section.name: tuple(section.shapes) for section in site.sections}
+    files = {n: ModelFile(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
+    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.client, tell, live.abandon)
     catalog.signatures, catalog.refused = cpu.signatures, cpu.refused
     return cpu
 
@@ -171,6 +180,8 @@ async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer
         await server.close()
     if server.live.failed.done():
         error = server.live.failed.exception()
+        if isinstance(error, GpuletError):
+            raise error
         tell("core_failed", error=repr(error))
         msg = f"the core stopped: {error!r}; the journal, if there is one, shows how"
         raise GpuletError(msg)

@@ -17,7 +17,7 @@ from gpulet.fleetfile import usable_cores
 from gpulet.plan import Gpulet, Plan, Turn
 from gpulet.profile import Point, Profile
 from gpulet.units import MS
-from servers import save_model
+from servers import save_detector, save_model
 
 CORES = len(usable_cores())
 PLAN = Plan(
@@ -68,7 +68,9 @@ def cpu(bench, timer, folder):
         save_model(folder, name, layers=layers)
     files = {name: ModelFile(name, str(folder / name / "1" / "model.onnx"), 4) for name in ("plain", "deep")}
     tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
-    return Cpu(PLAN, files, usable_cores(), timer, bench.events.put_nowait, bench.requests.__getitem__, tell)
+    return Cpu(
+        PLAN, files, usable_cores(), timer, bench.events.put_nowait, bench.requests.__getitem__, tell, pytest.fail
+    )
 
 
 EXECUTORS = {"simulated": simulated, "cpu": cpu}
@@ -143,6 +145,31 @@ async def refuses_bad_shapes(folder):
 
 def test_a_batch_that_the_runtime_refuses_fails_and_the_worker_lives_on(tmp_path):
     asyncio.run(refuses_bad_shapes(tmp_path))
+
+
+async def loads_a_detector(folder):
+    """Outputs without a row for each input row: requests of this model are run one by one."""
+    bench = Bench()
+    timer = LiveTimer(asyncio.get_running_loop())
+    executor = cpu(bench, timer, folder)
+    save_detector(folder, "deep")
+    executor.carve()
+    await bench.until(GpuletUp, 2)
+    assert executor.signatures["plain"].is_batched
+    assert not executor.signatures["deep"].is_batched
+    bench.ask(1, 2, 1.0)
+    executor.start(Start(1, 0, "deep", "", 1, (1,)))
+    await bench.until(Finished)
+    (result,) = executor.outputs(1)
+    assert result.shape == (8, 2)
+    executor.start(Start(2, 0, "deep", "", 2, (1, 1)))
+    await bench.until(RunFailed)
+    await executor.close()
+    timer.close()
+
+
+def test_a_model_whose_outputs_have_other_rows_is_not_batched(tmp_path):
+    asyncio.run(loads_a_detector(tmp_path))
 
 
 async def dies_and_comes_back(folder):

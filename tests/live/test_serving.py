@@ -135,6 +135,35 @@ def test_many_requests_on_one_connection_are_answered_in_order(digits, held_out)
     assert (guesses[:20] == labels[:20]).sum() >= 19
 
 
+def test_a_refusal_waits_for_the_answers_before_it(digits, held_out):
+    good = post("/v2/models/digits-large/infer", infer_body(held_out[0][0]))
+    answer = raw(digits.port, good + b"POST /v2/models/digits-large/infer HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+
+
+def test_an_offer_to_upgrade_and_an_expectation_are_met(digits, held_out):
+    body = infer_body(held_out[0][0])
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    assert raw(digits.port, post("/v2/models/digits-small/infer", body, *upgrade)).startswith(b"HTTP/1.1 200")
+    head, _, _ = post("/v2/models/digits-small/infer", body, "Expect: 100-continue").partition(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        peer.sendall(head + b"\r\n\r\n")
+        assert peer.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.sendall(body)
+        assert peer.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_connection_that_asked_for_health_stays_open_for_infer(digits, held_out):
+    data = post("/v2/models/digits-small/infer", infer_body(held_out[0][0]))
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        peer.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert peer.recv(1000).startswith(b"HTTP/1.1 200")
+        for _ in range(3):  # uvicorn closes what has been idle for 5 s; this connection is ours
+            time.sleep(2)
+            peer.sendall(data)
+            assert peer.recv(2000).startswith(b"HTTP/1.1 200")
+
+
 def test_a_request_in_many_pieces_is_read_whole(digits, held_out):
     data = post("/v2/models/digits-small/infer", infer_body(held_out[0][0]))
     with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:

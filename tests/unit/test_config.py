@@ -139,6 +139,18 @@ def test_the_front_ends_own_cpu_slows_what_shares_its_cores(tmp_path, monkeypatc
         make_problem(site, load_profile(site))
 
 
+def test_a_bare_repository_gets_rates_that_its_front_end_can_carry(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "1" / "model.onnx").write_bytes(b"fast")
+    site = open_site(tmp_path / "models")
+    site.store.write(site.artifacts["m"].digest, "model,size,batch,mean_ms\nm,1,1,0.05\nm,1,32,0.2\n")
+    site.store.write_machine(Machine(front_end_us=170))
+    problem = make_problem(site, load_profile(site))
+    assert 0 < front_end_share(site, problem) < 1
+    assert site.system.planner(problem).violations() == ()
+
+
 def test_every_key_has_a_meaning():
     rows = list(describe())
     assert len(rows) > 25

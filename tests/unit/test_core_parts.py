@@ -89,6 +89,16 @@ def test_a_journal_with_another_command_is_found_out():
     assert difference.line == at + 2
 
 
+def test_a_last_line_that_a_crash_cut_off_is_left_out():
+    w, models = world()
+    w.run(requests_of([(n * MS, 0, 1, "", 0, False) for n in range(5)], models))
+    header, *lines = journal_of(w, models)
+    lines[-1] = lines[-1][:-5]
+    parsed = read_header(header)
+    fresh = make_scheduler(SYSTEMS["gpulet"], parsed.problem(), parsed.plan, parsed.limits)
+    assert list(replay(fresh, lines)) == []
+
+
 @pytest.mark.parametrize("line", [b"", b"hello", b'{"format": 1}'])
 def test_what_is_no_journal_is_refused(line):
     with pytest.raises(BadInput, match="not a gpulet journal"):

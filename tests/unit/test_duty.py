@@ -50,6 +50,12 @@ def test_a_rate_too_low_to_fill_a_batch_runs_single_rows():
     assert (cycle.batches, cycle.duty, cycle.worst) == ((1,), 40 * MS, 50 * MS)
 
 
+def test_models_share_where_only_a_smaller_batch_fits():
+    # One row every 40: at the largest cycle that the SLO allows two rows gather, whose 52 do not fit 48 of cycle.
+    cycle = squishy([Share((30, 52), 100, SECOND / 40, 2)])
+    assert (cycle.duty, cycle.batches) == (40, (1,))
+
+
 def test_the_knee_is_the_point_farthest_above_the_chord():
     assert knee([20, 40, 50, 60, 80, 100], [400, 580, 600, 620, 650, 662]) == 1
     assert knee([1, 2, 3], [10, 20, 30]) == 2

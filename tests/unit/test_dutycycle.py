@@ -61,6 +61,30 @@ def test_gpulets_of_one_model_share_it_in_proportion_to_their_throughput():
     assert rows[1] / rows[0] == pytest.approx(2, rel=0.05)
 
 
+def test_the_shortest_duty_cycle_ends_the_wait():
+    w, models = world([[(2, ["m0"]), (4, ["m0"])]], Hold.DUTY, slo=400 * MS)
+    duties = [g.duty_cycle for g in w.plan.gpulets]
+    assert duties[1] < duties[0]
+    w.run(requests_of([(MS, 0, 1, *PLAIN)], models))
+    assert [(now, c.on) for now, c in starts(w)] == [(MS + duties[1], 1)]
+
+
+def test_shape_classes_of_one_model_do_not_starve_each_other():
+    w, models = world([[(8, ["m0"])]], slo=100 * MS)
+    often = [(n * MS, 0, 1, "a", 0, False) for n in range(300)]
+    seldom = [(n * 10 * MS, 0, 1, "b", 0, False) for n in range(30)]
+    w.run(requests_of(often + seldom, models))
+    served = Counter(c.shape for _, c in starts(w) for _ in c.requests)
+    assert served["b"] >= 15  # of 30, while the other class alone is half as much again as the gpulet can serve
+
+
+def test_an_idle_gpulet_that_is_too_slow_leaves_a_request_to_a_faster_one():
+    w, models = world([[(1, ["m0"]), (4, ["m0"])]], slo=40 * MS)
+    w.run(requests_of([(0, 0, 4, *PLAIN), (MS, 0, 4, *PLAIN)], models))
+    assert [c.on for _, c in starts(w)] == [1, 1]
+    assert w.metrics.models["m0"].served == 2
+
+
 def test_a_request_that_is_predicted_late_is_refused_at_once():
     w, models = world([[(8, ["m0"])]], slo=10 * MS)
     w.run(requests_of([(0, 0, 1, *PLAIN) for _ in range(30)], models))

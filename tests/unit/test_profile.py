@@ -59,6 +59,17 @@ def test_latency_between_measured_rows_and_sizes_is_linear():
     assert profile.latency("m", 9, 5) == 150
 
 
+@given(raw, st.permutations(range(1, 6)))
+def test_what_a_profile_says_does_not_depend_on_what_it_was_asked_before(rows, order):
+    fresh, warmed = Profile(points(rows)), Profile(points(rows))
+    smallest = fresh.sizes("m")[0]
+    for size in order:
+        warmed.curve("m", max(size, smallest))
+    assert warmed.sizes("m") == fresh.sizes("m")
+    for size in range(smallest, 7):
+        assert warmed.curve("m", size) == Profile(points(rows)).curve("m", size)
+
+
 def test_what_was_not_measured_is_refused_with_its_numbers():
     profile = Profile(points([(2, 1, 100), (2, 5, 300)]))
     with pytest.raises(ProfileError, match="profiled for 1 to 5 rows at size 2, not for 6"):

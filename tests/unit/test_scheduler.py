@@ -19,7 +19,7 @@ from gpulet.core.scheduler import Limits
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.request import Request
 from gpulet.units import MS, NEVER
-from support import SHAPES, World, models_of, requests_of, tiny_plan
+from support import SHAPES, World, models_of, requests_of, tiny_plan, tiny_profile
 
 
 def world(dispatcher=SHAPES["idle picks"], layout=((8, ("m0", "m1")),), **limits):
@@ -165,6 +165,12 @@ def test_a_dispatcher_that_breaks_a_rule_is_stopped(decide, message):
     w = world(lambda problem, plan: Careless(decide))
     with pytest.raises(AssertionError, match=message):
         step(w, 0, Arrived(request(1)), Arrived(request(2)), Arrived(request(3, model="m1")))
+
+
+def test_fifo_refuses_what_no_gpulet_runs_at_once():
+    plan = tiny_plan([((8, ("m0",)),)], ["m0"])
+    w = World(models_of(1), plan, Fifo, profile=tiny_profile(["m0"], largest=4))
+    assert step(w, 0, Arrived(request(1, rows=5))) == [Reject(1, Reason.TOO_LARGE)]
 
 
 def test_fifo_serves_the_oldest_of_its_models():

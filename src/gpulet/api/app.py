@@ -93,8 +93,9 @@ class _Pages:
         return JSONResponse({"name": name, "ready": is_ready}, HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST)
 
     async def infer(self, request: Request) -> Response:
-        """Infer requests with a length never come here; without one their size cannot be bounded beforehand."""
-        raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "an infer request needs a Content-Length")
+        """Infer comes here on a connection that sent a chunked request: sizes cannot be bounded beforehand there."""
+        headers = {"connection": "close"}
+        raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "an infer request needs a Content-Length", headers)
 
     def _find(self, request: Request) -> tuple[str, Served]:
         name, version = request.path_params["name"], request.path_params.get("version", "")

@@ -1,6 +1,7 @@
 """Heads of HTTP messages: requests' parsed by httptools, responses' built and remembered."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -28,6 +29,7 @@ class Head:
     keep_alive: bool
     method: str = "POST"
     is_chunked: bool = False
+    expects_continue: bool = False
 
 
 class _HeadParser:
@@ -52,12 +54,10 @@ def parse_head(raw: bytes, most_bytes: int) -> Head:
     found = _HeadParser()
     parser = httptools.HttpRequestParser(found)
     try:
-        parser.feed_data(raw)
+        with suppress(httptools.HttpParserUpgrade):  # an offer (h2c, say) that need not be taken up
+            parser.feed_data(raw)
         method = parser.get_method().decode("ascii")
         keep_alive = parser.should_keep_alive()
-    except httptools.HttpParserUpgrade:
-        msg = "protocol upgrades are not served"
-        raise RequestError(msg) from None
     except httptools.HttpParserError as error:
         msg = f"not an HTTP request: {error}"
         raise RequestError(msg) from None
@@ -68,7 +68,8 @@ def parse_head(raw: bytes, most_bytes: int) -> Head:
     if match is None or method != "POST":
         return Head("", "", max(0, body), -1, keep_alive, method, is_chunked)
     model, version = unquote(match[1].decode("ascii", "replace")), (match[2] or b"").decode("ascii", "replace")
-    return Head(model, version, body, _length(headers, _JSON_LENGTH, -1), keep_alive, method, is_chunked)
+    expects = headers.get(b"expect", b"").lower() == b"100-continue"
+    return Head(model, version, body, _length(headers, _JSON_LENGTH, -1), keep_alive, method, is_chunked, expects)
 
 
 def _length(headers: dict[bytes, bytes], name: bytes, absent: int) -> int:

@@ -142,9 +142,7 @@ class Exchange:
         slo = front.catalog.models[head.model].model.slo
         is_hard = 0 < form.timeout < slo
         deadline = live.timer.now() + (form.timeout if is_hard else slo)
-        self.number = live.submit(
-            self, head.model, deadline, shape=form.shape, priority=form.priority, hard=form.timeout > 0
-        )
+        self.number = live.submit(self, head.model, deadline, shape=form.shape, priority=form.priority, hard=is_hard)
 
     def answer(self, outputs: Outputs, first_row: int) -> None:
         """Results have come."""
@@ -187,7 +185,8 @@ class InferProtocol(HttpToolsProtocol):
         self._exchanges: deque[Exchange] = deque()
         self._handed_over = False
         self._is_opaque = False
-        self._pending_body: tuple[Head, int] | None = None
+        self._is_refused = False
+        self._is_continued = False
         self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn narrows it
@@ -208,6 +207,9 @@ class InferProtocol(HttpToolsProtocol):
         if self._is_opaque:
             super().data_received(data)
             return
+        if self._is_refused:
+            return
+        self._unset_keepalive_if_required()
         self._buffer += data
         if not self._handed_over:
             self._read()
@@ -215,9 +217,17 @@ class InferProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Uvicorn has answered the request that was handed over; go on reading."""
         super().on_response_complete()
+        # uvicorn has armed a timer that only its own requests would disarm; ours do not pass there.
+        self._unset_keepalive_if_required()
         self._handed_over = False
         if not self._is_opaque and not self.transport.is_closing():
             self.loop.call_soon(self._read)
+
+    def resume_writing(self) -> None:
+        """The client reads again: go on answering and reading."""
+        super().resume_writing()
+        self.transport.resume_reading()
+        self.loop.call_soon(self._read)
 
     def flush(self) -> None:
         """Write the answers whose turn has come."""
@@ -238,8 +248,9 @@ class InferProtocol(HttpToolsProtocol):
         """Take whole requests off the buffer, as far as they go."""
         buffer = self._buffer
         while buffer and not self._handed_over and not self._is_opaque and not self.transport.is_closing():
-            if len(self._exchanges) >= _MOST_PIPELINED:
-                self.transport.pause_reading()
+            if len(self._exchanges) >= _MOST_PIPELINED or self.flow.write_paused:
+                self.transport.pause_reading()  # until `flush` or `resume_writing`
+                self._set_timeout(waits=False)
                 return
             end = buffer.find(_HEAD_END)
             if end < 0:
@@ -251,7 +262,7 @@ class InferProtocol(HttpToolsProtocol):
                 break
             if not self._take(bytes(buffer[: end + 4])):
                 break
-        self._set_timeout(waits=bool(buffer) and not self._handed_over)
+        self._set_timeout(waits=bool(buffer) and not self._handed_over and not self._exchanges)
 
     def _take(self, raw: bytes) -> bool:
         """Take the request of this head if all of it is there; whether the buffer may hold another."""
@@ -268,7 +279,10 @@ class InferProtocol(HttpToolsProtocol):
             return False
         end = len(raw) + head.body
         if len(self._buffer) < end:
+            self._continue(head)
             return False
+        self._is_continued = False
+        self._set_timeout(waits=False)
         body = bytes(memoryview(self._buffer)[len(raw) : end])
         del self._buffer[:end]
         exchange = Exchange(self, head.keep_alive)
@@ -278,6 +292,12 @@ class InferProtocol(HttpToolsProtocol):
         except RequestError as error:
             exchange.fail(error)
         return True
+
+    def _continue(self, head: Head) -> None:
+        """A client that asked whether to send its body is told so, once, when nothing stands before the answer."""
+        if head.expects_continue and not self._is_continued and not self._exchanges:
+            self._is_continued = True
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _head(self, raw: bytes) -> Head | None:
         """The parsed head; `None` after one that is no HTTP was refused."""
@@ -316,10 +336,13 @@ class InferProtocol(HttpToolsProtocol):
         return False
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer and close: what follows on this connection cannot be trusted."""
-        self.transport.write(b"".join(error_response(status, message, keep_alive=False)))
-        self.transport.close()
+        """Answer in turn and close: what follows on this connection cannot be trusted."""
+        self._is_refused = True
         self._buffer.clear()
+        self._set_timeout(waits=False)
+        last = Exchange(self, keep_alive=False)
+        self._exchanges.append(last)
+        last.fail(RequestError(message, status))
 
     def _set_timeout(self, *, waits: bool) -> None:
         """A request that stays incomplete for long ends its connection."""

@@ -261,7 +261,8 @@ class Reader:
         by_name = {result.tensor.name: result for result in outputs}
         chosen = [(by_name[name], is_binary) for name, is_binary in form.wanted]
         if all(is_binary for _, is_binary in chosen):
-            key = tuple([result.shape[1:] for result, _ in chosen])
+            from_dim = 1 if self.signature.is_batched else 0  # the rows are the form's own
+            key = tuple([result.shape[from_dim:] for result, _ in chosen])
             header = form.answers.get(key)
             if header is None:
                 header = form.answers[key] = self._header(form, chosen, first_row)
@@ -315,7 +316,7 @@ def _array(values: Any, datatype: str) -> NDArray[Any]:
     is_real = datatype.startswith("FP")
     kinds = "iuf" if is_real else "b" if datatype == "BOOL" else "iu"
     if raw.size and raw.dtype.kind not in kinds:
-        msg = f"found {raw.dtype.name if raw.dtype.kind in 'iufb' else type(values[0]).__name__}"
+        msg = f"found {raw.dtype.name if raw.dtype.kind in 'iufb' else 'other values'}"
         raise ValueError(msg)
     if datatype.startswith(("INT", "UINT")) and raw.size:
         bounds = np.iinfo(_NUMPY[datatype])

@@ -17,13 +17,12 @@ _BACKLOG = 2048
 
 
 class HttpServer:
-    """Both ports, from bind to close. `http_port` and `metrics_port` are the real ones once bound."""
+    """Both ports until they are closed; `sockets` are bound to them. `http_port` and `metrics_port` are the real ones."""
 
-    def __init__(self, front: Front, registry: CollectorRegistry, host: str, http_port: int, metrics_port: int) -> None:
+    def __init__(self, front: Front, registry: CollectorRegistry, sockets: tuple[socket.socket, socket.socket]) -> None:
         self._front = front
         self._registry = registry
-        self._host = host
-        self._sockets = [_bind(host, http_port, "http_port"), _bind(host, metrics_port, "metrics_port")]
+        self._sockets = sockets
         self.http_port, self.metrics_port = (s.getsockname()[1] for s in self._sockets)
         self._servers: list[asyncio.Server] = []
         self._states: list[ServerState] = []
@@ -55,6 +54,16 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._servers.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG))
         self._states.append(state)
+
+
+def bind_ports(host: str, http_port: int, metrics_port: int) -> tuple[socket.socket, socket.socket]:
+    """Sockets bound to both ports, before anything else of a server is made; raises `Unusable` when one is taken."""
+    first = _bind(host, http_port, "http_port")
+    try:
+        return first, _bind(host, metrics_port, "metrics_port")
+    except Unusable:
+        first.close()
+        raise
 
 
 def _bind(host: str, port: int, key: str) -> socket.socket:

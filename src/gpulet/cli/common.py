@@ -77,13 +77,8 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
 
 def check_attainment(report: dict[str, Any], *, wanted: bool) -> None:
     """With `--check`, a model below 99 % ends the command with exit code 1."""
-    if wanted and any(row["attainment"] < ATTAINED for row in report["models"].values()):
+    if wanted and ("infeasible" in report or any(r["attainment"] < ATTAINED for r in report["models"].values())):
         raise typer.Exit(1)
-
-
-def system_name(site: Site, override: str) -> str:
-    """The system that plans: what was typed, else what the fleet file says."""
-    return override or site.config.fleet.system
 
 
 def print_json(value: dict[str, Any] | Sequence[Any]) -> None:

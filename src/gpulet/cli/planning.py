@@ -23,7 +23,6 @@ from gpulet.cli.common import (
     planned,
     print_json,
     refuse,
-    system_name,
 )
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.drivers.sim import simulate as run_simulation
@@ -31,6 +30,7 @@ from gpulet.errors import BadInput
 from gpulet.fleetfile import Site, front_end_share, largest_factor, load_profile, make_problem, open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
+from gpulet.profile import Profile
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table
 from gpulet.systems import make_scheduler
@@ -54,7 +54,7 @@ def plan(
     if picture:
         _draw(shown, picture)
     if as_json:
-        doc = to_json(to_doc(outcome, system_name(site, system), took))
+        doc = to_json(to_doc(outcome, site.name, took))
         if site.executor == "cpu":
             doc["front_end_share"] = front_end_share(site, problem)
         print_json(doc)
@@ -80,14 +80,15 @@ def capacity(
     Example: gpulet capacity fleet.toml --by simulation
     """
     site = open_site(target, system=system)
-    problem = make_problem(site, load_profile(site))
+    measured = load_profile(site)
+    problem = make_problem(site, measured)
     if devices:
         _fewest_devices(site, problem, as_json=as_json)
         return
     if by == "plan":
-        factor, limiting = largest_factor(problem, site.system)
+        factor, limiting = largest_factor(site, measured)
     elif by == "simulation":
-        factor, limiting = _simulated_factor(site, problem, duration, seed)
+        factor, limiting = _simulated_factor(site, measured, duration, seed)
     else:
         msg = f"--by {by!r}: known are plan, simulation"
         raise BadInput(msg)
@@ -116,21 +117,32 @@ def simulate(
 
     Example: gpulet simulate fleet.toml --duration 60 --seed 1 --workload gamma:2 --compare gpulet,elastic
     """
-    reports = {}
-    for name in compare.split(",") if compare else [system]:
+    names = compare.split(",") if compare else [system]
+    reports: dict[str, dict[str, Any]] = {}
+    for name in names:
         site = open_site(target, system=name)
         problem = make_problem(site, load_profile(site))
-        chosen = chosen_plan(site, problem, plan_file)
+        outcome = planned(site, problem)[0] if compare and not plan_file else chosen_plan(site, problem, plan_file)
+        if isinstance(outcome, Infeasible):
+            reports[site.name] = {"infeasible": str(outcome)}
+            continue
         arrivals = arrivals_of(problem, workload, duration, seed)
-        reports[system_name(site, name)] = _simulated(site, problem, chosen, arrivals)
+        reports[site.name] = _simulated(site, problem, outcome, arrivals)
     if as_json:
         print_json(reports if compare else next(iter(reports.values())))
     else:
         for name, report in reports.items():
-            out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
-            out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
+            _print_run(report, f"{name}: {duration:g} s of {workload}, seed {seed}")
     for report in reports.values():
         check_attainment(report, wanted=check)
+
+
+def _print_run(report: dict[str, Any], title: str) -> None:
+    if "infeasible" in report:
+        out.print(f"{title}: no plan: {report['infeasible']}", markup=False)
+        return
+    out.print(run_table(report, title))
+    out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
 
 
 def _draw(shown: Plan, picture: Path) -> None:
@@ -163,12 +175,12 @@ def _fewest_devices(site: Site, problem: Problem, *, as_json: bool) -> None:
     refuse(refusal)
 
 
-def _simulated_factor(site: Site, problem: Problem, duration: float, seed: int) -> tuple[float, str]:
+def _simulated_factor(site: Site, measured: Profile, duration: float, seed: int) -> tuple[float, str]:
     """Bisection on the factor: planned for the scaled rates, simulated, at most 1 % violations for every model."""
-    low, high, limiting = 0.0, largest_factor(problem, site.system)[0], ""
+    low, high, limiting = 0.0, largest_factor(site, measured)[0], ""
     for _ in range(12):
         middle = (low + high) / 2
-        worst, attainment = _worst(site, problem, middle, duration, seed)
+        worst, attainment = _worst(site, make_problem(site, measured, factor=middle), duration, seed)
         if attainment < ATTAINED:
             high, limiting = middle, worst
         else:
@@ -176,12 +188,13 @@ def _simulated_factor(site: Site, problem: Problem, duration: float, seed: int) 
     return low, limiting
 
 
-def _worst(site: Site, problem: Problem, factor: float, duration: float, seed: int) -> tuple[str, float]:
-    demand = {name: rate * factor for name, rate in problem.demand.items()}
-    scaled = Problem(problem.models, demand, problem.devices, problem.profile)
-    outcome, _ = planned(site, scaled)
+def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[str, float]:
+    """The model that attains least, and how much; 0 where there is no plan."""
+    outcome, _ = planned(site, problem)
     if isinstance(outcome, Infeasible):
         return outcome.model, 0.0
-    models: dict[str, Any] = _simulated(site, scaled, outcome, arrivals_of(scaled, "poisson", duration, seed))["models"]
+    models: dict[str, Any] = _simulated(site, problem, outcome, arrivals_of(problem, "poisson", duration, seed))[
+        "models"
+    ]
     worst = min(models, key=lambda name: models[name]["attainment"])
     return worst, models[worst]["attainment"]

@@ -1,6 +1,5 @@
 """What is: `serve`, `profile`, `bench`, `replay`."""
 
-import asyncio
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +25,6 @@ from gpulet.cli.common import (
     chosen_plan,
     out,
     print_json,
-    system_name,
 )
 from gpulet.client import parse_address, random_request
 from gpulet.core.journal import read_header, replay
@@ -70,9 +68,8 @@ def serve(
     site = site.without(refused)
     problem = make_problem(site, load_profile(site))
     chosen = chosen_plan(site, problem, plan_file)
-    name = system_name(site, system)
-    tell("planned", system=name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
-    uvloop.run(_serve(site, problem, chosen, name, refused))
+    tell("planned", system=site.name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
+    uvloop.run(_serve(site, problem, chosen, refused))
 
 
 def profile(
@@ -158,7 +155,7 @@ def replay_journal(
     Example: gpulet replay gpulet.journal
     """
     try:
-        lines = journal.read_bytes().splitlines()
+        lines = journal.read_bytes().splitlines(keepends=True)
     except OSError as error:
         msg = f"journal {journal} cannot be read: {error}"
         raise BadInput(msg) from None
@@ -186,8 +183,8 @@ async def _drive(
     return await drive(*address, streams, arrivals, connections=connections)
 
 
-async def _serve(site: Site, problem: Problem, chosen: Plan, name: str, refused: dict[str, str]) -> None:
-    server = make_server(site, problem, chosen, name, refused)
+async def _serve(site: Site, problem: Problem, chosen: Plan, refused: dict[str, str]) -> None:
+    server = make_server(site, problem, chosen, refused)
     host = site.config.server.host
     gc.collect()
     gc.freeze()  # what is here now stays; the collector need not look at it again
@@ -223,4 +220,4 @@ def _measured(site: Site, budget_s: float) -> dict[str, str]:
         def step(model: str, point: Point) -> None:
             bar.update(task, advance=1, description=f"profiling {model}, {point.size} cores, batch {point.rows}")
 
-        return asyncio.run(measure(site, budget, step))
+        return uvloop.run(measure(site, budget, step))

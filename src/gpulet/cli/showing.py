@@ -8,8 +8,14 @@ from gpulet.config import describe
 from gpulet.systems import SYSTEMS
 
 
-def list_systems() -> None:
-    """The systems that `--system` takes."""
+def list_systems(as_json: AsJson = False) -> None:
+    """The systems that `--system` takes.
+
+    Example: gpulet systems
+    """
+    if as_json:
+        print_json({name: found.about for name, found in SYSTEMS.items()})
+        return
     for name, found in SYSTEMS.items():
         out.print(f"{name}: {found.about}")
 

@@ -93,7 +93,12 @@ class Difference:
 
 
 def replay(scheduler: Scheduler, lines: Sequence[bytes]) -> Iterator[Difference]:
-    """Feed the journal's steps (all lines but the header) to a fresh core; yield where its commands differ."""
+    """Feed the journal's steps (all lines but the header) to a fresh core; yield where its commands differ.
+
+    Lines keep their ends: a last one without, cut off by a crash or still being written, is left out.
+    """
+    if lines and not lines[-1].endswith(b"\n"):
+        lines = lines[:-1]
     for number, line in enumerate(lines, start=2):
         try:
             now, events, commands = _entry.decode(line)

@@ -62,7 +62,7 @@ class DutyCycle:
         self._hosts: dict[str, list[_Host]] = {name: [] for name in problem.models}
         for host in (host for turns in self._turns.values() for host in turns):
             self._hosts[host.model].append(host)
-        self._waits: dict[tuple[str, str], Instant] = {}
+        self._waits: dict[tuple[str, str, GpuletId], Instant] = {}
 
     @staticmethod
     def _host(problem: Problem, gpulet: Gpulet, place: int) -> _Host:
@@ -71,15 +71,20 @@ class DutyCycle:
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; with early drop, what is predicted late is refused."""
+        if request.rows > 1 and not self._can_ever_run(request):
+            return Reason.TOO_LARGE
         if self._drops_early and now + self._predicted(now, request, fleet) > request.deadline:
             return Reason.LATE
         return CENTRAL
+
+    def _can_ever_run(self, request: Request) -> bool:
+        return any(request.rows <= len(host.curve(request.shape)) for host in self._hosts[request.model])
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start one batch, or drop one hopeless head, and be asked again; or say when to be asked."""
         for host, queue in self._candidates(changed, fleet):
             if fleet.gpulets[host.gpulet].is_idle and queue:
-                decision = self._turn(now, host, queue)
+                decision = self._turn(now, host, queue, fleet)
                 if decision is not _WAIT:
                     return decision
         return Decision(wake_at=self._next_wait(now, fleet))
@@ -93,12 +98,15 @@ class DutyCycle:
             if queue:
                 yield from self._by_credit(queue, fleet)
         if changed.alarm:
-            for model, shape in tuple(self._waits):
+            for model, shape in dict.fromkeys((model, shape) for model, shape, _ in self._waits):
                 yield from self._by_credit(fleet.queue(model, shape), fleet)
 
     def _round(self, gpulet: GpuletState, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
         for host in self._turns[gpulet.id]:
-            for queue in fleet.central(host.model):
+            queues = list(fleet.central(host.model))
+            if len(queues) > 1:  # shape classes of one model take turns by age, or the first would starve the rest
+                queues.sort(key=_age)
+            for queue in queues:
                 yield host, queue
 
     def _by_credit(self, queue: Queue, fleet: Fleet) -> list[tuple[_Host, Queue]]:
@@ -108,24 +116,36 @@ class DutyCycle:
             idle.sort(key=_credit)
         return [(host, queue) for host in idle]
 
-    def _turn(self, now: Instant, host: _Host, queue: Queue) -> Decision:
+    def _turn(self, now: Instant, host: _Host, queue: Queue, fleet: Fleet) -> Decision:
         """A batch for this host from the front of the queue, a drop, or `_WAIT`."""
         head = queue.head
         curve = host.curve(queue.shape)
         most = host.batch
+        if head.rows > len(curve):
+            return _WAIT
         if self._drops_early:
             bearable = bisect_right(curve, head.deadline - now)
             if bearable < head.rows or 2 * bearable < min(most, queue.rows):
-                return Decision(drop=(head,), more=True)
+                return _WAIT if self._another_can(now, host, head, fleet) else Decision(drop=(head,), more=True)
             most = min(most, bearable)
         most = max(most, head.rows)
         if self._holds and queue.rows < host.batch and now < head.arrival + host.duty:
-            self._waits[queue.model, queue.shape] = head.arrival + host.duty
+            self._waits[queue.model, queue.shape, host.gpulet] = head.arrival + host.duty
             return _WAIT
         requests = queue.take(most)
         rows = len(requests) if len(queue) == queue.rows else sum(r.rows for r in requests)
         self._account(host, rows)
         return Decision((Run(host.gpulet, requests, curve[rows - 1]),), more=True)
+
+    def _another_can(self, now: Instant, host: _Host, head: Request, fleet: Fleet) -> bool:
+        """Whether a faster gpulet of the model can still serve the head in time once it is free."""
+        for other in self._hosts[head.model]:
+            gpulet, curve = fleet.gpulets[other.gpulet], other.curve(head.shape)
+            if other is not host and gpulet.is_up and head.rows <= len(curve):
+                free = max(now, gpulet.busy_until) if gpulet.running else now
+                if free + curve[head.rows - 1] <= head.deadline:
+                    return True
+        return False
 
     def _account(self, host: _Host, rows: int) -> None:
         """Credit the host and move its turn to the end of its gpulet's round."""
@@ -139,7 +159,7 @@ class DutyCycle:
         """When the next held batch must start; queues that emptied or grew full are forgotten."""
         if not self._waits:
             return NEVER
-        self._waits = {key: at for key, at in self._waits.items() if at > now and fleet.queue(*key)}
+        self._waits = {key: at for key, at in self._waits.items() if at > now and fleet.queue(*key[:2])}
         return min(self._waits.values(), default=NEVER)
 
     def _predicted(self, now: Instant, request: Request, fleet: Fleet) -> Duration:
@@ -157,6 +177,10 @@ class DutyCycle:
         if not rate:
             return 0
         return max(0, soonest - now) + int(queue.rows / rate) + run
+
+
+def _age(queue: Queue) -> Instant:
+    return queue.head.arrival
 
 
 def _credit(host: _Host) -> float:

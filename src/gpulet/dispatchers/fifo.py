@@ -1,6 +1,7 @@
 """Oldest first: an idle gpulet takes what has waited longest of its models. The baseline; nothing is dropped."""
 
 from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
+from gpulet.core.messages import Reason
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.plan import Plan
 from gpulet.request import Request
@@ -15,17 +16,25 @@ class Fifo:
         self._hosts = {name: tuple(g.id for g in plan.hosts(name)) for name in problem.models}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
-        """Everything waits centrally."""
-        return CENTRAL
+        """Everything waits centrally; what no gpulet can run at once is refused."""
+        largest = max((self._largest(fleet.gpulets[g], request) for g in self._hosts[request.model]), default=0)
+        return CENTRAL if request.rows <= largest else Reason.TOO_LARGE
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start on the first idle gpulet that has something to do; ask again for the next."""
         touched = [fleet.gpulets[g] for queue in changed.queues for g in self._hosts[queue.model]]
         for gpulet in changed.gpulets + touched:
-            waiting = [q for m in gpulet.planned.models for q in fleet.central(m)] if gpulet.is_idle else []
+            waiting = self._fitting(gpulet, fleet) if gpulet.is_idle else []
             if waiting:
                 return Decision([self._run(gpulet, min(waiting, key=lambda q: q.head.arrival))], more=True)
         return Decision()
+
+    def _fitting(self, gpulet: GpuletState, fleet: Fleet) -> list[Queue]:
+        queues = [queue for model in gpulet.planned.models for queue in fleet.central(model)]
+        return [queue for queue in queues if queue.head.rows <= self._largest(gpulet, queue.head)]
+
+    def _largest(self, gpulet: GpuletState, request: Request) -> int:
+        return self._problem.profile.max_batch(request.model, gpulet.planned.size.sms, request.shape)
 
     def _run(self, gpulet: GpuletState, queue: Queue) -> Run:
         curve = self._problem.profile.curve(queue.model, gpulet.planned.size.sms, queue.shape)

@@ -120,11 +120,16 @@ class Live:
     def _step(self) -> None:
         events, self._pending = self._pending, []
         now = self.timer.now()
+        commands: list[Command] = []
         try:
             commands = self._scheduler.step(now, *events)
-        except Exception as error:  # noqa: BLE001 (a bug of the core or of somebody's dispatcher: nothing may hang)
-            self._abandon(error)
-            return
+            self._carry_out(now, events, commands)
+        except Exception as error:  # noqa: BLE001 (a bug of ours or of somebody's dispatcher: nothing may hang)
+            if self._journal and not commands:
+                self._journal(encode_step(now, events, commands))
+            self.abandon(error)
+
+    def _carry_out(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
         if self._journal:
             self._journal(encode_step(now, events, commands))
         self.metrics.record(now, events, commands)
@@ -137,8 +142,10 @@ class Live:
             self._woken_at = wake_at
             self.timer.at(wake_at, self._wake, wake_at)
 
-    def _abandon(self, error: Exception) -> None:
-        """The core cannot go on: tell everybody who waits, and whoever runs this server."""
+    def abandon(self, error: Exception) -> None:
+        """Give this server up: tell everybody who waits, and whoever runs it."""
+        if self.failed.done():
+            return
         clients, self._clients = self._clients, {}
         for client in clients.values():
             client.refuse(Reason.STOPPED)
@@ -146,7 +153,7 @@ class Live:
 
     def _wake(self, due: Instant) -> None:
         """A wake-up that a later step has moved away is not an event; the core may be stepped all the same."""
-        if not self._pending:
+        if not self._pending and not self.failed.done():
             self._step()
 
     def _execute(self, command: Command) -> None:

@@ -14,11 +14,12 @@ from typing import assert_never
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
 from gpulet.device import Mechanism
+from gpulet.errors import ModelError, Unusable
 from gpulet.executors.base import DATATYPE_SIZES, Emit, Outputs, Payloads, Result, Signature, Timer
 from gpulet.executors.process import BLOCK_BYTES, WorkerProcess
-from gpulet.executors.wire import Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
+from gpulet.executors.wire import ALIGNMENT, Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
 from gpulet.plan import Gpulet, GpuletId, Plan
-from gpulet.units import SECOND, Duration, Instant
+from gpulet.units import PLAIN, SECOND, Duration, Instant
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
@@ -28,11 +29,12 @@ _STABLE: Duration = 10 * SECOND
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """Where a model's ONNX file is, and the largest batch to warm it for."""
+    """Where a model's ONNX file is, and the largest batch and the shape classes to warm it for."""
 
     name: str
     path: str
     max_batch: int
+    shapes: tuple[str, ...] = (PLAIN,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Station:
 
 Tell = Callable[..., None]
 """A structured log line: a name and fields."""
+GiveUp = Callable[[Exception], None]
+"""Called when no plan can be carved here: the server cannot go on."""
 
 
 class Cpu:
@@ -73,6 +77,7 @@ class Cpu:
         emit: Emit,
         payloads: Payloads,
         tell: Tell,
+        give_up: GiveUp,
     ) -> None:
         self.signatures: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
@@ -81,6 +86,7 @@ class Cpu:
         self._emit = emit
         self._payloads = payloads
         self._tell = tell
+        self._give_up = give_up
         self._stations = {g.id: Station(g, _cores(plan, g, cores)) for g in plan.gpulets}
         self._results: dict[BatchId, _Finished] = {}
         self._standby: WorkerProcess | None = None
@@ -105,7 +111,12 @@ class Cpu:
         station.model = command.model
         if station.worker is None:  # died in this turn; GpuletDown is on its way
             return
-        shapes = self._fill(station.worker, command)
+        try:
+            shapes = self._fill(station, station.worker, command)
+        except ModelError as error:
+            self._tell("run_failed", gpulet=command.on, error=str(error))
+            self._emit(RunFailed(command.batch))
+            return
         station.worker.send(RunBatch(command.batch, station.places[command.model], shapes))
 
     def outputs(self, batch: BatchId) -> Outputs:
@@ -139,10 +150,23 @@ class Cpu:
         workers += [self._standby] if self._standby else []
         await asyncio.gather(*(worker.close() for worker in workers))
 
-    def _fill(self, worker: WorkerProcess, command: Start) -> tuple[tuple[int, ...], ...]:
-        """Copy the requests' rows one after the other; the shapes of the joined inputs."""
+    def _fill(self, station: Station, worker: WorkerProcess, command: Start) -> tuple[tuple[int, ...], ...]:
+        """Copy the requests' rows one after the other; the shapes of the joined inputs.
+
+        Raises `ModelError` where this batch cannot be run here, whatever a plan says.
+        """
+        if command.model not in station.places:
+            msg = f"model {command.model} is not loaded on gpulet {station.gpulet.id}"
+            raise ModelError(msg)
         payloads = [self._payloads(request) for request in command.requests]
         is_batched = self.signatures[command.model].is_batched
+        if not is_batched and len(payloads) > 1:
+            msg = f"model {command.model} runs one request at a time, the plan joined {len(payloads)}"
+            raise ModelError(msg)
+        size = sum(len(data) + ALIGNMENT for payload in payloads for data in payload.inputs)
+        if size > BLOCK_BYTES // 2:
+            msg = f"inputs of {size} bytes do not fit a gpulet's {BLOCK_BYTES // 2}"
+            raise ModelError(msg)
         block, offset = worker.block, 0
         shapes: list[tuple[int, ...]] = []
         for place, dims in enumerate(payloads[0].dims):
@@ -161,7 +185,7 @@ class Cpu:
         worker.gone = lambda: self._gone(station)
         station.worker = worker
         files = [self._models[name] for name in station.gpulet.models]
-        models = tuple(WorkerModel(f.name, f.path, f.max_batch) for f in files)
+        models = tuple(WorkerModel(f.name, f.path, f.max_batch, f.shapes) for f in files)
         worker.send(Assign(station.cores, station.gpulet.size.sms, models, BLOCK_BYTES // 2))
 
     def _idle_worker(self) -> WorkerProcess:
@@ -189,13 +213,16 @@ class Cpu:
         """A gpulet is up once its models are loaded and every thread is shown to stay on its cores."""
         astray = [cores for cores in ready.allowed if not set(cores) <= set(station.cores)]
         if astray:
-            self._tell("not_carved", gpulet=station.gpulet.id, cores=station.cores, allowed=astray[0])
+            msg = f"gpulet {station.gpulet.id}: a thread may run on cores {astray[0]}, not only on {station.cores}"
+            self._give_up(Unusable(msg))
+            return
+        if self._has_forgotten(station, ready):
             return
         loaded = [m for m in ready.models if not m.error]
         station.places = {m.name: place for place, m in enumerate(loaded)}
         self.signatures.update({m.name: m.signature for m in loaded})
         for model in ready.models:
-            if model.error:
+            if model.error and model.name not in self.signatures:
                 self.refused[model.name] = model.error
                 self._tell("model_refused", model=model.name, error=model.error)
         station.up_since = self._timer.now()
@@ -203,6 +230,14 @@ class Cpu:
         self._tell("gpulet_up", gpulet=station.gpulet.id, pid=pid, cores=station.cores, models=list(station.places))
         if loaded:
             self._emit(GpuletUp(station.gpulet.id))
+
+    def _has_forgotten(self, station: Station, ready: Ready) -> bool:
+        """A model that was served before and is not loaded now: this worker is no replacement; try another."""
+        lost = [m for m in ready.models if m.error and m.name in self.signatures]
+        if lost and station.worker:
+            self._tell("reload_failed", gpulet=station.gpulet.id, model=lost[0].name, error=lost[0].error)
+            station.worker.kill()
+        return bool(lost)
 
     def _gone(self, station: Station) -> None:
         """Take a dead worker's batch back at once and man the station again."""

@@ -61,6 +61,10 @@ class WorkerProcess:
         except OSError:
             self._loop.call_soon(self._lost)
 
+    def kill(self) -> None:
+        """End the child now; `gone` follows."""
+        self._child.kill()
+
     def _readable(self) -> None:
         try:
             data = self._socket.recv(LARGEST_MESSAGE)

@@ -9,17 +9,19 @@ from typing import TypeAlias
 import msgspec
 
 from gpulet.executors.base import Signature
+from gpulet.units import PLAIN
 
 ALIGNMENT = 64
 LARGEST_MESSAGE = 1 << 17
 
 
 class WorkerModel(msgspec.Struct, frozen=True):
-    """A model a worker loads: the ONNX file, and the largest batch it is warmed for."""
+    """A model a worker loads: the ONNX file, the largest batch and the shape classes it is warmed for."""
 
     name: str
     path: str
     max_batch: int
+    shapes: tuple[str, ...] = (PLAIN,)
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):

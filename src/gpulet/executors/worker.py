@@ -5,13 +5,14 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import msgspec
+import msgspec.structs
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from gpulet.executors.wire import (
     WorkerModel,
     align,
 )
+from gpulet.units import PLAIN
 
 NUMPY_TYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -83,18 +85,27 @@ class LoadedModel:
         outputs: list[NDArray[Any]] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
         return outputs
 
-    def warm(self, max_batch: int) -> None:
-        """First runs are slow; so is the first of a new batch size."""
-        for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
-            shapes = [_filled(t.shape, rows, is_batched=self.signature.is_batched) for t in self.signature.inputs]
-            zeros = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, self.input_types, strict=True)]
-            self.run(zeros)
+    def warm(self, max_batch: int, shapes: Sequence[str]) -> None:
+        """First runs are slow; so is the first of a new batch size and shape.
+
+        A model whose outputs do not have a row for each row of its inputs (detections, say) is not batched after all.
+        """
+        for shape in shapes or (PLAIN,):
+            if self.signature.is_batched and any(o.shape[:1] != (2,) for o in self._zeros(2, shape)):
+                self.signature = msgspec.structs.replace(self.signature, is_batched=False)
+            for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
+                self._zeros(rows, shape)
+
+    def _zeros(self, rows: int, shape: str) -> list[NDArray[Any]]:
+        free = iter([int(n) for n in shape.split("x")] if shape else [])
+        filled = [_filled(t.shape, rows, free, is_batched=self.signature.is_batched) for t in self.signature.inputs]
+        return self.run([np.zeros(dims, dtype) for dims, dtype in zip(filled, self.input_types, strict=True)])
 
 
-def _filled(shape: tuple[int, ...], rows: int, *, is_batched: bool) -> tuple[int, ...]:
-    """A concrete shape: `rows` first, 1 for every other free dimension."""
-    known = tuple(max(1, n) for n in shape)
-    return (rows, *known[1:]) if is_batched else known
+def _filled(shape: tuple[int, ...], rows: int, free: Iterator[int], *, is_batched: bool) -> tuple[int, ...]:
+    """A concrete shape: `rows` first, the class's sizes for the other free dimensions, else 1."""
+    known = tuple(n if n > 0 else next(free, 1) for n in shape[1:])
+    return (rows, *known) if is_batched else (*(max(1, n) for n in shape[:1]), *known)
 
 
 def _signature(session: ort.InferenceSession) -> Signature:
@@ -116,7 +127,7 @@ def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel
     """Load and warm one model; a model that cannot be is told by name and hurts no other."""
     try:
         loaded = LoadedModel(model, threads)
-        loaded.warm(model.max_batch)
+        loaded.warm(model.max_batch, model.shapes)
     except Exception as error:  # noqa: BLE001 (the runtime raises bare exceptions; this is where they are translated)
         reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
         return ModelReady(model.name, Signature((), ()), reason.replace(model.path, Path(model.path).name)), []
@@ -155,6 +166,7 @@ class Worker:
         try:
             outputs = self._models[message.model].run(self._inputs(message))
             took = perf_counter_ns() - before
+            self._check_rows(message, outputs)
             self._write(outputs)
         except Exception as error:  # noqa: BLE001 (as above)
             return Failed(message.batch, f"{error}".splitlines()[0])
@@ -168,6 +180,17 @@ class Worker:
             arrays.append(np.frombuffer(self._block, dtype, count, offset).reshape(shape))
             offset = align(offset + count * dtype.itemsize)
         return arrays
+
+    def _check_rows(self, message: RunBatch, outputs: Arrays) -> None:
+        """Rows are how answers are told apart."""
+        model = self._models[message.model]
+        if not model.signature.is_batched:
+            return
+        rows = message.shapes[0][0]
+        for output, tensor in zip(outputs, model.signature.outputs, strict=True):
+            if output.shape[:1] != (rows,):
+                msg = f"output {tensor.name} has shape {list(output.shape)} for a batch of {rows} rows"
+                raise ValueError(msg)
 
     def _write(self, outputs: Arrays) -> None:
         offset = self._outputs_at
