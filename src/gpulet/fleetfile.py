@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_file
-from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, mps_size, sizes
 from gpulet.duty import Share, saturated_rate
@@ -26,9 +26,6 @@ DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
 _DEFAULT_SLO_LEAST = 25 * MS
 _EQUAL_SHARE_LOAD = 0.7
-_NO_BOUND = 1e6
-FRONT_END = "(front-end)"
-"""What limits a fleet whose front-end takes every core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,27 +298,3 @@ def _equal_share(site: Site, bare: Problem) -> dict[str, float]:
         low, high = (middle, high) if fits(middle) else (low, middle)
     factor = (low or high) * _EQUAL_SHARE_LOAD
     return {**known, **{name: rate * factor for name, rate in unknown.items()}}
-
-
-def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-4) -> tuple[float, str]:
-    """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
-    low, high, limiting = 0.0, 1.0, ""
-    while high < _NO_BOUND and not (limiting := _refuses(site, profile, high)):
-        low, high = high, high * 2
-    while high - low > precision * high:
-        middle = (low + high) / 2
-        refused = _refuses(site, profile, middle)
-        if refused:
-            high, limiting = middle, refused
-        else:
-            low = middle
-    return low, limiting
-
-
-def _refuses(site: Site, profile: Profile, factor: float) -> str:
-    """The model for which the planner refuses the scaled rates; empty when it does not."""
-    try:
-        outcome = site.system.planner(make_problem(site, profile, factor=factor))
-    except ConfigError:  # the front-end has no core left
-        return FRONT_END
-    return outcome.model if isinstance(outcome, Infeasible) else ""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpulet.api.catalog import Catalog, Served
+from gpulet.api.exchange import Front, HttpLimits
 from gpulet.api.exposition import make_registry
-from gpulet.api.http import Front, HttpLimits
 from gpulet.api.server import HttpServer, bind_ports
 from gpulet.config import ServerSection
 from gpulet.core.journal import Header, encode_header

@@ -16,6 +16,7 @@ import orjson
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from gpulet.api.documents import InputDoc, OutputDoc, RequestDoc, RequestParameters
 from gpulet.errors import RequestError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Result, Signature, Tensor
 from gpulet.units import PLAIN, US, Duration
@@ -38,47 +39,6 @@ _NUMPY: Final = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-
-
-class TensorParameters(msgspec.Struct):
-    """Of an input or a requested output; others are allowed and ignored, as the protocol says."""
-
-    binary_data_size: int | UnsetType = UNSET
-    binary_data: bool | UnsetType = UNSET
-
-
-class InputDoc(msgspec.Struct):
-    """One input of a request."""
-
-    name: str
-    shape: tuple[int, ...]
-    datatype: str
-    parameters: TensorParameters | UnsetType = UNSET
-    data: msgspec.Raw | UnsetType = UNSET
-
-
-class OutputDoc(msgspec.Struct):
-    """One requested output."""
-
-    name: str
-    parameters: TensorParameters | UnsetType = UNSET
-
-
-class RequestParameters(msgspec.Struct):
-    """Of a request: `timeout` in microseconds, `priority` 1 first and 0 by default, as in Triton."""
-
-    timeout: int | UnsetType = UNSET
-    priority: int = 0
-    binary_data_output: bool = False
-
-
-class RequestDoc(msgspec.Struct):
-    """A request's JSON."""
-
-    inputs: list[InputDoc]
-    id: str = ""
-    outputs: list[OutputDoc] | UnsetType = UNSET
-    parameters: RequestParameters | UnsetType = UNSET
 
 
 _decode = msgspec.json.Decoder(RequestDoc).decode

@@ -10,7 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gpulet.api.app import make_app, make_metrics_app
-from gpulet.api.http import Front, InferProtocol
+from gpulet.api.exchange import Front
+from gpulet.api.http import InferProtocol
 from gpulet.errors import Unusable
 
 _BACKLOG = 2048

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gpulet.capacity import ATTAINED
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput, ConfigError
 from gpulet.fleetfile import Site
@@ -28,9 +29,6 @@ Seed = Annotated[int, typer.Option("--seed", help="of the arrivals")]
 Workload = Annotated[
     str, typer.Option("--workload", help="poisson, gamma:CV, mmpp:RATE1,SECONDS1,RATE2,SECONDS2, trace:FILE")
 ]
-
-ATTAINED = 0.99
-"""At most 1 % late or unanswered: what the field's papers call holding a rate."""
 
 
 def planned(site: Site, problem: Problem) -> tuple[Plan | Infeasible, int]:

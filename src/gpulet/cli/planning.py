@@ -1,14 +1,12 @@
 """What would be: `plan`, `capacity`, `simulate`."""
 
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from gpulet.capacity import fewest_devices, largest_factor, simulated, simulated_factor
 from gpulet.cli.common import (
-    ATTAINED,
     AsJson,
     PlanFile,
     Seconds,
@@ -24,17 +22,13 @@ from gpulet.cli.common import (
     print_json,
     refuse,
 )
-from gpulet.core.ports import Infeasible, Problem
-from gpulet.drivers.sim import simulate as run_simulation
+from gpulet.core.ports import Infeasible
 from gpulet.errors import BadInput
-from gpulet.fleetfile import Site, front_end_share, largest_factor, load_profile, make_problem, open_site
+from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
-from gpulet.profile import Profile
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table
-from gpulet.systems import make_scheduler
-from gpulet.workload import Arrivals
 
 
 def plan(
@@ -83,12 +77,12 @@ def capacity(
     measured = load_profile(site)
     problem = make_problem(site, measured)
     if devices:
-        _fewest_devices(site, problem, as_json=as_json)
+        _print_fewest(fewest_devices(site, problem), len(problem.devices), as_json=as_json)
         return
     if by == "plan":
         factor, limiting = largest_factor(site, measured)
     elif by == "simulation":
-        factor, limiting = _simulated_factor(site, measured, duration, seed)
+        factor, limiting = simulated_factor(site, measured, duration, seed)
     else:
         msg = f"--by {by!r}: known are plan, simulation"
         raise BadInput(msg)
@@ -127,7 +121,7 @@ def simulate(
             reports[site.name] = {"infeasible": str(outcome)}
             continue
         arrivals = arrivals_of(problem, workload, duration, seed)
-        reports[site.name] = _simulated(site, problem, outcome, arrivals)
+        reports[site.name] = simulated(site, problem, outcome, arrivals)
     if as_json:
         print_json(reports if compare else next(iter(reports.values())))
     else:
@@ -152,49 +146,10 @@ def _draw(shown: Plan, picture: Path) -> None:
     draw_plan(shown, picture)
 
 
-def _simulated(site: Site, problem: Problem, chosen: Plan, arrivals: Arrivals) -> dict[str, Any]:
-    scheduler = make_scheduler(site.system, problem, chosen, site.limits)
-    before = time.perf_counter()
-    metrics = run_simulation(scheduler, problem.profile, chosen, arrivals)
-    took = time.perf_counter() - before
-    return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
-
-
-def _fewest_devices(site: Site, problem: Problem, *, as_json: bool) -> None:
-    """Algorithm 2 of gpu-lets (ATC'22), off line: one device more until the planner accepts."""
-    refusal: Plan | Infeasible = Infeasible("", "no devices", "add one", {}, Plan(()))
-    for count in range(1, len(problem.devices) + 1):
-        refusal, _ = planned(site, replace(problem, devices=problem.devices[:count]))
-        if isinstance(refusal, Plan):
-            if as_json:
-                print_json({"devices": count, "of": len(problem.devices)})
-            else:
-                out.print(f"{count} of {len(problem.devices)} devices hold the rates")
-            return
-    assert isinstance(refusal, Infeasible)
-    refuse(refusal)
-
-
-def _simulated_factor(site: Site, measured: Profile, duration: float, seed: int) -> tuple[float, str]:
-    """Bisection on the factor: planned for the scaled rates, simulated, at most 1 % violations for every model."""
-    low, high, limiting = 0.0, largest_factor(site, measured)[0], ""
-    for _ in range(12):
-        middle = (low + high) / 2
-        worst, attainment = _worst(site, make_problem(site, measured, factor=middle), duration, seed)
-        if attainment < ATTAINED:
-            high, limiting = middle, worst
-        else:
-            low = middle
-    return low, limiting
-
-
-def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[str, float]:
-    """The model that attains least, and how much; 0 where there is no plan."""
-    outcome, _ = planned(site, problem)
-    if isinstance(outcome, Infeasible):
-        return outcome.model, 0.0
-    models: dict[str, Any] = _simulated(site, problem, outcome, arrivals_of(problem, "poisson", duration, seed))[
-        "models"
-    ]
-    worst = min(models, key=lambda name: models[name]["attainment"])
-    return worst, models[worst]["attainment"]
+def _print_fewest(count: int | Infeasible, of: int, *, as_json: bool) -> None:
+    if isinstance(count, Infeasible):
+        refuse(count)
+    elif as_json:
+        print_json({"devices": count, "of": of})
+    else:
+        out.print(f"{count} of {of} devices hold the rates")

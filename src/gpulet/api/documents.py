@@ -1,0 +1,48 @@
+"""The JSON of infer requests, as the Open Inference Protocol v2 and Triton's extensions write it.
+
+Unknown parameters are allowed and ignored, as the protocol says.
+"""
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class TensorParameters(msgspec.Struct):
+    """Of an input or a requested output; others are allowed and ignored, as the protocol says."""
+
+    binary_data_size: int | UnsetType = UNSET
+    binary_data: bool | UnsetType = UNSET
+
+
+class InputDoc(msgspec.Struct):
+    """One input of a request."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: TensorParameters | UnsetType = UNSET
+    data: msgspec.Raw | UnsetType = UNSET
+
+
+class OutputDoc(msgspec.Struct):
+    """One requested output."""
+
+    name: str
+    parameters: TensorParameters | UnsetType = UNSET
+
+
+class RequestParameters(msgspec.Struct):
+    """Of a request: `timeout` in microseconds, `priority` 1 first and 0 by default, as in Triton."""
+
+    timeout: int | UnsetType = UNSET
+    priority: int = 0
+    binary_data_output: bool = False
+
+
+class RequestDoc(msgspec.Struct):
+    """A request's JSON."""
+
+    inputs: list[InputDoc]
+    id: str = ""
+    outputs: list[OutputDoc] | UnsetType = UNSET
+    parameters: RequestParameters | UnsetType = UNSET

@@ -1,0 +1,91 @@
+"""How much a fleet holds: the largest factor on its rates, and the fewest devices for them."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.drivers.sim import simulate
+from gpulet.errors import ConfigError
+from gpulet.fleetfile import Site, make_problem
+from gpulet.plan import Plan
+from gpulet.profile import Profile
+from gpulet.systems import make_scheduler
+from gpulet.units import SECOND
+from gpulet.workload import Arrivals, drawn, poisson
+
+ATTAINED = 0.99
+"""At most 1 % late or unanswered: what the field's papers call holding a rate."""
+FRONT_END = "(front-end)"
+"""What limits a fleet whose front-end takes every core."""
+_NO_BOUND = 1e6
+_HALVINGS = 12
+
+
+def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-4) -> tuple[float, str]:
+    """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
+    low, high, limiting = 0.0, 1.0, ""
+    while high < _NO_BOUND and not (limiting := _refuses(site, profile, high)):
+        low, high = high, high * 2
+    while high - low > precision * high:
+        middle = (low + high) / 2
+        refused = _refuses(site, profile, middle)
+        if refused:
+            high, limiting = middle, refused
+        else:
+            low = middle
+    return low, limiting
+
+
+def _refuses(site: Site, profile: Profile, factor: float) -> str:
+    """The model for which the planner refuses the scaled rates; empty when it does not."""
+    try:
+        outcome = site.system.planner(make_problem(site, profile, factor=factor))
+    except ConfigError:  # the front-end has no core left
+        return FRONT_END
+    return outcome.model if isinstance(outcome, Infeasible) else ""
+
+
+def simulated_factor(site: Site, profile: Profile, duration: float, seed: int) -> tuple[float, str]:
+    """The largest factor that holds when it is planned for and simulated: every model attains 99 %."""
+    low, high, limiting = 0.0, largest_factor(site, profile)[0], ""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        worst, attainment = _worst(site, make_problem(site, profile, factor=middle), duration, seed)
+        if attainment < ATTAINED:
+            high, limiting = middle, worst
+        else:
+            low = middle
+    return low, limiting
+
+
+def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[str, float]:
+    """The model that attains least, and how much; 0 where there is no plan."""
+    outcome = site.system.planner(problem)
+    if isinstance(outcome, Infeasible):
+        return outcome.model, 0.0
+    models = tuple(problem.models.values())
+    arrivals = drawn(models, problem.demand, round(duration * SECOND), seed, poisson)
+    report: dict[str, Any] = simulated(site, problem, outcome, arrivals)["models"]
+    worst = min(report, key=lambda name: report[name]["attainment"])
+    return worst, report[worst]["attainment"]
+
+
+def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> dict[str, Any]:
+    """What a workload is worth under a plan: `Metrics.report` and the speed of the simulation."""
+    scheduler = make_scheduler(site.system, problem, plan, site.limits)
+    before = time.perf_counter()
+    metrics = simulate(scheduler, problem.profile, plan, arrivals)
+    took = time.perf_counter() - before
+    return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
+
+
+def fewest_devices(site: Site, problem: Problem) -> int | Infeasible:
+    """One device more until the planner accepts: gpu-lets' Algorithm 2 (ATC'22), off line."""
+    outcome: Plan | Infeasible = site.system.planner(problem)
+    for count in range(1, len(problem.devices) + 1):
+        outcome = site.system.planner(replace(problem, devices=problem.devices[:count]))
+        if isinstance(outcome, Plan):
+            return count
+    assert isinstance(outcome, Infeasible), "with all devices there is a plan or a refusal"
+    return outcome
