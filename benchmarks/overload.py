@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 from argparse import ArgumentParser
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,11 +88,12 @@ def run(server: Server, rate: float, seconds: float, repeats: int) -> dict[str, 
     }
 
 
-def outage(outcome: Outcome, seconds: float) -> float:
-    """Seconds from the kill to the first good answer of a request that was due after it."""
-    kill = seconds / 2 * SECOND
-    good = [due for due, name, is_good in outcome.events if name == HEAVY.name and is_good and due >= kill]
-    return (min(good) - kill) / SECOND
+def outage(server: Server) -> float:
+    """Seconds from the death of a worker to its replacement being loaded and warm, by the server's log."""
+    died, up = (
+        datetime.fromisoformat(server.all(name)[-1]["time"].replace(",", ".")) for name in ("worker_died", "gpulet_up")
+    )
+    return (up - died).total_seconds()
 
 
 def main() -> None:
@@ -116,8 +118,9 @@ def main() -> None:
                 outcome = uvloop.run(load(server.port, capacity / 2, options.seconds, 9, victim))
                 report = outcome.report(round(options.seconds * SECOND))
                 result["kill"] = {
-                    "back_after_s": outage(outcome, options.seconds),
+                    "back_after_s": outage(server),
                     "wrong": sum(report["wrong"].values()),
+                    "attainment": report["models"][HEAVY.name]["attainment"],
                     "errors": report["errors"],
                     "lost": report["total"]["lost"],
                 }

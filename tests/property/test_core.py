@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from gpulet.core.journal import encode_step
 from gpulet.core.scheduler import Limits
+from gpulet.device import Mechanism
 from gpulet.plan import Plan
 from gpulet.systems import SYSTEMS
 from gpulet.units import MS
@@ -16,7 +17,10 @@ LAYOUTS = [
     [[(8, NAMES)]],
     [[(4, ["m0", "m1"]), (4, ["m2", "m0"])]],
     [[(2, NAMES), (2, ["m0"]), (4, ["m1", "m2"])], [(8, NAMES)]],
+    [[(8, NAMES), (8, ["m0"]), (2, ["m1", "m2"])]],
 ]
+WHOLE = 3
+"""The layout whose gpulets overlap: its runs slow each other."""
 DISPATCHERS = {**SHAPES, **{name: system.dispatcher for name, system in SYSTEMS.items()}}
 
 # Small integers, so that ties happen.
@@ -34,7 +38,7 @@ cancel = st.tuples(st.integers(0, 40).map(lambda n: n * MS), st.integers(1, 20))
 
 def world_of(name, layout, limits):
     models = models_of(3)
-    plan = tiny_plan(LAYOUTS[layout], NAMES)
+    plan = tiny_plan(LAYOUTS[layout], NAMES, Mechanism.WHOLE if layout == WHOLE else Mechanism.GREEN)
     if name in CARVES:
         plan = Plan(plan.devices)
     return World(models, plan, DISPATCHERS[name], limits), models
@@ -43,7 +47,7 @@ def world_of(name, layout, limits):
 @pytest.mark.parametrize("name", DISPATCHERS)
 @settings(max_examples=60, deadline=None)
 @given(
-    layout=st.integers(0, 2),
+    layout=st.integers(0, WHOLE),
     arrivals=st.lists(arrival, max_size=40),
     deaths=st.lists(death, max_size=3),
     cancels=st.lists(cancel, max_size=4),
@@ -66,7 +70,7 @@ def test_every_request_is_answered_exactly_once_and_nothing_is_overcut(name, lay
 
 @pytest.mark.parametrize("name", DISPATCHERS)
 @settings(max_examples=20, deadline=None)
-@given(layout=st.integers(0, 2), arrivals=st.lists(arrival, max_size=40))
+@given(layout=st.integers(0, WHOLE), arrivals=st.lists(arrival, max_size=40))
 def test_the_same_arrivals_give_the_same_journal_byte_for_byte(name, layout, arrivals):
     journals = []
     for _ in range(2):

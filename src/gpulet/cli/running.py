@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gpulet import __version__
 from gpulet.cli.common import (
     AsJson,
     PlanFile,
@@ -62,6 +63,7 @@ def serve(
     """
     site = _with_options(open_site(target, system=system), http_port, metrics_port, journal)
     configure_logs(site.config.server.log_format)
+    tell("starting", version=__version__, target=str(target), system=site.name, models=len(site.sections))
     refused = _measured(site, _BUDGET_S) if site.executor == "cpu" and not site.profile_path else {}
     for model, error in refused.items():
         tell("model_refused", model=model, error=error)
@@ -197,6 +199,7 @@ async def _serve(site: Site, problem: Problem, chosen: Plan, refused: dict[str, 
         )
 
     await serve_until_stopped(server, announce)
+    tell("stopped", served={name: counts.served for name, counts in server.metrics.models.items()})
 
 
 def _with_options(site: Site, http_port: int | None, metrics_port: int | None, journal: str) -> Site:

@@ -142,4 +142,4 @@ class Simulated:
         crowd.progress(self._timer.now())
         del crowd.runs[batch]
         self._retime(crowd)
-        self._emit(Finished(batch))
+        self._finish(batch)
