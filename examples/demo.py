@@ -64,7 +64,7 @@ def served() -> Iterator[Running]:
     try:
         for line in server.stderr:
             event = json.loads(line)
-            out.print(line.rstrip(), markup=False, highlight=False)
+            out.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
             if event["event"] == "gpulet_up":
                 workers |= dict.fromkeys(event["models"], event["pid"])
             if event["event"] == "ready":
@@ -75,7 +75,7 @@ def served() -> Iterator[Running]:
     finally:
         server.send_signal(signal.SIGTERM)
         for line in server.stderr:
-            out.print(line.rstrip(), markup=False, highlight=False)
+            out.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         server.wait(30)
 
 

@@ -2,8 +2,8 @@
 
 import time
 from dataclasses import replace
-from typing import Any
 
+from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
@@ -20,6 +20,12 @@ FRONT_END = "(front-end)"
 """What limits a fleet whose front-end takes every core."""
 _NO_BOUND = 1e6
 _HALVINGS = 12
+
+
+class SimulationReport(RunReport):
+    """A simulated run, and how fast it was simulated (requests per second of real time)."""
+
+    simulated_per_second: float
 
 
 def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-4) -> tuple[float, str]:
@@ -66,13 +72,13 @@ def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[st
         return outcome.model, 0.0
     models = tuple(problem.models.values())
     arrivals = drawn(models, problem.demand, round(duration * SECOND), seed, poisson)
-    report: dict[str, Any] = simulated(site, problem, outcome, arrivals)["models"]
+    report = simulated(site, problem, outcome, arrivals)["models"]
     worst = min(report, key=lambda name: report[name]["attainment"])
     return worst, report[worst]["attainment"]
 
 
-def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> dict[str, Any]:
-    """What a workload is worth under a plan: `Metrics.report` and the speed of the simulation."""
+def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> SimulationReport:
+    """What a workload is worth under a plan."""
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     before = time.perf_counter()
     metrics = simulate(scheduler, problem.profile, plan, arrivals)

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from time import process_time_ns
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
-from gpulet.core.metrics import Counts
+from gpulet.core.metrics import Counts, Rows
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, Unusable
 from gpulet.model import Model
@@ -40,6 +40,15 @@ class Stream:
     check: Check | None = None
 
 
+class LoadReport(Rows):
+    """What a client saw, with its own CPU time per request. `wrong` answers by model, `errors` by message."""
+
+    wrong: dict[str, int]
+    errors: dict[str, int]
+    refused_p99_ms: float
+    client_cpu_us_per_request: float
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a load. `events` are (due, model, is good) of every answer, for plots and outage times."""
@@ -51,7 +60,7 @@ class Outcome:
     events: list[tuple[Instant, str, bool]] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
 
-    def report(self, duration: Duration) -> dict[str, Any]:
+    def report(self, duration: Duration) -> LoadReport:
         """The shape of `simulate --json`, with wrong answers and the client's own CPU time beside."""
         total = Counts()
         for counts in self.counts.values():

@@ -369,6 +369,13 @@ def test_a_model_with_free_dimensions_is_profiled_and_served_by_shape(tmp_path, 
     assert code == 0
     assert {(p["shape"], p["batch"]) for p in profile["points"]} == {(s, b) for s in ("3", "5") for b in (1, 2)}
     assert profile["machine"]["front_end_us"] > 0
+    (table_file,) = (tmp_path / "cache" / "gpulet" / "profiles").glob("*.csv")
+    kept, lost = table_file.read_text().splitlines()[:-1], table_file.read_text().splitlines()[-1]
+    table_file.write_text("\n".join(kept) + "\n")
+    assert run("profile", tmp_path / "fleet.toml", "--budget", "0.01")[0] == 0
+    resumed = table_file.read_text().splitlines()
+    assert resumed[:-1] == kept  # what was measured stands; the point that was missing is measured
+    assert resumed[-1].split(",")[:4] == lost.split(",")[:4]
     with serve(tmp_path / "fleet.toml") as server:
         for width, status in ((3, b"200"), (5, b"200"), (4, b"400")):
             tensor = {"name": "x", "shape": [1, width], "datatype": "FP32", "data": [7] * width}

@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from gpulet.capacity import ATTAINED
+from gpulet.core.metrics import Rows
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput, ConfigError
 from gpulet.fleetfile import Site
@@ -73,12 +73,12 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
     return drawn(models, problem.demand, nanoseconds, seed, parse_process(workload))
 
 
-def check_attainment(report: dict[str, Any], *, wanted: bool) -> None:
+def check_attainment(report: Rows, *, wanted: bool) -> None:
     """With `--check`, a model below 99 % ends the command with exit code 1."""
-    if wanted and ("infeasible" in report or any(r["attainment"] < ATTAINED for r in report["models"].values())):
+    if wanted and any(row["attainment"] < ATTAINED for row in report["models"].values()):
         raise typer.Exit(1)
 
 
-def print_json(value: dict[str, Any] | Sequence[Any]) -> None:
+def print_json(value: object) -> None:
     """One line of JSON on standard output."""
     out.print(json.dumps(value), markup=False, highlight=False, soft_wrap=True)

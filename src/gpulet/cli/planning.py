@@ -1,11 +1,11 @@
 """What would be: `plan`, `capacity`, `simulate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gpulet.capacity import fewest_devices, largest_factor, simulated, simulated_factor
+from gpulet.capacity import SimulationReport, fewest_devices, largest_factor, simulated, simulated_factor
 from gpulet.cli.common import (
     AsJson,
     PlanFile,
@@ -112,31 +112,29 @@ def simulate(
     Example: gpulet simulate fleet.toml --duration 60 --seed 1 --workload gamma:2 --compare gpulet,elastic
     """
     names = compare.split(",") if compare else [system]
-    reports: dict[str, dict[str, Any]] = {}
+    reports: dict[str, SimulationReport] = {}
+    refusals: dict[str, dict[str, str]] = {}
     for name in names:
         site = open_site(target, system=name)
         problem = make_problem(site, load_profile(site))
         outcome = planned(site, problem)[0] if compare and not plan_file else chosen_plan(site, problem, plan_file)
         if isinstance(outcome, Infeasible):
-            reports[site.name] = {"infeasible": str(outcome)}
+            refusals[site.name] = {"infeasible": str(outcome)}
             continue
         arrivals = arrivals_of(problem, workload, duration, seed)
         reports[site.name] = simulated(site, problem, outcome, arrivals)
     if as_json:
-        print_json(reports if compare else next(iter(reports.values())))
+        print_json({**reports, **refusals} if compare else next(iter(reports.values())))
     else:
         for name, report in reports.items():
-            _print_run(report, f"{name}: {duration:g} s of {workload}, seed {seed}")
+            out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
+            out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
+        for name, refusal in refusals.items():
+            out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)
+    if check and refusals:
+        raise typer.Exit(1)
     for report in reports.values():
         check_attainment(report, wanted=check)
-
-
-def _print_run(report: dict[str, Any], title: str) -> None:
-    if "infeasible" in report:
-        out.print(f"{title}: no plan: {report['infeasible']}", markup=False)
-        return
-    out.print(run_table(report, title))
-    out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
 
 
 def _draw(shown: Plan, picture: Path) -> None:

@@ -6,6 +6,7 @@ waits or runs. `late` is part of served; attainment = (served - late) / arrived;
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from gpulet.core.histogram import Histogram
 from gpulet.core.messages import (
@@ -27,6 +28,46 @@ from gpulet.core.messages import (
 from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
 from gpulet.units import SECOND, Duration, Instant, to_ms
+
+
+class ModelRow(TypedDict):
+    """One model's line of a report: counts, shares of 1, answers per second, milliseconds."""
+
+    arrived: int
+    served: int
+    late: int
+    rejected: int
+    expired: int
+    cancelled: int
+    failed: int
+    lost: int
+    attainment: float
+    goodput: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_batch: float
+
+
+class DeviceRow(TypedDict):
+    """Share of a device's SM-time in use, and of its SMs given to gpulets."""
+
+    busy: float
+    allocated: float
+
+
+class Rows(TypedDict):
+    """What every run's report has: a line for each model and one for all."""
+
+    models: dict[str, ModelRow]
+    total: ModelRow
+
+
+class RunReport(Rows):
+    """What the core knows of a run."""
+
+    devices: list[DeviceRow]
+
 
 _SUMMED = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "batches", "rows")
 
@@ -59,7 +100,7 @@ class Counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.latency.merge(other.latency)
 
-    def report(self, duration: Duration) -> dict[str, float]:
+    def report(self, duration: Duration) -> ModelRow:
         """The shape of `simulate --json` and `bench --json`."""
         good = self.served - self.late
         p50, p95, p99 = (to_ms(round(self.latency.percentile(p))) for p in (50, 95, 99))
@@ -141,7 +182,7 @@ class Metrics:
             case _:
                 pass
 
-    def report(self, duration: Duration) -> dict[str, object]:
+    def report(self, duration: Duration) -> RunReport:
         """`models`, `total` and `devices` as in `simulate --json`; `duration` is the time of the arrivals."""
         total = Counts()
         for counts in self.models.values():
@@ -149,7 +190,7 @@ class Metrics:
         known = {name: counts.report(duration) for name, counts in self.models.items() if name or counts.arrived}
         return {"models": known, "devices": self._devices(duration), "total": total.report(duration)}
 
-    def _devices(self, duration: Duration) -> list[dict[str, float]]:
+    def _devices(self, duration: Duration) -> list[DeviceRow]:
         """Share of SM-time in use, and share of SMs given to gpulets."""
         if not duration:
             return []

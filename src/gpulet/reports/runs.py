@@ -1,8 +1,10 @@
 """What a run was worth, for people: the same table for `simulate`, `bench` and the demo."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from rich.table import Table
+
+from gpulet.core.metrics import Rows
 
 _COUNTS = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost")
 _MEASURES = {
@@ -15,9 +17,9 @@ _MEASURES = {
 }
 
 
-def run_table(report: dict[str, Any], title: str) -> Table:
+def run_table(report: Rows, title: str) -> Table:
     """One column per model and one for all; `report` is what `simulate --json` prints."""
-    columns = {**report["models"], "total": report["total"]}
+    columns: dict[str, Mapping[str, object]] = {**report["models"], "total": report["total"]}
     table = Table(title=title)
     table.add_column("")
     for name in columns:
