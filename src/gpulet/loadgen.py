@@ -25,6 +25,7 @@ from gpulet.workload import Arrivals
 
 _HEAD_END: Final = b"\r\n\r\n"
 _GRACE_S: Final = 10.0
+_RECONNECT_S: Final = 0.1
 _OVERLOADED: Final = frozenset({429, 503})
 Check = Callable[[int, bytes, int], bool]
 """(index of the request, body of the answer, length of its JSON or 0) to whether the answer is right."""
@@ -143,6 +144,8 @@ class _Load:
 
     def add(self, connection: _Connection) -> None:
         """A connection that may be used."""
+        if connection.transport.is_closing():
+            return
         self.open.add(connection)
         if self._waiting:
             self._send(connection, *self._waiting.popleft())
@@ -192,7 +195,9 @@ class _Load:
 
     def answered(self, connection: _Connection, answer: bytes) -> None:
         """Judge one answer and use its connection again."""
-        assert connection.due is not None, "an answer to nothing"
+        if connection.due is None:  # turned away at the door; `lost` follows
+            connection.transport.close()
+            return
         due, which, index = connection.due
         connection.due = None
         self._judge(due, which, index, answer)
@@ -277,6 +282,7 @@ async def drive(
         load.add(connection)
 
     async def connect_again() -> None:
+        await asyncio.sleep(_RECONNECT_S)
         with suppress(OSError):  # the server is gone; what waits for a connection will not be answered
             await connect()
 

@@ -36,7 +36,7 @@ class JournalFile:
 
     def __init__(self, path: Path, header: bytes) -> None:
         try:
-            if path.exists():  # an earlier server's, perhaps of the crash that made this one start
+            if path.is_file():  # an earlier server's, perhaps of the crash that made this one start
                 path.replace(path.with_name(path.name + ".previous"))
             self._file: BinaryIO = path.open("wb", buffering=_JOURNAL_BUFFER)
         except OSError as error:

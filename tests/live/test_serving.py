@@ -141,6 +141,16 @@ def test_a_refusal_waits_for_the_answers_before_it(digits, held_out):
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
 
 
+def test_blank_lines_and_chunked_requests_leave_a_connection_usable(digits, held_out):
+    get_live = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    good = post("/v2/models/digits-small/infer", infer_body(held_out[0][0]))
+    answer = raw(digits.port, b"\r\n\r\n" + get_live + b"\r\n" + good)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"]
+    chunked = b"POST /v2/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    answer = raw(digits.port, chunked + get_live)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"405", b"200"]
+
+
 def test_an_offer_to_upgrade_and_an_expectation_are_met(digits, held_out):
     body = infer_body(held_out[0][0])
     upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")

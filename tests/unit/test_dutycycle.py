@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 
-from gpulet.core.messages import Drop, Reason, Reject, Start
+from gpulet.core.messages import Arrived, Drop, Finished, Reason, Reject, Start
 from gpulet.core.scheduler import Limits
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
+from gpulet.request import Request
 from gpulet.units import MS
 from support import World, models_of, requests_of, tiny_plan
 
@@ -83,6 +84,28 @@ def test_an_idle_gpulet_that_is_too_slow_leaves_a_request_to_a_faster_one():
     w.run(requests_of([(0, 0, 4, *PLAIN), (MS, 0, 4, *PLAIN)], models))
     assert [c.on for _, c in starts(w)] == [1, 1]
     assert w.metrics.models["m0"].served == 2
+
+
+def test_two_idle_gpulets_do_not_wait_for_each_other():
+    w, _ = world([[(4, ["m0"]), (4, ["m0"])]])
+    step = w.scheduler.step
+    due = 100 * MS
+    running = step(0, *(Arrived(Request(n, "m0", 0, due)) for n in (1, 2)))
+    running += step(0, Arrived(Request(3, "m0", 0, due)))
+    step(1, *(Arrived(Request(n, "m0", 1, due)) for n in range(4, 9)))
+    # Both end late: 6.5 ms are left for five requests, enough for a row each. Neither may leave them to the other.
+    late = 93 * MS + MS // 2
+    commands = step(late, *(Finished(c.batch) for c in running if isinstance(c, Start)))
+    assert len([c for c in commands if isinstance(c, Start)]) == 2
+
+
+def test_what_stands_behind_an_expired_head_starts_at_once():
+    w, models = world([[(8, ["m0"])]], slo=100 * MS)
+    w.kill(0, 0, 200 * MS)
+    late = [Request(1, "m0", 1, 300 * MS, 1), Request(2, "m0", 2, 50 * MS, 1, "", 0, True)]
+    w.run(late)
+    assert w.metrics.models["m0"].served == 1
+    assert w.metrics.models["m0"].expired == 1
 
 
 def test_a_request_that_is_predicted_late_is_refused_at_once():

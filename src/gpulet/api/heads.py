@@ -61,6 +61,9 @@ def parse_head(raw: bytes, most_bytes: int) -> Head:
     except httptools.HttpParserError as error:
         msg = f"not an HTTP request: {error}"
         raise RequestError(msg) from None
+    if not found.url:
+        msg = "not an HTTP request: no request line"
+        raise RequestError(msg)
     headers = dict(found.headers)
     body = _length(headers, b"content-length", -1 if method in {"POST", "PUT"} else 0)
     is_chunked = b"transfer-encoding" in headers

@@ -18,6 +18,7 @@ from gpulet.api.exchange import Exchange, Front
 from gpulet.api.heads import CACHE_ENTRIES, Head, parse_head
 from gpulet.errors import RequestError
 
+_LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 _MOST_PIPELINED: Final = 64
 _PATIENCE_S: Final = 30.0
@@ -61,13 +62,17 @@ class InferProtocol(HttpToolsProtocol):
         self._buffer += data
         if not self._handed_over:
             self._read()
+        elif len(self._buffer) > self.front.limits.head:  # wait with more until uvicorn has answered
+            self.transport.pause_reading()
 
     def on_response_complete(self) -> None:
         """Uvicorn has answered the request that was handed over; go on reading."""
         super().on_response_complete()
         # uvicorn has armed a timer that only its own requests would disarm; ours do not pass there.
-        self._unset_keepalive_if_required()
+        if not self._is_opaque:
+            self._unset_keepalive_if_required()
         self._handed_over = False
+        self.transport.resume_reading()
         if not self._is_opaque and not self.transport.is_closing():
             self.loop.call_soon(self._read)
 
@@ -100,6 +105,8 @@ class InferProtocol(HttpToolsProtocol):
                 self.transport.pause_reading()  # until `flush` or `resume_writing`
                 self._set_timeout(waits=False)
                 return
+            while buffer.startswith(_LINE_END):  # allowed before a request, and not the end of a head
+                del buffer[:2]
             end = buffer.find(_HEAD_END)
             if end < 0:
                 if len(buffer) > self.front.limits.head:
@@ -171,7 +178,8 @@ class InferProtocol(HttpToolsProtocol):
             return False
         if head.is_chunked:  # its end is uvicorn's to find: the rest of this connection is uvicorn's
             self._is_opaque = True
-            data, self._buffer = bytes(self._buffer), bytearray()
+            data = bytes(self._buffer)
+            self._buffer.clear()
             super().data_received(data)
             return False
         end = len(raw) + max(0, head.body)

@@ -87,10 +87,10 @@ class Scheduler:
         for event in events:
             self._absorb(now, event, changed, commands)
         if self._deadlines and self._deadlines[0][0] <= now:
-            self._expire(now, commands)
+            self._expire(now, changed, commands)
         if self._alarm <= now:
             changed.alarm = True
-        if events or changed.alarm:
+        if events or changed.alarm or changed.queues:
             self._dispatch(now, changed, commands)
         self._forget_stale_deadlines()
         self.wake_at = self._next_wake()
@@ -107,7 +107,7 @@ class Scheduler:
                 batch = self._release(event.batch, changed)
                 commands.extend(Fail(r.id, Reason.RUN_FAILED) for r in batch.requests)
             case Cancelled():
-                self._give_up(event.request, Reason.CANCELLED, commands)
+                self._give_up(event.request, Reason.CANCELLED, changed, commands)
             case GpuletUp():
                 self.fleet.gpulets[event.gpulet].is_up = True
                 changed.gpulets.append(self.fleet.gpulets[event.gpulet])
@@ -184,18 +184,19 @@ class Scheduler:
             heappush(self._deadlines, (request.deadline, request.id))
         changed.queues.append(running.queue)
 
-    def _expire(self, now: Instant, commands: list[Command]) -> None:
+    def _expire(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
-            self._give_up(heappop(self._deadlines)[1], Reason.EXPIRED, commands)
+            self._give_up(heappop(self._deadlines)[1], Reason.EXPIRED, changed, commands)
 
-    def _give_up(self, request_id: RequestId, reason: Reason, commands: list[Command]) -> None:
-        """Drop a request that waits; one that runs or is answered is left alone."""
+    def _give_up(self, request_id: RequestId, reason: Reason, changed: Changed, commands: list[Command]) -> None:
+        """Drop a request that waits; one that runs or is answered is left alone. What stood behind it may now start."""
         queue = self.fleet.waiting.get(request_id)
         if queue is not None:
             request = next(r for r in queue if r.id == request_id)
             self._unqueue(queue, (request,))
             self._retried.discard(request_id)
             commands.append(Drop(request_id, reason))
+            changed.queues.append(queue)
 
     def _unqueue(self, queue: Queue, requests: Sequence[Request]) -> None:
         queue.remove(requests)
@@ -207,14 +208,14 @@ class Scheduler:
     def _dispatch(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
         while True:
             decision = self._dispatcher.decide(now, changed, self.fleet)
-            self._carry_out(now, decision, commands)
+            self._carry_out(now, decision, changed, commands)
             if not decision.more:
                 break
         self._alarm = decision.wake_at
 
-    def _carry_out(self, now: Instant, decision: Decision, commands: list[Command]) -> None:
+    def _carry_out(self, now: Instant, decision: Decision, changed: Changed, commands: list[Command]) -> None:
         for request in decision.drop:
-            self._give_up(request.id, Reason.EXPIRED, commands)
+            self._give_up(request.id, Reason.EXPIRED, changed, commands)
         commands.extend([self._start(now, run) for run in decision.start])
         for unload in decision.unload:
             self._unload(unload)

@@ -122,11 +122,13 @@ class DutyCycle:
         curve = host.curve(queue.shape)
         most = host.batch
         if head.rows > len(curve):
-            return _WAIT
+            return self._pass_over(now, host, queue, curve)
         if self._drops_early:
             bearable = bisect_right(curve, head.deadline - now)
+            if bearable < head.rows and self._another_can(now, host, head, fleet):
+                return _WAIT
             if bearable < head.rows or 2 * bearable < min(most, queue.rows):
-                return _WAIT if self._another_can(now, host, head, fleet) else Decision(drop=(head,), more=True)
+                return Decision(drop=(head,), more=True)
             most = min(most, bearable)
         most = max(most, head.rows)
         if self._holds and queue.rows < host.batch and now < head.arrival + host.duty:
@@ -137,8 +139,16 @@ class DutyCycle:
         self._account(host, rows)
         return Decision((Run(host.gpulet, requests, curve[rows - 1]),), more=True)
 
+    def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
+        """The head has more rows than this gpulet ever runs at once: start the first request behind it that fits."""
+        fits = next((r for r in queue if r.rows <= len(curve)), None)
+        if fits is None or (self._drops_early and now + curve[fits.rows - 1] > fits.deadline):
+            return _WAIT
+        self._account(host, fits.rows)
+        return Decision((Run(host.gpulet, [fits], curve[fits.rows - 1]),), more=True)
+
     def _another_can(self, now: Instant, host: _Host, head: Request, fleet: Fleet) -> bool:
-        """Whether a faster gpulet of the model can still serve the head in time once it is free."""
+        """Whether a gpulet that must be faster, since this one cannot, can still serve the head in time once it is free."""
         for other in self._hosts[head.model]:
             gpulet, curve = fleet.gpulets[other.gpulet], other.curve(head.shape)
             if other is not host and gpulet.is_up and head.rows <= len(curve):

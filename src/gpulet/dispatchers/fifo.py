@@ -26,17 +26,20 @@ class Fifo:
         for gpulet in changed.gpulets + touched:
             waiting = self._fitting(gpulet, fleet) if gpulet.is_idle else []
             if waiting:
-                return Decision([self._run(gpulet, min(waiting, key=lambda q: q.head.arrival))], more=True)
+                return Decision([self._run(gpulet, *min(waiting, key=lambda found: found[0].arrival))], more=True)
         return Decision()
 
-    def _fitting(self, gpulet: GpuletState, fleet: Fleet) -> list[Queue]:
+    def _fitting(self, gpulet: GpuletState, fleet: Fleet) -> list[tuple[Request, Queue]]:
+        """The oldest request of each queue that this gpulet can run at once."""
         queues = [queue for model in gpulet.planned.models for queue in fleet.central(model)]
-        return [queue for queue in queues if queue.head.rows <= self._largest(gpulet, queue.head)]
+        oldest = ((next((r for r in q if r.rows <= self._largest(gpulet, r)), None), q) for q in queues)
+        return [(request, queue) for request, queue in oldest if request is not None]
 
     def _largest(self, gpulet: GpuletState, request: Request) -> int:
         return self._problem.profile.max_batch(request.model, gpulet.planned.size.sms, request.shape)
 
-    def _run(self, gpulet: GpuletState, queue: Queue) -> Run:
+    def _run(self, gpulet: GpuletState, first: Request, queue: Queue) -> Run:
         curve = self._problem.profile.curve(queue.model, gpulet.planned.size.sms, queue.shape)
-        requests = queue.take(min(self._problem.models[queue.model].max_batch, len(curve)))
+        most = min(self._problem.models[queue.model].max_batch, len(curve))
+        requests = queue.take(most) if first is queue.head else [first]
         return Run(gpulet.id, requests, curve[sum(r.rows for r in requests) - 1])

@@ -216,28 +216,40 @@ class Cpu:
             msg = f"gpulet {station.gpulet.id}: a thread may run on cores {astray[0]}, not only on {station.cores}"
             self._give_up(Unusable(msg))
             return
-        if self._has_forgotten(station, ready):
-            return
         loaded = [m for m in ready.models if not m.error]
+        missing = {m.name: m.error for m in ready.models if m.error}
+        if self._must_retry(station, missing):
+            return
         station.places = {m.name: place for place, m in enumerate(loaded)}
         self.signatures.update({m.name: m.signature for m in loaded})
-        for model in ready.models:
-            if model.error and model.name not in self.signatures:
-                self.refused[model.name] = model.error
-                self._tell("model_refused", model=model.name, error=model.error)
+        self._settle_refusals(station, missing)
         station.up_since = self._timer.now()
         pid = station.worker.pid if station.worker else 0
         self._tell("gpulet_up", gpulet=station.gpulet.id, pid=pid, cores=station.cores, models=list(station.places))
         if loaded:
             self._emit(GpuletUp(station.gpulet.id))
 
-    def _has_forgotten(self, station: Station, ready: Ready) -> bool:
-        """A model that was served before and is not loaded now: this worker is no replacement; try another."""
-        lost = [m for m in ready.models if m.error and m.name in self.signatures]
-        if lost and station.worker:
-            self._tell("reload_failed", gpulet=station.gpulet.id, model=lost[0].name, error=lost[0].error)
-            station.worker.kill()
-        return bool(lost)
+    def _must_retry(self, station: Station, missing: Mapping[str, str]) -> bool:
+        """A worker without a model that loads elsewhere, or did before, is killed and replaced: a few times, then kept."""
+        lost = [name for name in missing if name in self.signatures]
+        if not lost or station.worker is None or station.pause_s >= _LONGEST_PAUSE_S:
+            return False
+        self._tell("reload_failed", gpulet=station.gpulet.id, model=lost[0], error=missing[lost[0]])
+        station.worker.kill()
+        return True
+
+    def _settle_refusals(self, station: Station, missing: Mapping[str, str]) -> None:
+        """A model is refused by name while no gpulet has it; one that came up without it when it does load tries again."""
+        for name in station.places:
+            self.refused.pop(name, None)
+        for name, error in missing.items():
+            if not any(name in other.places for other in self._stations.values()):
+                self.refused[name] = error
+                self._tell("model_refused", model=name, error=error)
+        for other in self._stations.values():
+            wants = set(other.gpulet.models) & set(station.places) - set(other.places)
+            if wants and other.up_since and other.worker and other.pause_s < _LONGEST_PAUSE_S:
+                other.worker.kill()
 
     def _gone(self, station: Station) -> None:
         """Take a dead worker's batch back at once and man the station again."""
