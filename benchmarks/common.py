@@ -17,7 +17,7 @@ from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Turn
 from gpulet.profile import Profile, parse_profile
 from gpulet.request import Request
-from gpulet.units import MS, SECOND, Instant
+from gpulet.units import MS, SECOND, Duration, Instant
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))  # servers.py: the live tests' servers
@@ -26,7 +26,7 @@ RESULTS = HERE / "results"
 KIND = find_kind("rtx2080ti")
 SLOS_MS = {"googlenet": 66, "resnet50": 108, "ssd-mobilenetv1": 202, "vgg16": 142}
 MODELS = {name: Model(name, slo * MS) for name, slo in SLOS_MS.items()}
-GPULETS_PER_MODEL = 2
+LOAD = 0.6
 
 
 def paper_profile() -> Profile:
@@ -37,8 +37,11 @@ def paper_profile() -> Profile:
     return parse_profile(path.read_text(), lambda share: mps_size(KIND, share).sms, path.name)
 
 
-def half_devices(gpulets: int, batch: int) -> tuple[Problem, Plan]:
-    """Each device cut into two halves, every model on as many of them; `batch` is planned at most."""
+def half_devices(gpulets: int, batch: int, requests: int) -> tuple[Problem, Plan, Duration]:
+    """Each device cut into two halves, every model on as many of them; `batch` is planned at most.
+
+    The demand is 60 % of what the plan carries, the duration that of so many `requests`.
+    """
     profile = paper_profile()
     half = mps_size(KIND, 50)
     devices = tuple(Device(d, KIND, Mechanism.MPS) for d in range(gpulets // 2))
@@ -50,8 +53,9 @@ def half_devices(gpulets: int, batch: int) -> tuple[Problem, Plan]:
         turn = Turn(name, batch, batch * SECOND / latency, latency)
         placed.append(Gpulet(place, place // 2, half, 50 * (place % 2), latency, (turn,)))
     plan = Plan(devices, tuple(placed))
-    demand = {name: sum(t.rate for g in plan.hosts(name) for t in g.turns) for name in names}
-    return Problem(MODELS, demand, devices, profile), plan
+    demand = {name: LOAD * sum(t.rate for g in plan.hosts(name) for t in g.turns) for name in names}
+    duration = round(requests / sum(demand.values()) * SECOND)
+    return Problem(MODELS, demand, devices, profile), plan, duration
 
 
 class BoundOnArrival:

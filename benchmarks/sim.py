@@ -15,21 +15,18 @@ from gpulet.core.ports import MakeDispatcher, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.drivers.sim import simulate
 from gpulet.plan import Plan
-from gpulet.units import MS, SECOND
+from gpulet.units import MS
 from gpulet.workload import drawn, poisson
 
-LOAD = 0.6
 REQUESTS = 60_000
 REPEATS = 5
 
 
 def measure(make: MakeDispatcher, gpulets: int, batch: int) -> dict[str, float]:
     """Median and spread, and the ratio to the bare loop."""
-    problem, plan = half_devices(gpulets, batch)
-    demand = {name: rate * LOAD for name, rate in problem.demand.items()}
-    duration = round(REQUESTS / sum(demand.values()) * SECOND)
-    rates = [rate_of(lambda: whole(make, problem, plan, demand, duration)) for _ in range(REPEATS)]
-    bare = [rate_of(lambda: loop(problem, demand, duration)) for _ in range(REPEATS)]
+    problem, plan, duration = half_devices(gpulets, batch, REQUESTS)
+    rates = [rate_of(lambda: whole(make, problem, plan, duration)) for _ in range(REPEATS)]
+    bare = [rate_of(lambda: loop(problem, duration)) for _ in range(REPEATS)]
     return {
         "simulated_per_second": median(rates),
         "least": min(rates),
@@ -46,17 +43,17 @@ def rate_of(run: Callable[[], int]) -> float:
     return count / (perf_counter() - before)
 
 
-def whole(make: MakeDispatcher, problem: Problem, plan: Plan, demand: dict[str, float], duration: int) -> int:
+def whole(make: MakeDispatcher, problem: Problem, plan: Plan, duration: int) -> int:
     """Draw the arrivals, simulate, report."""
-    arrivals = drawn(tuple(problem.models.values()), demand, duration, 1, poisson)
+    arrivals = drawn(tuple(problem.models.values()), problem.demand, duration, 1, poisson)
     scheduler = Scheduler(problem.models, plan, make(problem, plan), Limits())
     simulate(scheduler, problem.profile, plan, arrivals).report(duration)
     return len(arrivals)
 
 
-def loop(problem: Problem, demand: dict[str, float], duration: int) -> int:
+def loop(problem: Problem, duration: int) -> int:
     """The same arrivals, each finished 10 ms later through a heap."""
-    arrivals = drawn(tuple(problem.models.values()), demand, duration, 1, poisson)
+    arrivals = drawn(tuple(problem.models.values()), problem.demand, duration, 1, poisson)
     heap: list[tuple[int, int]] = []
     done = 0
     for request in arrivals.requests():

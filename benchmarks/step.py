@@ -14,20 +14,16 @@ from gpulet.core.ports import MakeDispatcher, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.drivers.sim import simulate
 from gpulet.plan import Plan
-from gpulet.units import SECOND
 from gpulet.workload import drawn, poisson
 
-LOAD = 0.6
 REQUESTS = 40_000
 REPEATS = 7
 
 
 def measure(make: MakeDispatcher, gpulets: int, batch: int) -> dict[str, float]:
     """Median and spread over the repeats, and the mean batch that came about."""
-    problem, plan = half_devices(gpulets, batch)
-    demand = {name: rate * LOAD for name, rate in problem.demand.items()}
-    duration = round(REQUESTS / sum(demand.values()) * SECOND)
-    arrivals = drawn(tuple(problem.models.values()), demand, duration, 1, poisson)
+    problem, plan, duration = half_devices(gpulets, batch, REQUESTS)
+    arrivals = drawn(tuple(problem.models.values()), problem.demand, duration, 1, poisson)
     steps: list[tuple[int, tuple[Event, ...]]] = []
     metrics = simulate(
         Scheduler(problem.models, plan, make(problem, plan), Limits()),

@@ -19,9 +19,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-Positive = Field(gt=0, allow_inf_nan=False)
-
-
 class FleetSection(_Section):
     """How the fleet is scheduled: `[fleet]`."""
 

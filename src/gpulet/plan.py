@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from gpulet.device import Device, Mechanism, Placement, Size, overcut
+from gpulet.device import Device, Placement, Size, overcut
 from gpulet.units import Duration, to_ms
 
 GpuletId = int
@@ -160,8 +160,3 @@ class Plan:
             need = sum(r.memory for r in self.residents if r.device == device.index)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: residents need {need} of {device.kind.memory} bytes"
-
-
-def is_partitioned(device: Device) -> bool:
-    """Whether runs on this device are kept apart; on `whole` they overlap and slow each other."""
-    return device.mechanism is not Mechanism.WHOLE

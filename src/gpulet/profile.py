@@ -14,7 +14,7 @@ from io import StringIO
 from itertools import accumulate, pairwise
 
 from gpulet.errors import ProfileError
-from gpulet.units import PLAIN, SECOND, Duration, from_ms
+from gpulet.units import PLAIN, Duration, from_ms
 
 Curve = tuple[Duration, ...]
 """Latency by rows: `curve[rows - 1]`."""
@@ -110,10 +110,6 @@ class Profile:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
         return low
-
-    def throughput(self, model: str, size: int, rows: int, shape: str = PLAIN) -> float:
-        """Rows per second of back-to-back batches of `rows`."""
-        return rows * SECOND / self.latency(model, size, rows, shape)
 
     def of(self, statistic: Statistic) -> "Profile":
         """The same points read by another statistic."""

@@ -1,7 +1,6 @@
 """Everything of the protocol that is not infer: health, metadata, readiness; and the metrics app."""
 
 import re
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,8 +18,6 @@ from gpulet.executors.base import Tensor
 
 EXTENSIONS = ("binary_tensor_data", "parameters")
 _VERSION = re.compile(r"[0-9]+")
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(catalog: Catalog) -> Starlette:

@@ -1,7 +1,7 @@
 """What is served, as the protocol's users see it: names, versions, signatures, readiness."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gpulet.core.fleet import Fleet
 from gpulet.executors.base import Signature
@@ -26,7 +26,6 @@ class Catalog:
     refused: dict[str, str]
     fleet: Fleet
     is_open: bool = False
-    ready_when: Callable[[], bool] = field(default=lambda: True)
 
     def is_ready(self, name: str) -> bool:
         """Whether a request for this model would be run now: loaded somewhere that is up."""

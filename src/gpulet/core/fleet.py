@@ -9,7 +9,7 @@ from typing import Final
 from gpulet.core.messages import BatchId
 from gpulet.device import Device
 from gpulet.model import Model
-from gpulet.plan import Gpulet, GpuletId, Plan, is_partitioned
+from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.request import Request
 from gpulet.units import Instant
 
@@ -163,7 +163,3 @@ class Fleet:
     def central(self, model: str) -> Iterator[Queue]:
         """The central queues of a model that hold requests, one for each shape class."""
         return (queue for queue in self.queues[model].values() if queue)
-
-    def is_partitioned(self, device: int) -> bool:
-        """Whether runs on this device are kept apart."""
-        return is_partitioned(self.devices[device].device)
