@@ -30,6 +30,7 @@ from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
+from gpulet.systems import SYSTEMS
 from gpulet.units import MS, NEVER
 
 SMS = 8
@@ -346,6 +347,9 @@ SHAPES = {
     "loads and evicts": LoadsAndEvicts,
 }
 CARVES = {"one central queue", "size per run", "loads and evicts"}
+_REGISTERED = {repr(system.dispatcher): (name, system.dispatcher) for name, system in reversed(SYSTEMS.items())}
+DISPATCHERS = {**SHAPES, **dict(_REGISTERED.values())}
+"""One of each shape, and every registered dispatcher once, under the name of the first system that has it."""
 
 
 def models_of(count, slo=40 * MS, memory=40):

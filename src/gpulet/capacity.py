@@ -81,7 +81,7 @@ def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> S
     """What a workload is worth under a plan."""
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     before = time.perf_counter()
-    metrics = simulate(scheduler, problem.profile, plan, arrivals)
+    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
     took = time.perf_counter() - before
     return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
 

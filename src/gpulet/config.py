@@ -58,6 +58,12 @@ class ModelSection(_Section):
         description="models with free dimensions: the ones that are served, such as 224x224; each is profiled",
     )
     max_batch: int = Field(0, gt=0, description="most rows of a batch; left out: the largest profiled, at most 32")
+    memory_mib: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="device memory of a replica; left out: not counted"
+    )
+    input_kib: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
+    )
 
 
 class MarginsSection(_Section):
@@ -65,6 +71,14 @@ class MarginsSection(_Section):
 
     latency_ratio: float = Field(1.0, ge=1, allow_inf_nan=False, description="every profiled latency times this")
     statistic: Literal["mean", "p95", "p99"] = Field("mean", description="which measured latency plans count on")
+
+
+class InterferenceSection(_Section):
+    """How neighbours slow each other: `[interference]`."""
+
+    model: str = Field(
+        "", description="what `gpulet interference fit` wrote, relative to this file; left out: nobody slows anybody"
+    )
 
 
 class LimitsSection(_Section):
@@ -96,6 +110,7 @@ class FleetFile(_Section):
     devices: list[DeviceSection] = Field(min_length=1)
     models: list[ModelSection] = Field(default_factory=list)
     margins: MarginsSection = MarginsSection()  # type: ignore[call-arg] # as above
+    interference: InterferenceSection = InterferenceSection()  # type: ignore[call-arg] # as above
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
     server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
 
@@ -149,6 +164,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "devices": DeviceSection,
     "models": ModelSection,
     "margins": MarginsSection,
+    "interference": InterferenceSection,
     "limits": LimitsSection,
     "server": ServerSection,
 }

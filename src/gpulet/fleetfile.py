@@ -12,13 +12,14 @@ from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, mps_size, sizes
 from gpulet.duty import Share, saturated_rate
 from gpulet.errors import ConfigError, ProfileError
+from gpulet.interference import Interference, parse_interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.profile import Point, Profile, Statistic, parse_profile
 from gpulet.repository import Artifact, scan
 from gpulet.store import ProfileStore, cache_directory, device_tag
 from gpulet.systems import System, find_system
-from gpulet.units import MS, SECOND, Duration, from_ms
+from gpulet.units import MIB, MS, SECOND, Duration, from_ms
 
 ExecutorName = Literal["simulated", "cpu"]
 FLEET_FILE = "gpulet.toml"
@@ -224,7 +225,8 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
     margins = site.config.margins
     chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
     models = {s.name: _model(s, chosen) for s in site.sections}
-    bare = Problem(models, {s.name: s.rate for s in site.sections if s.rate}, _measured_devices(site), chosen)
+    demand = {s.name: s.rate for s in site.sections if s.rate}
+    bare = Problem(models, demand, _measured_devices(site), chosen, interference=_interference(site))
     if len(bare.demand) < len(models):
         bare = replace(bare, demand=_equal_share(site, bare))
     bare = replace(bare, demand={name: rate * factor for name, rate in bare.demand.items()})
@@ -267,7 +269,21 @@ def _model(section: ModelSection, profile: Profile) -> Model:
         raise ConfigError(msg)
     max_batch = section.max_batch or min(DEFAULT_MAX_BATCH, largest)
     slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
-    return Model(section.name, slo, max_batch)
+    memory, row = round(section.memory_mib * MIB), round(section.input_kib * 1024)
+    return Model(section.name, slo, max_batch, memory, row)
+
+
+def _interference(site: Site) -> Interference | None:
+    """The model of `[interference]`; on this machine's own cores their contention is measured instead."""
+    name = site.config.interference.model
+    if not name:
+        return None
+    path = site.folder / name
+    try:
+        return parse_interference(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"interference model {path} cannot be read: {error}"
+        raise ConfigError(msg) from None
 
 
 def _default_slo(name: str, profile: Profile) -> Duration:

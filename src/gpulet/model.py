@@ -8,7 +8,9 @@ from gpulet.units import MS, Duration
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is served: `slo` is the time allowed from arrival to answer, `max_batch` counts rows, `memory` bytes.
+    """What is served: `slo` is the time allowed from arrival to answer, `max_batch` counts rows.
+
+    `memory` and `input_bytes` (of a row) are bytes, 0 where nobody knows them.
 
     Raises `ConfigError` when the objective or the batch limit is not positive.
     """
@@ -17,6 +19,7 @@ class Model:
     slo: Duration
     max_batch: int = 32
     memory: int = 0
+    input_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.slo <= 0:

@@ -13,6 +13,8 @@ from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from gpulet.errors import ProfileError
 from gpulet.units import PLAIN, Duration, from_ms
 
@@ -32,7 +34,8 @@ class Statistic(StrEnum):
 class Point:
     """One measured point. `p95` and `p99` repeat the mean where only the mean is known (`samples` 0).
 
-    `is_last`: the model cannot run more rows than this at once.
+    `is_last`: the model cannot run more rows than this at once. `host` is the part of the mean that is spent on the host,
+    which neighbours on the device do not slow; `l2` and `dram` are fractions of peak, 0 where nobody measured them.
     """
 
     model: str
@@ -44,6 +47,18 @@ class Point:
     samples: int = 0
     shape: str = PLAIN
     is_last: bool = False
+    host: Duration = 0
+    l2: float = 0.0
+    dram: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a batch takes that a cut does not divide: L2 and DRAM use as fractions of peak, and time on the host."""
+
+    l2: float
+    dram: float
+    host: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,7 @@ class Profile:
     statistic: Statistic = Statistic.MEAN
     _curves: dict[tuple[str, str], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
     _interpolated: dict[tuple[str, str, int], Curve] = field(default_factory=dict, compare=False, repr=False)
+    _uses: dict[tuple[str, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for key in dict.fromkeys((p.model, p.shape) for p in self.points):
@@ -111,6 +127,21 @@ class Profile:
             low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
         return low
 
+    def uses(self, model: str, size: int) -> tuple[Use, ...]:
+        """L2, DRAM and host time by rows at the measured size nearest to `size`; zeros where nobody measured them."""
+        key = (model, size)
+        if key not in self._uses:
+            mine = [p for p in self.points if p.model == model]
+            nearest = min((p.size for p in mine), key=lambda s: (abs(s - size), s))
+            at_size = {p.rows: p for p in mine if p.size == nearest}
+            rows = sorted(at_size)
+            dense = np.arange(1, rows[-1] + 1)
+            l2, dram, host = (
+                np.interp(dense, rows, [getattr(at_size[n], name) for n in rows]) for name in ("l2", "dram", "host")
+            )
+            self._uses[key] = tuple(map(Use, l2.tolist(), dram.tolist(), host.tolist()))
+        return self._uses[key]
+
     def of(self, statistic: Statistic) -> "Profile":
         """The same points read by another statistic."""
         return Profile(self.points, statistic)
@@ -118,7 +149,13 @@ class Profile:
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
         longer = (
-            replace(p, mean=round(p.mean * factor), p95=round(p.p95 * factor), p99=round(p.p99 * factor))
+            replace(
+                p,
+                mean=round(p.mean * factor),
+                p95=round(p.p95 * factor),
+                p99=round(p.p99 * factor),
+                host=round(p.host * factor),
+            )
             for p in self.points
         )
         return Profile(tuple(longer), self.statistic)

@@ -134,7 +134,9 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
 def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
     if site.executor == "simulated":
         catalog.signatures = dict.fromkeys(problem.models, EMULATED)
-        return Simulated(problem.profile, plan, live.timer, live.feed, keeps_rows=True)
+        return Simulated(
+            problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
+        )
     largest = {
         name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=1)
         for name in problem.models

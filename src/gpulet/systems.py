@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from gpulet.core.ports import MakeDispatcher, Planner, Problem
+from gpulet.core.ports import Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.fifo import Fifo
+from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.errors import ConfigError
 from gpulet.plan import Plan
+from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
+from gpulet.planners.glet import Cuts, Style, glet
+from gpulet.planners.ideal import ideal
 from gpulet.planners.shared import shared
 
 
@@ -38,6 +42,12 @@ _CANDIDATES = (
     shared,
 )
 
+
+def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
+    """The artifact's placement, with interference where anybody has measured it."""
+    return glet(problem, cuts=cuts, with_interference=problem.interference is not None)
+
+
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
         partial(best, candidates=_CANDIDATES),
@@ -45,9 +55,44 @@ SYSTEMS: Mapping[str, System] = {
         about="ours: the plan with the most headroom of several, batches started as soon as a gpulet is idle",
     ),
     "elastic": System(
-        elastic,
+        partial(autoscaled, planner=elastic),
         partial(DutyCycle, hold=Hold.DUTY),
-        about="gpu-lets (ATC'22) Algorithm 1 without interference, batches built for one duty cycle",
+        about="gpu-lets (ATC'22) Algorithms 1 and 2 without interference, batches built for one duty cycle",
+    ),
+    "elastic-int": System(
+        partial(autoscaled, planner=partial(elastic, with_interference=True)),
+        partial(DutyCycle, hold=Hold.DUTY),
+        about="the same with interference; needs a fitted file under [interference]",
+    ),
+    "glet": System(
+        glet,
+        GletDispatcher,
+        drops_early=False,
+        about="gpu-lets as its artifact really plans and dispatches, with all its margins",
+    ),
+    "glet-int": System(
+        partial(glet, with_interference=True),
+        GletDispatcher,
+        drops_early=False,
+        about="the same with interference; needs a fitted file under [interference]",
+    ),
+    "sbp": System(
+        partial(glet, style=Style.SBP),
+        GletDispatcher,
+        drops_early=False,
+        about="the artifact without partitions: temporal sharing of whole devices only",
+    ),
+    "greedy": System(
+        partial(glet, style=Style.GREEDY),
+        GletDispatcher,
+        drops_early=False,
+        about="the artifact's guided self-tuning: smallest sufficient sizes, no temporal sharing",
+    ),
+    "ideal": System(
+        partial(ideal, place=_glet_as_known),
+        GletDispatcher,
+        drops_early=False,
+        about="gpu-lets' ideal: every split of the devices, placed as glet does (with interference where it is known)",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
 }

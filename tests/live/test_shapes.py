@@ -12,12 +12,10 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.plan import Plan
-from gpulet.systems import SYSTEMS
 from gpulet.units import MS, SECOND
-from support import CARVES, SHAPES, Watch, models_of, problem_of, tiny_plan, tiny_profile
+from support import CARVES, DISPATCHERS, Watch, models_of, problem_of, tiny_plan, tiny_profile
 
 NAMES = ["m0", "m1", "m2"]
-DISPATCHERS = {**SHAPES, **{name: system.dispatcher for name, system in SYSTEMS.items()}}
 
 
 class Caller:

@@ -8,9 +8,8 @@ from gpulet.core.journal import encode_step
 from gpulet.core.scheduler import Limits
 from gpulet.device import Mechanism
 from gpulet.plan import Plan
-from gpulet.systems import SYSTEMS
 from gpulet.units import MS
-from support import CARVES, SHAPES, World, models_of, requests_of, tiny_plan
+from support import CARVES, DISPATCHERS, World, models_of, requests_of, tiny_plan
 
 NAMES = ["m0", "m1", "m2"]
 LAYOUTS = [
@@ -21,7 +20,6 @@ LAYOUTS = [
 ]
 WHOLE = 3
 """The layout whose gpulets overlap: its runs slow each other."""
-DISPATCHERS = {**SHAPES, **{name: system.dispatcher for name, system in SYSTEMS.items()}}
 
 # Small integers, so that ties happen.
 arrival = st.tuples(

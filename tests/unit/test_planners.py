@@ -5,6 +5,7 @@ import pytest
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device, Mechanism, cpu_kind, find_kind
 from gpulet.errors import PlanError
+from gpulet.interference import CONSTANT, Interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.planners.dedicated import dedicated
@@ -15,6 +16,7 @@ from gpulet.systems import SYSTEMS
 from gpulet.units import MS
 
 KIND = cpu_kind(4)
+BESIDE = Interference(CONSTANT, (1.05,))
 
 
 def problem(demand, slo=100, cores=4, devices=1, per_row=2):
@@ -27,7 +29,13 @@ def problem(demand, slo=100, cores=4, devices=1, per_row=2):
         for rows in (1, 2, 4, 8)
     )
     kind = cpu_kind(cores)
-    return Problem(models, demand, tuple(Device(d, kind, Mechanism.CPU) for d in range(devices)), Profile(points))
+    return Problem(
+        models,
+        demand,
+        tuple(Device(d, kind, Mechanism.CPU) for d in range(devices)),
+        Profile(points),
+        interference=BESIDE,
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

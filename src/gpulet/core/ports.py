@@ -11,6 +11,8 @@ from typing import Protocol, TypeAlias
 from gpulet.core.fleet import CENTRAL, Central, Fleet, GpuletState, Queue
 from gpulet.core.messages import Carve, Load, Reason, Unload
 from gpulet.device import Device
+from gpulet.errors import PlanError
+from gpulet.interference import Interference
 from gpulet.model import Model
 from gpulet.plan import GpuletId, Plan
 from gpulet.profile import Profile
@@ -98,7 +100,8 @@ MakeDispatcher: TypeAlias = Callable[["Problem", Plan], Dispatcher]
 class Problem:
     """What a planner is given: `demand` in rows/s by model, `in_force` the plan that serves now.
 
-    Safety margins and the front-end's own CPU are already in the profile's latencies.
+    Safety margins and the front-end's own CPU are already in the profile's latencies. `interference` is how neighbours
+    slow each other, where anybody has measured it.
     """
 
     models: Mapping[str, Model]
@@ -106,6 +109,14 @@ class Problem:
     devices: tuple[Device, ...]
     profile: Profile
     in_force: Plan = field(default_factory=lambda: Plan(()))
+    interference: Interference | None = None
+
+    def needs_interference(self) -> Interference:
+        """The interference model; raises `PlanError` where none was given."""
+        if self.interference is None:
+            msg = "this system plans with interference: name a file under [interference] (gpulet interference fit)"
+            raise PlanError(msg)
+        return self.interference
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,17 +30,23 @@ class Hold(StrEnum):
 
 
 class _Host:
-    """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput."""
+    """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput.
 
-    __slots__ = ("_curves", "_profile", "batch", "credit", "duty", "gpulet", "model", "rate", "size")
+    `slowdown` is what the plan allows for neighbours: the planned latency over the profile's.
+    """
+
+    __slots__ = ("_curves", "_profile", "batch", "credit", "duty", "gpulet", "model", "rate", "size", "slowdown")
 
     def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile) -> None:
         self.gpulet: GpuletId = gpulet.id
         self.model = model
         self.size = gpulet.size.sms
         self._profile = profile
-        self._curves = {PLAIN: profile.curve(model, self.size)}
-        self.batch = min(batch, len(self._curves[PLAIN]))
+        alone = profile.curve(model, self.size)
+        self.batch = min(batch, len(alone))
+        planned = next(turn.latency for turn in gpulet.turns if turn.model == model)
+        self.slowdown = max(1.0, planned / alone[self.batch - 1])
+        self._curves = {PLAIN: self._slowed(alone)}
         self.duty = gpulet.duty_cycle
         self.rate = self.batch / sum(turn.latency for turn in gpulet.turns)
         self.credit = 0.0
@@ -48,8 +54,11 @@ class _Host:
     def curve(self, shape: str) -> Curve:
         """Latency by rows of a shape class here."""
         if shape not in self._curves:
-            self._curves[shape] = self._profile.curve(self.model, self.size, shape)
+            self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape))
         return self._curves[shape]
+
+    def _slowed(self, curve: Curve) -> Curve:
+        return curve if self.slowdown == 1 else tuple(round(latency * self.slowdown) for latency in curve)
 
 
 class DutyCycle:

@@ -11,6 +11,7 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Scheduler
 from gpulet.executors.base import Executor
 from gpulet.executors.simulated import Simulated
+from gpulet.interference import Interference
 from gpulet.plan import Plan
 from gpulet.profile import Profile
 from gpulet.request import Request
@@ -99,13 +100,19 @@ class Simulation:
 
 
 def simulate(
-    scheduler: Scheduler, profile: Profile, plan: Plan, arrivals: Arrivals, observers: Sequence[Observe] = ()
+    scheduler: Scheduler,
+    profile: Profile,
+    plan: Plan,
+    arrivals: Arrivals,
+    observers: Sequence[Observe] = (),
+    *,
+    interference: Interference | None = None,
 ) -> Metrics:
     """Run a workload through a core on the simulated executor; what it was worth."""
     timer = VirtualTimer()
     metrics = Metrics([model.name for model in arrivals.models], plan)
     simulation = Simulation(scheduler, timer, metrics, observers)
-    executor = Simulated(profile, plan, timer, simulation.feed)
+    executor = Simulated(profile, plan, timer, simulation.feed, interference=interference)
     simulation.attach(executor)
     executor.carve()
     simulation.run(arrivals.requests())

@@ -1,13 +1,15 @@
 """An executor that answers after the profiled time. It works under both drivers: its clock is the driver's.
 
 On partitioned devices a run takes what the profile says. On a `whole` device runs overlap: with n of them that want
-s_1 + ... + s_n of S SMs, each goes max(1, sum s / S) x (1 + contention x (n - 1)) slower; whenever a neighbour starts or
-ends, what is left of each run is re-timed.
+s_1 + ... + s_n of S SMs, each goes max(1, sum s / S) x (1 + contention x (n - 1)) slower. With an interference model the
+device part of each run goes slower by what its neighbours on the same device cost. Whenever a neighbour starts or ends,
+what is left of each run is re-timed.
 """
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletUp, Load, Loaded, Start, Unload, Unloaded
 from gpulet.device import Device, Mechanism
 from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
+from gpulet.interference import Footprint, Interference, footprint
 from gpulet.plan import Plan
 from gpulet.profile import Curve, Profile
 from gpulet.units import Duration, Instant
@@ -19,37 +21,49 @@ EMULATED = Signature(
 
 
 class _Overlapping:
-    """A run on a `whole` device: how much work is left, at which speed it goes."""
+    """A run with neighbours: how much work is left, and how many times slower than alone it goes now."""
 
-    __slots__ = ("left", "sms", "stamp")
+    __slots__ = ("footprint", "left", "slowdown", "sms", "stamp")
 
-    def __init__(self, left: float, sms: int) -> None:
+    def __init__(self, left: float, sms: int, footprint: Footprint) -> None:
         self.left = left
         self.sms = sms
+        self.footprint = footprint
+        self.slowdown = 1.0
         self.stamp = 0
 
 
 class _Crowd:
-    """The runs that overlap on one `whole` device."""
+    """The runs that are on one device together."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, interference: Interference | None) -> None:
         self.device = device
+        self.interference = interference
         self.runs: dict[BatchId, _Overlapping] = {}
         self.since: Instant = 0
 
-    @property
-    def slowdown(self) -> float:
-        """How many times slower than alone each run goes now."""
-        wanted = sum(run.sms for run in self.runs.values())
-        crowding = 1 + self.device.contention * max(0, len(self.runs) - 1)
-        return max(1.0, wanted / self.device.kind.sms) * crowding
-
     def progress(self, now: Instant) -> None:
         """Take off what each run has done since the crowd last changed."""
-        done = (now - self.since) / self.slowdown
         for run in self.runs.values():
-            run.left -= done
+            run.left -= (now - self.since) / run.slowdown
         self.since = now
+
+    def pace(self) -> None:
+        """Say how fast each run goes beside those that are here now."""
+        crowding = self._crowding() if self.device.mechanism is Mechanism.WHOLE else 1.0
+        for run in self.runs.values():
+            run.slowdown = crowding * self._interference(run)
+
+    def _crowding(self) -> float:
+        wanted = sum(run.sms for run in self.runs.values())
+        return max(1.0, wanted / self.device.kind.sms) * (1 + self.device.contention * max(0, len(self.runs) - 1))
+
+    def _interference(self, run: _Overlapping) -> float:
+        if self.interference is None or len(self.runs) == 1:
+            return 1.0
+        others = [other.footprint.side for other in self.runs.values() if other is not run]
+        factor = self.interference.slowdown(run.footprint.side, others)
+        return run.footprint.slowed(factor) / run.footprint.latency
 
 
 class Simulated:
@@ -64,6 +78,7 @@ class Simulated:
         *,
         load_time: Duration = 0,
         keeps_rows: bool = False,
+        interference: Interference | None = None,
     ) -> None:
         self._profile = profile
         self._timer = timer
@@ -72,7 +87,9 @@ class Simulated:
         self._keeps_rows = keeps_rows
         self._rows: dict[BatchId, int] = {}
         self._gpulets = {g.id: (g.device, g.size.sms) for g in plan.gpulets}
-        self._crowds = {d.index: _Crowd(d) for d in plan.devices if d.mechanism is Mechanism.WHOLE}
+        crowded = (d for d in plan.devices if interference or d.mechanism is Mechanism.WHOLE)
+        self._crowds = {d.index: _Crowd(d, interference) for d in crowded}
+        self._footprints: dict[tuple[str, int, int], Footprint] = {}
         self._curves: dict[tuple[str, int, str], Curve] = {}
         self._stamps: dict[int, tuple[_Crowd, BatchId, int]] = {}
         self._stamp = 0
@@ -94,7 +111,7 @@ class Simulated:
             curve = self._curves[key] = self._profile.curve(*key)
         latency = curve[command.rows - 1]
         if device in self._crowds:
-            self._join(self._crowds[device], command.batch, latency, sms)
+            self._join(self._crowds[device], command, latency, sms)
         else:
             self._timer.at(self._timer.now() + latency, self._finish, command.batch)
 
@@ -120,19 +137,24 @@ class Simulated:
     def _finish(self, batch: BatchId) -> None:
         self._emit(Finished(batch))
 
-    def _join(self, crowd: _Crowd, batch: BatchId, latency: Duration, sms: int) -> None:
+    def _join(self, crowd: _Crowd, command: Start, latency: Duration, sms: int) -> None:
         crowd.progress(self._timer.now())
-        crowd.runs[batch] = _Overlapping(latency, sms)
+        key = command.model, sms, command.rows
+        if key not in self._footprints:
+            share = sms / crowd.device.kind.sms
+            self._footprints[key] = footprint(self._profile, command.model, sms, share, command.rows)
+        crowd.runs[command.batch] = _Overlapping(latency, sms, self._footprints[key])
         self._retime(crowd)
 
     def _retime(self, crowd: _Crowd) -> None:
         """Everybody's end has moved: earlier wake-ups are void by their stamp."""
-        now, slowdown = self._timer.now(), crowd.slowdown
+        now = self._timer.now()
+        crowd.pace()
         for batch, run in crowd.runs.items():
             self._stamp += 1
             run.stamp = self._stamp
             self._stamps[self._stamp] = (crowd, batch, self._stamp)
-            self._timer.at(now + max(0, round(run.left * slowdown)), self._leave, self._stamp)
+            self._timer.at(now + max(0, round(run.left * run.slowdown)), self._leave, self._stamp)
 
     def _leave(self, stamp: int) -> None:
         crowd, batch, _ = self._stamps.pop(stamp)

@@ -1,27 +1,41 @@
-"""Elastic partitioning (gpu-lets, Choi et al., USENIX ATC 2022, Algorithm 1), without interference.
+"""Elastic partitioning (gpu-lets, Choi et al., USENIX ATC 2022, Algorithm 1), without and with interference.
 
 Models in ascending order of rate x SLO; each is placed as saturated gpulets at its knee (MaxEfficientPartition) and a
 last gpulet of the smallest sufficient size (MinRequiredPartition), best fit with split, sharing a gpulet already there
-in time when the squishy rule allows it.
+in time when the squishy rule allows it. docs/elastic-by-hand.md follows it step by step.
 
 Departures: a free piece smaller than wanted is used when none is large enough (the paper gives up); the residual is
 offered to temporal sharing before a gpulet is cut for it, which is what undoing that cut amounts to; how many gpulets a
-device may hold is a parameter (two in the paper).
+device may hold is a parameter (two in the paper); `intf` is what the worst neighbour costs that the rest of the device
+may ever hold, because Algorithm 1 places neighbours later without looking back.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import accumulate
 
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device, Mechanism, Size
 from gpulet.duty import Cycle, Share, residual, saturated, saturated_rate, squishy
 from gpulet.errors import PlanError
+from gpulet.interference import Interference, Side, footprint
 from gpulet.knee import knee
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Promise, Turn
+from gpulet.profile import Curve
 from gpulet.units import SECOND, to_ms
 
 PAPER_GPULETS_PER_DEVICE = 2
+
+
+class Order(StrEnum):
+    """Which model is placed first: ascending rate x SLO (ATC 2022), or descending rate (arXiv 2109.01611)."""
+
+    RATE_X_SLO = "rate x SLO"
+    RATE = "rate"
+
+
 _NOTHING = 1e-6
 """Rates below this are rounding."""
 
@@ -47,23 +61,76 @@ class _Placed:
 
 
 def elastic(
-    problem: Problem, *, most_per_device: int = PAPER_GPULETS_PER_DEVICE, shares_in_time: bool = True
+    problem: Problem,
+    *,
+    most_per_device: int = PAPER_GPULETS_PER_DEVICE,
+    shares_in_time: bool = True,
+    order: Order = Order.RATE_X_SLO,
+    with_interference: bool = False,
 ) -> Plan | Infeasible:
     """Plan as in Algorithm 1. All or nothing, like the paper: one model that does not fit makes it `Infeasible`.
 
-    Without `shares_in_time` every gpulet has one model: more of the fleet, and more headroom.
+    Without `shares_in_time` every gpulet has one model: more of the fleet, and more headroom. `with_interference` needs
+    `problem.interference`: raises `PlanError` without it.
     """
-    board = _Board(problem, most_per_device, shares_in_time=shares_in_time)
-    for model in sorted(problem.models.values(), key=lambda m: (problem.demand.get(m.name, 0.0) * m.slo, m.name)):
+    curves = _Curves(problem, problem.needs_interference() if with_interference else None)
+    board = _Board(problem, curves, most_per_device, shares_in_time=shares_in_time)
+    for model in sorted(problem.models.values(), key=lambda m: (_rank(problem, m, order), m.name)):
         board.serve(model)
     return board.outcome()
+
+
+def _rank(problem: Problem, model: Model, order: Order) -> float:
+    rate = problem.demand.get(model.name, 0.0)
+    return rate * model.slo if order is Order.RATE_X_SLO else -rate
+
+
+class _Curves:
+    """Latency by rows at each size: the profile's, stretched by the worst neighbour where interference is planned for."""
+
+    def __init__(self, problem: Problem, interference: Interference | None) -> None:
+        self._problem = problem
+        self._interference = interference
+        self._known: dict[tuple[str, int], Curve] = {}
+
+    def __call__(self, model: str, size: Size) -> Curve:
+        key = model, size.sms
+        if key not in self._known:
+            curve = self._problem.profile.curve(model, size.sms)
+            self._known[key] = self._stretched(model, size, curve) if self._interference else curve
+        return self._known[key]
+
+    def _stretched(self, model: str, size: Size, curve: Curve) -> Curve:
+        neighbours = self._neighbours(size)
+        return tuple(
+            accumulate((round(self._beside(model, size, b, neighbours)) for b in range(1, len(curve) + 1)), max)
+        )
+
+    def _beside(self, model: str, size: Size, rows: int, neighbours: list[Side]) -> float:
+        assert self._interference is not None
+        mine = footprint(self._problem.profile, model, size.sms, size.share_pct / 100, rows)
+        factor = max((self._interference.slowdown(mine.side, [other]) for other in neighbours), default=1.0)
+        return mine.slowed(factor)
+
+    def _neighbours(self, size: Size) -> list[Side]:
+        """Every batch of every model on all that `size` leaves of a device; none beside a whole device."""
+        device, profile = self._problem.devices[0], self._problem.profile
+        rest = [s for s in device.sizes() if s.share_pct <= 100 - size.share_pct + _NOTHING]
+        return [
+            footprint(profile, name, other.sms, other.share_pct / 100, rows).side
+            for name, model in self._problem.models.items()
+            for other in rest[-1:]
+            if other.sms >= profile.sizes(name)[0]
+            for rows in range(1, min(model.max_batch, profile.max_batch(name, other.sms)) + 1)
+        ]
 
 
 class _Board:
     """What is free, what is placed, and what could not be served yet."""
 
-    def __init__(self, problem: Problem, most_per_device: int, *, shares_in_time: bool) -> None:
+    def __init__(self, problem: Problem, curves: _Curves, most_per_device: int, *, shares_in_time: bool) -> None:
         self._problem = problem
+        self._curves = curves
         self._shares_in_time = shares_in_time
         self._placed: list[_Placed] = []
         self._unserved: dict[str, float] = {}
@@ -97,7 +164,7 @@ class _Board:
         return self._refusal(plan) if self._unserved else plan
 
     def _share(self, model: Model, size: Size, rate: float) -> Share:
-        return Share(self._problem.profile.curve(model.name, size.sms), model.slo, rate, model.max_batch)
+        return Share(self._curves(model.name, size), model.slo, rate, model.max_batch)
 
     def _join(self, model: Model, rate: float) -> bool:
         """Temporal sharing: take turns on the smallest gpulet whose tenants allow it."""
