@@ -148,17 +148,7 @@ class Profile:
 
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
-        longer = (
-            replace(
-                p,
-                mean=round(p.mean * factor),
-                p95=round(p.p95 * factor),
-                p99=round(p.p99 * factor),
-                host=round(p.host * factor),
-            )
-            for p in self.points
-        )
-        return Profile(tuple(longer), self.statistic)
+        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic)
 
     def _measured(self, model: str, shape: str) -> dict[int, Curve]:
         if (model, shape) not in self._curves:
@@ -166,6 +156,11 @@ class Profile:
             msg = f"{which} has no profile; profiled are {', '.join(self.models) or 'no models'}"
             raise ProfileError(msg)
         return self._curves[model, shape]
+
+
+def _stretched(point: Point, factor: float) -> Point:
+    mean, p95, p99, host = (round(t * factor) for t in (point.mean, point.p95, point.p99, point.host))
+    return replace(point, mean=mean, p95=p95, p99=p99, host=host)
 
 
 def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
@@ -210,7 +205,10 @@ def _between(model: str, curves: Mapping[int, Curve], size: int) -> Curve:
     return tuple(round(a + (b - a) * part) for a, b in zip(curves[low], curves[high], strict=False))
 
 
-COLUMNS = ("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples", "last")
+COLUMNS = (
+    *("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples", "last"),
+    *("host_ms", "l2_pct", "dram_pct"),
+)
 """Our own table. Imported tables may give `share_pct` for `size` and `latency_ms` for the three statistics."""
 
 
@@ -223,8 +221,8 @@ def parse_profile(text: str, sms_of: Callable[[float], int], source: str) -> Pro
     header = reader.fieldnames or ()
     missing = {"model", "batch"} - set(header)
     if missing or not {"size", "share_pct"} & set(header) or not {"mean_ms", "latency_ms"} & set(header):
-        msg = f"{source}: line 1: columns {', '.join(header) or '(none)'}; needed are {', '.join(COLUMNS)} or "
-        raise ProfileError(msg + "model, share_pct, batch, latency_ms")
+        msg = f"{source}: line 1: columns {', '.join(header) or '(none)'}; needed are "
+        raise ProfileError(msg + "model, size, batch, mean_ms or model, share_pct, batch, latency_ms")
     points = tuple(_parse_point(row, sms_of, f"{source}: line {i}") for i, row in enumerate(reader, start=2))
     if not points:
         msg = f"{source}: no rows"
@@ -240,9 +238,24 @@ def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: 
     samples = int(row.get("samples") or 0)
     shape = row.get("shape") or PLAIN
     is_last = row.get("last") == "1"
-    return Point(
-        row["model"], size, int(_number(row, "batch", where)), from_ms(mean), p95, p99, samples, shape, is_last
-    )
+    rows = int(_number(row, "batch", where))
+    host = from_ms(_within(row, "host_ms", mean, where))
+    l2, dram = (_within(row, name, 100, where) / 100 for name in ("l2_pct", "dram_pct"))
+    return Point(row["model"], size, rows, from_ms(mean), p95, p99, samples, shape, is_last, host, l2, dram)
+
+
+def _within(row: Mapping[str, str], name: str, whole: float, where: str) -> float:
+    """A column that may be absent or empty, which is 0; what is there lies between 0 and `whole`."""
+    text = row.get(name) or "0"
+    try:
+        value = float(text)
+    except ValueError:
+        msg = f"{where}: {name} must be a number, is {text!r}"
+        raise ProfileError(msg) from None
+    if not 0 <= value <= whole:
+        msg = f"{where}: {name} must be between 0 and {whole:g}, is {value:g}"
+        raise ProfileError(msg)
+    return value
 
 
 def _number(row: Mapping[str, str], name: str, where: str) -> float:
@@ -263,6 +276,7 @@ def format_profile(points: Iterable[Point]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for p in points:
-        times = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99))
-        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, int(p.is_last)))
+        *times, host = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99, p.host))
+        used = (f"{100 * part:.6g}" for part in (p.l2, p.dram))
+        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, int(p.is_last), host, *used))
     return out.getvalue()

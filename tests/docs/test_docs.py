@@ -46,7 +46,10 @@ def test_links_and_files_that_pages_name_exist():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("name", ["serve", "profile", "plan", "capacity", "simulate", "bench", "replay", "config show"])
+COMMANDS = ["serve", "profile", "import-profile", "plan", "capacity", "simulate", "bench", "replay", "config show"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_helps_with_an_example(name):
     code, out, _ = run(*name.split(), "--help")
     assert code == 0

@@ -1,27 +1,13 @@
 """The commands and their machine interfaces, in this process."""
 
 import json
-import sys
 
 import pytest
 
-from gpulet import cli
 from servers import REPOSITORY
 
 FLEET = str(REPOSITORY / "examples" / "emulated")
 COUNTS = {"arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost"}
-
-
-@pytest.fixture
-def gpulet(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gpulet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        done = capsys.readouterr()
-        return stopped.value.code or 0, done.out, done.err
-
-    return run
 
 
 def test_plan_prints_the_machine_interface(gpulet):

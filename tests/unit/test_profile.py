@@ -92,8 +92,26 @@ def test_a_statistic_and_a_stretch_change_every_latency():
     assert profile.of(Statistic.P95).stretched(1.5).latency("m", 1, 1) == 300
 
 
+def test_a_stretch_slows_the_host_as_well():
+    (point,) = Profile((Point("m", 1, 1, 100, 200, 300, host=40),)).stretched(1.5).points
+    assert (point.mean, point.p95, point.p99, point.host) == (150, 300, 450, 60)
+
+
+def test_a_table_of_nine_columns_is_still_read():
+    header = "model,shape,size,batch,mean_ms,p95_ms,p99_ms,samples,last\n"
+    (point,) = parse_profile(header + "m,4x4,3,2,1.5,2,3,40,1\n", sms_of, "t").points
+    assert point == Point("m", 3, 2, 1_500_000, 2 * MS, 3 * MS, 40, "4x4", is_last=True)
+
+
+def test_empty_cells_are_unknown_and_the_tails_default_to_the_mean():
+    text = "model,size,batch,mean_ms,p95_ms,host_ms,l2_pct,dram_pct\nm,3,2,1.5,,,,\n"
+    assert parse_profile(text, sms_of, "t").points == (Point("m", 3, 2, 1_500_000, 1_500_000, 1_500_000),)
+
+
 def test_our_own_table_comes_back_as_it_was():
-    profile = Profile((Point("m", 3, 1, MS, 2 * MS, 3 * MS, 300, "4x4"), Point("m", 3, 2, MS + 1, MS + 2, MS + 3, 9)))
+    shaped = Point("m", 3, 1, MS, 2 * MS, 3 * MS, 300, "4x4")
+    used = Point("m", 3, 4, MS + 1, MS + 2, MS + 3, 9, host=MS // 3, l2=17.4321 / 100, dram=0.5)
+    profile = Profile((shaped, Point("m", 3, 2, MS + 1, MS + 2, MS + 3, 9, is_last=True), used))
     assert parse_profile(format_profile(profile.points), sms_of, "t").points == profile.points
 
 
@@ -113,6 +131,11 @@ def test_a_published_table_is_read_with_shares_as_sms():
         ("model,share_pct,batch,latency_ms\ng,20,1,-3\n", "line 2: latency_ms must be above 0, is -3"),
         ("model,share_pct,batch,latency_ms\ng,20,1,nan\n", "line 2: latency_ms must be above 0, is nan"),
         ("model,share_pct,batch,latency_ms\ng,20,0,1\n", "line 2: batch must be above 0, is 0"),
+        ("model,size,batch,mean_ms,host_ms\ng,20,1,2,nan\n", "line 2: host_ms must be between 0 and 2, is nan"),
+        ("model,size,batch,mean_ms,host_ms\ng,20,1,2,2.5\n", "line 2: host_ms must be between 0 and 2, is 2.5"),
+        ("model,size,batch,mean_ms,l2_pct\ng,20,1,2,-1\n", "line 2: l2_pct must be between 0 and 100, is -1"),
+        ("model,size,batch,mean_ms,dram_pct\ng,20,1,2,inf\n", "line 2: dram_pct must be between 0 and 100, is inf"),
+        ("model,size,batch,mean_ms,dram_pct\ng,20,1,2,much\n", "line 2: dram_pct must be a number, is 'much'"),
         ("model,share_pct,batch,latency_ms\ng,20\n", "line 2: latency_ms must be a number, is None"),
     ],
 )

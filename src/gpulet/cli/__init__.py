@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import planning, running, showing
+from gpulet.cli import importing, planning, running, showing
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Fleet files.")
 app.add_typer(config_app, name="config")
 for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
     app.command()(command)
+app.command()(importing.import_profile)
 app.command("replay")(running.replay_journal)
 app.command("systems")(showing.list_systems)
 app.command()(showing.version)
