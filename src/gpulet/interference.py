@@ -7,14 +7,16 @@ latency is slowed, not what is spent on the host.
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from io import StringIO
 from typing import Any
 
 from gpulet.errors import ConfigError
 from gpulet.profile import Profile
-from gpulet.units import Duration
+from gpulet.units import MS, Duration
 
 CEILING = 3.0
 """No slowdown beyond this is believed without having been measured."""
@@ -32,18 +34,78 @@ class Side:
     model: str = ""
 
 
+_LEAST = 1e-3
+"""A utilisation that divides or whose logarithm is taken is at least this."""
+
+
+def _misses(side: Side) -> float:
+    """DRAM traffic for each L2 traffic."""
+    return max(side.dram, _LEAST) / max(side.l2, _LEAST)
+
+
+def _ms(side: Side) -> float:
+    return max(side.latency, 1.0) / MS
+
+
+def _share(side: Side) -> float:
+    return max(side.share, _LEAST)
+
+
+def _dissimilarity(victim: Side, corunner: Side) -> float:
+    """How far apart the device time of one row is on the two sides: |ln ratio|."""
+    work = (_share(side) * _ms(side) / side.batch for side in (victim, corunner))
+    return abs(math.log(next(work) / next(work)))
+
+
+def _relative_length(victim: Side, corunner: Side) -> float:
+    part = _ms(victim) / (_ms(victim) + _ms(corunner))
+    return math.log(_ms(victim) / _ms(corunner)) * part
+
+
+def _length_share(victim: Side, corunner: Side) -> float:
+    mine, theirs = (_ms(side) / side.batch for side in (victim, corunner))
+    return mine / (mine + theirs) / corunner.batch
+
+
 FEATURES: Mapping[str, Callable[[Side, Side], float]] = {
     "constant": lambda victim, corunner: 1.0,
     "l2_victim": lambda victim, corunner: victim.l2,
     "l2_corunner": lambda victim, corunner: corunner.l2,
     "dram_victim": lambda victim, corunner: victim.dram,
     "dram_corunner": lambda victim, corunner: corunner.dram,
+    "relative_length": _relative_length,
+    "launches_x_samples": lambda victim, corunner: corunner.batch / (_ms(victim) * _ms(corunner)),
+    "misses_x_log_misses": lambda victim, corunner: _misses(victim) * math.log(_misses(corunner)),
+    "log_batch_victim_x_l2_corunner": lambda victim, corunner: math.log2(victim.batch) * corunner.l2,
+    "l2_density_victim_x_dissimilarity": lambda v, c: v.l2 / _share(v) * _dissimilarity(v, c),
+    "dram_peak_x_dissimilarity": lambda v, c: max(v.dram, c.dram) * _dissimilarity(v, c),
+    "log_batch_x_dram_density_corunner": lambda v, c: math.log2(c.batch) * c.dram / _share(c),
+    "length_share_per_batch": _length_share,
 }
 """What a slowdown may depend on: (victim, co-runner) to a number."""
 
 CONSTANT = ("constant",)
 LINEAR = ("l2_victim", "l2_corunner", "dram_victim", "dram_corunner", "constant")
 """gpu-lets' model (ATC'22, section 4.4): c1 L2_1 + c2 L2_2 + c3 mem_1 + c4 mem_2 + c5."""
+OURS = (
+    "constant",
+    "relative_length",
+    "launches_x_samples",
+    "misses_x_log_misses",
+    "log_batch_victim_x_l2_corunner",
+    "l2_density_victim_x_dissimilarity",
+    "dram_peak_x_dissimilarity",
+    "log_batch_x_dram_density_corunner",
+    "length_share_per_batch",
+)
+"""Nine numbers for the logarithm of the slowdown (docs/decisions/0008-interference-model.md)."""
+
+
+class Link(StrEnum):
+    """What the weighted features add up to: the slowdown, or its logarithm."""
+
+    IDENTITY = "identity"
+    LOG = "log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +118,7 @@ class Interference:
     features: tuple[str, ...]
     coefficients: tuple[float, ...]
     ceiling: float = CEILING
+    link: Link = Link.IDENTITY
     corrections: Mapping[str, float] = field(default_factory=dict)
     _pairs: dict[tuple[Side, Side], float] = field(default_factory=dict, compare=False, repr=False)
 
@@ -64,7 +127,8 @@ class Interference:
         key = victim, corunner
         if key not in self._pairs:
             terms = zip(self.features, self.coefficients, strict=True)
-            slowdown = sum(c * FEATURES[name](victim, corunner) for name, c in terms)
+            total = sum(c * FEATURES[name](victim, corunner) for name, c in terms)
+            slowdown = total if self.link is Link.IDENTITY else math.exp(min(total, math.log(self.ceiling)))
             slowdown *= self.corrections.get(victim.model, 1.0)
             self._pairs[key] = min(max(slowdown, 1.0), self.ceiling)
         return self._pairs[key]
@@ -109,6 +173,7 @@ def format_interference(model: Interference) -> dict[str, Any]:
         "features": list(model.features),
         "coefficients": list(model.coefficients),
         "ceiling": model.ceiling,
+        "link": model.link.value,
     }
 
 
@@ -116,18 +181,20 @@ def _parse_table(text: str, source: str) -> Interference:
     rows = list(csv.DictReader(StringIO(text)))
     names = [row["coefficient"].split("_", 1)[-1] for row in rows]
     values = [_finite(row["value"], f"{source}: {row['coefficient']}") for row in rows]
-    return _known(names, values, CEILING, source)
+    return _known(names, values, Interference((), (), CEILING), source)
 
 
 def _parse_json(text: str, source: str) -> Interference:
     try:
         document = json.loads(text)
         names, values = document["features"], document["coefficients"]
-        ceiling = document.get("ceiling", CEILING)
+        blank = Interference(
+            (), (), _finite(document.get("ceiling", CEILING), source), Link(document.get("link", "identity"))
+        )
     except (ValueError, TypeError, KeyError) as error:
         msg = f"{source}: not an interference model (features, coefficients): {error}"
         raise ConfigError(msg) from None
-    return _known(names, [_finite(v, f"{source}: coefficients") for v in values], _finite(ceiling, source), source)
+    return _known(names, [_finite(v, f"{source}: coefficients") for v in values], blank, source)
 
 
 def _finite(value: Any, where: str) -> float:
@@ -141,7 +208,7 @@ def _finite(value: Any, where: str) -> float:
     return number
 
 
-def _known(names: Sequence[str], values: Sequence[float], ceiling: float, source: str) -> Interference:
+def _known(names: Sequence[str], values: Sequence[float], blank: Interference, source: str) -> Interference:
     unknown = [name for name in names if name not in FEATURES]
     if unknown:
         msg = f"{source}: unknown feature {unknown[0]!r}; known are {', '.join(FEATURES)}"
@@ -149,4 +216,4 @@ def _known(names: Sequence[str], values: Sequence[float], ceiling: float, source
     if len(names) != len(values) or not names:
         msg = f"{source}: {len(names)} features, but {len(values)} coefficients"
         raise ConfigError(msg)
-    return Interference(tuple(names), tuple(values), ceiling)
+    return replace(blank, features=tuple(names), coefficients=tuple(values))

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import importing, planning, running, showing
+from gpulet.cli import importing, interfering, planning, running, showing
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -18,7 +18,9 @@ app = typer.Typer(
     help="Serve many models on few devices, each within its latency objective (SLO).",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Fleet files.")
+interference_app = typer.Typer(no_args_is_help=True, help="How neighbours on a device slow each other.")
 app.add_typer(config_app, name="config")
+app.add_typer(interference_app, name="interference")
 for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
     app.command()(command)
 app.command()(importing.import_profile)
@@ -26,6 +28,7 @@ app.command("replay")(running.replay_journal)
 app.command("systems")(showing.list_systems)
 app.command()(showing.version)
 config_app.command("show")(showing.show_config)
+interference_app.command("fit")(interfering.fit)
 
 
 def main() -> None:
