@@ -71,6 +71,15 @@ class Device:
         """The sizes this device can be cut into, ascending."""
         return sizes(self.kind, self.mechanism)
 
+    def length(self, size: Size) -> float:
+        """What a size takes of the device, in its mechanism's unit: percent under MPS, SMs or cores elsewhere."""
+        return size.share_pct if self.mechanism is Mechanism.MPS else size.sms
+
+    @property
+    def room(self) -> float:
+        """All of the device in that unit."""
+        return 100.0 if self.mechanism is Mechanism.MPS else self.kind.sms
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

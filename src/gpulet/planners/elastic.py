@@ -101,27 +101,30 @@ class _Curves:
         return self._known[key]
 
     def _stretched(self, model: str, size: Size, curve: Curve) -> Curve:
+        """The factor is reckoned at powers of two and held until the next: it changes slowly with the batch."""
         neighbours = self._neighbours(size)
-        return tuple(
-            accumulate((round(self._beside(model, size, b, neighbours)) for b in range(1, len(curve) + 1)), max)
+        factors = [self._factor(model, size, 2**power, neighbours) for power in range(len(curve).bit_length())]
+        mine = (
+            footprint(self._problem.profile, model, size.sms, size.share_pct / 100, b + 1) for b in range(len(curve))
         )
+        slowed = (round(one.slowed(factors[one.side.batch.bit_length() - 1])) for one in mine)
+        return tuple(accumulate(slowed, max))
 
-    def _beside(self, model: str, size: Size, rows: int, neighbours: list[Side]) -> float:
+    def _factor(self, model: str, size: Size, rows: int, neighbours: list[Side]) -> float:
         assert self._interference is not None
-        mine = footprint(self._problem.profile, model, size.sms, size.share_pct / 100, rows)
-        factor = max((self._interference.slowdown(mine.side, [other]) for other in neighbours), default=1.0)
-        return mine.slowed(factor)
+        mine = footprint(self._problem.profile, model, size.sms, size.share_pct / 100, rows).side
+        return max((self._interference.slowdown(mine, [other]) for other in neighbours), default=1.0)
 
     def _neighbours(self, size: Size) -> list[Side]:
-        """Every batch of every model on all that `size` leaves of a device; none beside a whole device."""
+        """The smallest and the largest batch of every model on all that `size` leaves of a device, if anything."""
         device, profile = self._problem.devices[0], self._problem.profile
-        rest = [s for s in device.sizes() if s.share_pct <= 100 - size.share_pct + _NOTHING]
+        rest = [s for s in device.sizes() if s.share_pct <= 100 - size.share_pct + _NOTHING][-1:]
         return [
             footprint(profile, name, other.sms, other.share_pct / 100, rows).side
             for name, model in self._problem.models.items()
-            for other in rest[-1:]
+            for other in rest
             if other.sms >= profile.sizes(name)[0]
-            for rows in range(1, min(model.max_batch, profile.max_batch(name, other.sms)) + 1)
+            for rows in (1, min(model.max_batch, profile.max_batch(name, other.sms)))
         ]
 
 
@@ -184,11 +187,11 @@ class _Board:
         options: list[tuple[bool, float, int, float, _Piece, Size]] = []
         for piece in self._free:
             rates = {size: r for size in piece.device.sizes() if (r := self._affords(piece.device, model, size)) > 0}
-            fitting = [size for size in rates if _length(piece.device, size) <= piece.length + _NOTHING]
+            fitting = [size for size in rates if piece.device.length(size) <= piece.length + _NOTHING]
             if not fitting:
                 continue
             ideal = _ideal(rates, rate)
-            is_short = _length(piece.device, ideal) > piece.length + _NOTHING
+            is_short = piece.device.length(ideal) > piece.length + _NOTHING
             size = ideal if not is_short and piece.cuts_left > 1 else max(fitting)
             rank = -piece.length if is_short else piece.length
             options.append((is_short, rank, piece.device.index, piece.offset, piece, size))
@@ -204,9 +207,9 @@ class _Board:
     def _cut(self, piece: _Piece, size: Size) -> None:
         """Take `size` off the front of `piece`; what remains is free if a gpulet can still be cut from it."""
         self._free.remove(piece)
-        taken = _length(piece.device, size)
+        taken = piece.device.length(size)
         rest = replace(piece, offset=piece.offset + taken, length=piece.length - taken, cuts_left=piece.cuts_left - 1)
-        smallest = _length(piece.device, piece.device.sizes()[0])
+        smallest = piece.device.length(piece.device.sizes()[0])
         if rest.cuts_left > 0 and rest.length >= smallest - _NOTHING:
             self._free.append(rest)
 
@@ -242,11 +245,7 @@ def _fresh(device: Device, most_per_device: int) -> _Piece:
     if device.mechanism is Mechanism.MIG:
         msg = f"device {device.index}: elastic partitioning cuts mps, green, cpu and whole devices, not mig"
         raise PlanError(msg)
-    return _Piece(device, 0, _length(device, Size(device.kind.sms, 100.0)), most_per_device)
-
-
-def _length(device: Device, size: Size) -> float:
-    return size.share_pct if device.mechanism is Mechanism.MPS else size.sms
+    return _Piece(device, 0, device.room, most_per_device)
 
 
 def _ideal(rates: dict[Size, float], rate: float) -> Size:
