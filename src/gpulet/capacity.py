@@ -19,7 +19,7 @@ ATTAINED = 0.99
 FRONT_END = "(front-end)"
 """What limits a fleet whose front-end takes every core."""
 _NO_BOUND = 1e6
-_HALVINGS = 12
+_HALVINGS = 10
 
 
 class SimulationReport(RunReport):
@@ -28,7 +28,7 @@ class SimulationReport(RunReport):
     simulated_per_second: float
 
 
-def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-4) -> tuple[float, str]:
+def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-3) -> tuple[float, str]:
     """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
     low, high, limiting = 0.0, 1.0, ""
     while high < _NO_BOUND and not (limiting := _refuses(site, profile, high)):

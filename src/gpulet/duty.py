@@ -4,6 +4,7 @@ A request may just miss a batch, so it waits for one batch to build and one to r
 4.2) and its artifact; squishy bin packing (Nexus, SOSP'19, section 6.1).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,3 +101,37 @@ def _largest(curve: Curve, budget: Duration) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
     return low
+
+
+def bunched(rate: float, window: Duration, loss: float) -> float:
+    """The rows/s that must be carried so that Poisson arrivals at `rate` overflow a window by at most `loss` of them.
+
+    The smallest whole capacity C with E[(N - C)+] <= loss x E[N], N ~ Poisson(rate x window), as rows/s. It takes the
+    place of margins that know neither the objective nor how many gpulets share the load: the shorter the window and the
+    lower the rate, the larger the allowance.
+    """
+    mean = rate * window / SECOND
+    if mean > _NORMAL_FROM:
+        return rate * (1 + _standard_excess(mean, loss) / math.sqrt(mean))
+    probability = math.exp(-mean)
+    below, capacity, overflow = probability, 0, mean
+    while overflow > loss * mean:
+        overflow -= 1 - below
+        capacity += 1
+        probability *= mean / capacity
+        below += probability
+    return max(rate, capacity * SECOND / window)
+
+
+_NORMAL_FROM = 500.0
+
+
+def _standard_excess(mean: float, loss: float) -> float:
+    """The z with E[(Z - z)+] = loss x sqrt(mean) for a standard normal Z, by bisection."""
+    target = loss * math.sqrt(mean)
+    low, high = -3.0, 6.0
+    for _ in range(40):
+        z = (low + high) / 2
+        excess = math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2
+        low, high = (z, high) if excess > target else (low, z)
+    return max(0.0, high)

@@ -86,7 +86,7 @@ def test_capacity_by_plan_and_by_simulation(gpulet):
     assert code == 0
     assert by_plan["factor"] > 1
     assert by_plan["limiting_model"] in by_plan["rates"]
-    code, out, _ = gpulet("capacity", FLEET, "--by", "simulation", "--duration", 3, "--json")
+    code, out, _ = gpulet("capacity", FLEET, "--by", "simulation", "--duration", 1, "--json")
     by_simulation = json.loads(out)
     assert 0.5 < by_simulation["factor"] <= by_plan["factor"] * 1.001
 

@@ -1,42 +1,154 @@
-"""Ours: ask several planners for more than is needed and keep the plan with the most headroom.
+"""Ours: ask several planners for more than is needed and keep the safest plan that holds.
 
-A plan that just holds the mean rate misses objectives whenever arrivals bunch, so the planners are asked for 1.5, 1.3,
-... 1 times the demand until one of them can. Among the plans of that factor the one wins whose tightest model has the
-most headroom, then the one that takes least of the fleet. The planners are given, since planners do not know each other.
+A plan that just holds the mean rate misses objectives whenever arrivals bunch. So the planners are asked for what
+Poisson arrivals need within an objective (`duty.bunched`) and more; if nobody can serve that, for less and less of the
+allowance, down to the bare rates. Of the plans of one level the one wins whose tightest model has the most headroom,
+then the one that takes least of the fleet. Neighbours are counted in where an interference model is given.
+
+A plan is valid when `judge` says so (in systems.py: a simulation in which every model attains 99 %). The planners and
+the judge are given, since planners know neither each other nor a simulator.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Infeasible, Planner, Problem
+from gpulet.duty import bunched
+from gpulet.errors import PlanError
+from gpulet.neighbours import beside_neighbours
 from gpulet.plan import Plan
 
-HEADROOM = (1.5, 1.3, 1.2, 1.1, 1.05, 1.0)
+Judge = Callable[[Problem, Plan], bool]
+"""Whether a plan keeps its promises under the demand that was asked."""
 
 
-def best(problem: Problem, *, candidates: Sequence[Planner], factors: Sequence[float] = HEADROOM) -> Plan | Infeasible:
-    """The best of the candidates' plans; `factors` on the demand are tried in turn, ties go to the earlier candidate."""
-    for factor in factors:
-        asked = replace(problem, demand={name: rate * factor for name, rate in problem.demand.items()})
-        outcomes = [candidate(asked) for candidate in candidates]
-        plans = [plan for plan in outcomes if isinstance(plan, Plan) and not plan.violations()]
-        if plans:
-            return max((_restated(plan, problem) for plan in plans), key=_worth)
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much more than the demand is asked for: `factor` times, with `allowance` (0 to 1) of what bunching needs."""
+
+    factor: float
+    allowance: float
+
+
+LEVELS = (
+    Level(1.5, 1.0),
+    Level(1.25, 1.0),
+    Level(1.0, 1.0),
+    Level(1.0, 0.7),
+    Level(1.0, 0.4),
+    Level(1.05, 0.0),
+)
+LOSS = 0.01
+"""The part of the arrivals of half an objective that may find no room in it."""
+MOST_JUDGED = 4
+_ROUNDS = 4
+
+
+def best(
+    problem: Problem,
+    *,
+    candidates: Sequence[Planner],
+    judge: Judge | None = None,
+    levels: Sequence[Level] = LEVELS,
+) -> Plan | Infeasible:
+    """The first plan that the judge accepts, safest level first; without a judge, the first without violations.
+
+    A candidate that cannot plan such devices at all (`PlanError`) is passed over. At most `MOST_JUDGED` plans are judged.
+    """
+    bare = [*_outcomes(candidates, problem, problem)]
+    doubted: list[Plan] = []
+    for plan in _in_order(problem, candidates, levels, bare):
+        if any(_worth(plan)[0] <= _worth(other)[0] for other in doubted):
+            continue  # one with more headroom did not hold
+        if judge is None or judge(problem, plan):
+            return plan
+        doubted.append(plan)
+        if len(doubted) == MOST_JUDGED:
+            break
+    if doubted:
+        return _doubtful(problem, doubted[0])
+    refusals = [o for o in bare if isinstance(o, Infeasible)]
+    if not refusals:
+        return _doubtful(problem, next(o for o in bare if isinstance(o, Plan)))
     return min(refusals, key=lambda refusal: sum(refusal.unserved.values()))
 
 
+def _in_order(
+    problem: Problem, candidates: Sequence[Planner], levels: Sequence[Level], bare: Sequence[Plan | Infeasible]
+) -> Iterator[Plan]:
+    """Valid plans, the safest level first. What was made for less may turn out to leave more, so it competes too."""
+    for level in levels:
+        outcomes = [*_outcomes(candidates, problem, _asked(problem, level))]
+        if any(isinstance(outcome, Plan) for outcome in outcomes):
+            yield from _sorted([*outcomes, *bare])
+    yield from _sorted(bare)
+
+
+def _sorted(outcomes: Sequence[Plan | Infeasible]) -> list[Plan]:
+    valid = (outcome for outcome in outcomes if isinstance(outcome, Plan) and not outcome.violations())
+    return sorted(valid, key=_worth, reverse=True)
+
+
+def _outcomes(candidates: Sequence[Planner], problem: Problem, asked: Problem) -> Iterator[Plan | Infeasible]:
+    failures: list[PlanError] = []
+    for candidate in candidates:
+        try:
+            yield _outcome(candidate, problem, asked)
+        except PlanError as error:
+            failures.append(error)
+    if len(failures) == len(candidates):
+        raise failures[0]
+
+
+def _outcome(candidate: Planner, problem: Problem, asked: Problem) -> Plan | Infeasible:
+    """What a candidate makes of it. What neighbours then cost a model is asked for on top, a few times."""
+    for _ in range(_ROUNDS):
+        outcome = candidate(asked)
+        if isinstance(outcome, Infeasible):
+            return outcome
+        plan = _restated(outcome, problem)
+        short = {n: p.demand / p.throughput for n, p in plan.promises.items() if 0 < p.throughput < p.demand}
+        if not short:
+            return plan
+        asked = replace(asked, demand={n: rate * short.get(n, 1.0) for n, rate in asked.demand.items()})
+    return plan
+
+
+def _asked(problem: Problem, level: Level) -> Problem:
+    """The demand with the allowance of this level."""
+    demand = {}
+    for name, rate in problem.demand.items():
+        full = bunched(rate, problem.models[name].slo // 2, LOSS) if rate > 0 else 0.0
+        demand[name] = level.factor * (rate + level.allowance * (full - rate))
+    return replace(problem, demand=demand)
+
+
 def _restated(plan: Plan, problem: Problem) -> Plan:
-    """The same plan with the demand that was really asked."""
+    """The same plan with the demand that was really asked, and with its neighbours counted in."""
     asked = {name: (problem.demand.get(name, 0.0), p) for name, p in plan.promises.items()}
     part = {name: demand / p.demand if p.demand else 1.0 for name, (demand, p) in asked.items()}
     gpulets = tuple(
         replace(g, turns=tuple(replace(t, rate=t.rate * part[t.model]) for t in g.turns)) for g in plan.gpulets
     )
     promises = {name: replace(p, demand=demand) for name, (demand, p) in asked.items()}
-    return replace(plan, gpulets=gpulets, promises=promises)
+    stated = replace(plan, gpulets=gpulets, promises=promises)
+    if problem.interference is None:
+        return stated
+    return beside_neighbours(stated, problem.profile, problem.interference)
 
 
 def _worth(plan: Plan) -> tuple[float, int, int]:
     tightest = min((promise.headroom for promise in plan.promises.values()), default=0.0)
     return round(tightest, 6), -plan.devices_used, -sum(g.size.sms for g in plan.gpulets)
+
+
+def _doubtful(problem: Problem, plan: Plan) -> Infeasible:
+    """Plans exist, but arrivals that bunch break each of them: name the model with the least headroom."""
+    name = min(plan.promises, key=lambda n: plan.promises[n].headroom)
+    promise = plan.promises[name]
+    needed = bunched(promise.demand, problem.models[name].slo // 2, LOSS)
+    spare = max(1.0, needed - promise.throughput)
+    constraint = (
+        f"{promise.throughput:.1f} rows/s fit, but Poisson arrivals of {promise.demand:.1f}/s need {needed:.1f}"
+    )
+    return Infeasible(name, constraint, f"lower its rate by {spare:.1f}/s, or add a device", {name: spare}, plan)
