@@ -17,6 +17,7 @@ from gpulet.plan import Plan
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
+from gpulet.planners.nexus import nexus
 from gpulet.planners.shared import shared
 
 
@@ -48,6 +49,11 @@ SYSTEMS: Mapping[str, System] = {
         elastic,
         partial(DutyCycle, hold=Hold.DUTY),
         about="gpu-lets (ATC'22) Algorithm 1 without interference, batches built for one duty cycle",
+    ),
+    "nexus": System(
+        nexus,
+        DutyCycle,
+        about="Nexus (SOSP'19): squishy bin packing on whole devices, turns without idling, early drop",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
 }
