@@ -17,6 +17,7 @@ from gpulet.plan import Plan
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
+from gpulet.planners.exact import exact
 from gpulet.planners.nexus import nexus
 from gpulet.planners.shared import shared
 
@@ -54,6 +55,11 @@ SYSTEMS: Mapping[str, System] = {
         nexus,
         DutyCycle,
         about="Nexus (SOSP'19): squishy bin packing on whole devices, turns without idling, early drop",
+    ),
+    "exact": System(
+        exact,
+        DutyCycle,
+        about="the optimum of small fleets, by a solver: the yardstick; batches started as soon as a gpulet is idle",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
 }
