@@ -12,23 +12,29 @@ from gpulet.core.ports import MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.fifo import Fifo
+from gpulet.dispatchers.gslice import Gslice
 from gpulet.errors import ConfigError
 from gpulet.plan import Plan
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
+from gpulet.planners.gslice import gslice
 from gpulet.planners.nexus import nexus
 from gpulet.planners.shared import shared
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A planner and a dispatcher that belong together. `drops_early`: what cannot be in time is given up."""
+    """A planner and a dispatcher that belong together.
+
+    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run.
+    """
 
     planner: Planner
     dispatcher: MakeDispatcher
     drops_early: bool = True
+    carves: bool = False
     about: str = ""
 
 
@@ -55,6 +61,13 @@ SYSTEMS: Mapping[str, System] = {
         nexus,
         DutyCycle,
         about="Nexus (SOSP'19): squishy bin packing on whole devices, turns without idling, early drop",
+    ),
+    "gslice": System(
+        gslice,
+        Gslice,
+        drops_early=False,
+        carves=True,
+        about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
     ),
     "exact": System(
         exact,
