@@ -5,10 +5,13 @@ Every model runs one batch at a time on its share of its device. After each batc
 When several batches in turn have asked for another share, it is recommended to the manager, who once a second grants
 one recommendation a device, as far as there are SMs left. Until the standby process is ready the old share serves on.
 
-Departures, all towards the evident intent: beyond the objective the larger of the two shares is taken (the code may
-shrink an overloaded model), a share that is too small for its rate never shrinks, no grant over-subscribes a device.
-A batch's objective is half of the SLO, since ours counts from arrival and a request may just miss a batch. Both batch
-jumps start from the rows that were measured. Late requests are served late.
+Departures, all towards the evident intent. Of the shares that rates and latency ask for, always the larger is taken;
+the code's choice can shrink an overloaded model, and shrinks a lightly loaded one until it collapses. The service rate
+is that of a batch as long as allowed, on the line through the batches seen: small batches, run because little waits,
+say nothing of how much could be served. No grant over-subscribes a device. Our SLO counts from arrival where GSLICE's
+counts from the start of the batch: the cap keeps a batch within half of it, since a request may just miss a batch, and
+lateness is that of the batch's oldest request, or a queue that has built up would never be seen. Both batch jumps start
+from the rows that were measured. Late requests are served late.
 """
 
 from dataclasses import dataclass, field
@@ -42,6 +45,8 @@ class Tuning:
 
 
 TUNING = Tuning()
+_SPREAD = 0.01
+"""Below this variance of rows there is no line to be drawn."""
 
 
 def next_cap(cap: int, rows: int, latency: Duration, objective: Duration, tolerance: float) -> int:
@@ -57,35 +62,63 @@ def next_cap(cap: int, rows: int, latency: Duration, objective: Duration, tolera
 
 
 def next_share(share: float, arrivals: float, service: float, lateness: float, tuning: Tuning = TUNING) -> float:
-    """The share that would do, from the rates at the present one; `lateness` is latency over objective."""
+    """The share that would do, from the rates at the present one; `lateness` is latency over SLO."""
     band = tuning.late_band if lateness > 1 else tuning.early_band
-    by_rate = share * arrivals / service if band * arrivals > service or band * service > arrivals else share
-    if lateness > 1:
-        return max(share * (2 - 1 / lateness), by_rate)
-    has_room = 1 / lateness > max(arrivals, service) / min(arrivals, service)
-    return share * lateness if has_room and by_rate <= share else by_rate
+    is_off = band * arrivals > service or band * service > arrivals
+    by_rate = share * arrivals / (band * service) if is_off else share
+    by_latency = share * (2 - 1 / lateness if lateness > 1 else lateness)
+    return max(by_rate, by_latency)
+
+
+@dataclass(slots=True)
+class Line:
+    """Running means of the rows and latencies of batches at one share, and the line through them."""
+
+    weight: float
+    rows: float = 0.0
+    latency: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
+
+    def add(self, rows: int, latency: Duration) -> None:
+        """One more batch; the first counts in full."""
+        weight = self.weight if self.rows else 1.0
+        self.rows += weight * (rows - self.rows)
+        self.latency += weight * (latency - self.latency)
+        self.squares += weight * (rows * rows - self.squares)
+        self.products += weight * (rows * latency - self.products)
+
+    def service(self, objective: Duration, most: int) -> float:
+        """Rows per nanosecond in batches that take `objective`, at most `most` rows; at least what was seen."""
+        seen = self.rows / self.latency
+        spread = self.squares - self.rows**2
+        slope = (self.products - self.rows * self.latency) / spread if spread > _SPREAD else 0.0
+        if slope <= 0:
+            return seen
+        rows = min(most, self.rows + (objective - self.latency) / slope)
+        return max(seen, rows / (self.latency + slope * (rows - self.rows)))
 
 
 @dataclass(slots=True, eq=False)
 class _Tenant:
     """What is known of one model: its share, its cap, what it runs (`rows` 0: nothing), and what it has seen.
 
-    `gap` is the running mean of nanoseconds between rows, `service` of rows per nanosecond of a batch; `recommended`
-    SMs wait for the manager (0: none). No batch exceeds `most` rows, no share falls below `least`.
+    `gap` is the running mean of nanoseconds between rows, `line` what batches took at this share; `recommended` SMs wait
+    for the manager (0: none). No batch exceeds `most` rows, no share falls below `least`.
     """
 
     device: int
     sms: int
     least: int
     most: int
-    objective: Duration
+    slo: Duration
+    line: Line
     cap: int = 0
     rows: int = 0
     on: int = 0
     since: Instant = 0
     arrived: Instant = -1
     gap: float = 0.0
-    service: float = 0.0
     asked: list[float] = field(default_factory=list)
     recommended: int = 0
 
@@ -124,14 +157,16 @@ class Gslice:
         if request.rows > self._most(tenant, request.model, request.shape):
             return Reason.TOO_LARGE
         if tenant.arrived >= 0:
-            tenant.gap = self._mean(tenant.gap, (now - tenant.arrived) / request.rows)
+            gap = (now - tenant.arrived) / request.rows
+            tenant.gap += (self._tuning.weight if tenant.gap else 1.0) * (gap - tenant.gap)
         tenant.arrived = now
         return CENTRAL
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Learn from what ended, let the manager act, and start whoever has something to do and SMs for it."""
         for requests in changed.ended:
-            self._learn(now, self._tenants[requests[0].model])
+            oldest = min(request.arrival for request in requests)
+            self._learn(now, self._tenants[requests[0].model], oldest)
         self._manage(now)
         free = {index: state.free_sms for index, state in fleet.devices.items()}
         starts: list[Run] = []
@@ -154,21 +189,20 @@ class Gslice:
         """The largest batch at any share that it may ever have."""
         return min(tenant.most, len(self._profile.curve(model, tenant.least, shape)))
 
-    def _mean(self, before: float, sample: float) -> float:
-        return before + self._tuning.weight * (sample - before) if before else sample
-
-    def _learn(self, now: Instant, tenant: _Tenant) -> None:
+    def _learn(self, now: Instant, tenant: _Tenant, oldest: Instant) -> None:
         """What the batch that has just ended tells of the cap and of the share."""
         rows, latency, tenant.rows = tenant.rows, max(1, now - tenant.since), 0
         if tenant.on != tenant.sms:
             return  # its share has changed on the way
-        tenant.cap = min(tenant.most, next_cap(tenant.cap, rows, latency, tenant.objective, self._tuning.tolerance))
-        tenant.service = self._mean(tenant.service, rows / latency)
+        tenant.cap = min(tenant.most, next_cap(tenant.cap, rows, latency, tenant.slo // 2, self._tuning.tolerance))
+        tenant.line.add(rows, latency)
         if not tenant.gap:
             return
         sms = self._devices[tenant.device].kind.sms
         share = tenant.sms / sms
-        wanted = next_share(share, 1 / tenant.gap, tenant.service, latency / tenant.objective, self._tuning)
+        lateness = max(1, now - oldest) / tenant.slo
+        service = tenant.line.service(tenant.slo // 2, tenant.most)
+        wanted = next_share(share, 1 / tenant.gap, service, lateness, self._tuning)
         wanted = min(1.0, max(tenant.least / sms, wanted))
         if abs(wanted - share) < self._tuning.least_change:
             return
@@ -182,7 +216,7 @@ class Gslice:
         for index, switch in list(self._switches.items()):
             if switch.due <= now:
                 switch.tenant.sms = switch.sms
-                switch.tenant.service = 0.0
+                switch.tenant.line = Line(self._tuning.weight)
                 switch.tenant.asked.clear()
                 del self._switches[index]
         if now < self._next_round:
@@ -224,7 +258,7 @@ def _tenants(problem: Problem, plan: Plan, tuning: Tuning) -> dict[str, _Tenant]
             model = problem.models[name]
             least = _least(problem.profile, model, device, tuning)
             most = min(model.max_batch, tuning.most_rows)
-            tenants[name] = _Tenant(device.index, sms, min(sms, least), most, model.slo // 2)
+            tenants[name] = _Tenant(device.index, sms, min(sms, least), most, model.slo, Line(tuning.weight))
     return tenants
 
 
