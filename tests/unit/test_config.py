@@ -84,7 +84,7 @@ def test_margins_are_in_the_problems_latencies(site_of):
         ('kind = "rtx2080ti"', 'kind = "gtx9"', "unknown device kind 'gtx9'; known are cpu, rtx2080ti"),
         ('kind = "rtx2080ti"\n', "", r"devices\[0\].kind is missing"),
         ('executor = "simulated"\n', "", "no executor for real devices of kind rtx2080ti yet"),
-        ('system = "gpulet"', 'system = "magic"', "unknown system 'magic'; known are gpulet, elastic, dedicated"),
+        ('system = "gpulet"', 'system = "magic"', "unknown system 'magic'; known are gpulet, elastic"),
         ('system = "gpulet"', 'system = "nowhere:X"', "system 'nowhere:X' cannot be imported"),
         ('system = "gpulet"', 'system = "gpulet.units:MS"', "is a int, not a gpulet.systems.System"),
         ("[fleet]", "[flet]", "line 2: unknown key flet; known are fleet, devices, models"),

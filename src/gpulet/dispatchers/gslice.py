@@ -30,7 +30,10 @@ from gpulet.units import NEVER, SECOND, Duration, Instant
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The constants of GSLICE's code; `standby` is how long a process with a new share takes to be ready."""
+    """The constants of GSLICE's code; `standby` is how long a process with a new share takes to be ready.
+
+    The weights are those of a new sample in the running means: of batches, and of the gaps between arrivals.
+    """
 
     most_rows: int = 64
     tolerance: float = 0.10
@@ -40,6 +43,7 @@ class Tuning:
     least_change: float = 0.03
     batches: int = 5
     weight: float = 0.1
+    arrival_weight: float = 0.01
     period: Duration = SECOND
     standby: Duration = 2 * SECOND
 
@@ -158,7 +162,7 @@ class Gslice:
             return Reason.TOO_LARGE
         if tenant.arrived >= 0:
             gap = (now - tenant.arrived) / request.rows
-            tenant.gap += (self._tuning.weight if tenant.gap else 1.0) * (gap - tenant.gap)
+            tenant.gap += (self._tuning.arrival_weight if tenant.gap else 1.0) * (gap - tenant.gap)
         tenant.arrived = now
         return CENTRAL
 
