@@ -7,6 +7,8 @@ A request may just miss a batch, so it waits for one batch to build and one to r
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from operator import truediv
 
 from gpulet.profile import Curve
 from gpulet.units import SECOND, Duration
@@ -74,6 +76,8 @@ def squishy(shares: Sequence[Share]) -> Cycle:
     grows nothing changes but D, so those instants and the largest D that the objectives allow are all that need be tried.
     """
     slo = min(share.slo for share in shares)
+    if 2 * sum(share.curve[0] for share in shares) > slo or sum(map(_least_use, shares)) > 1:
+        return IMPOSSIBLE
     low, high = 0, slo
     while low < high:
         middle = (low + high + 1) // 2
@@ -85,6 +89,11 @@ def squishy(shares: Sequence[Share]) -> Cycle:
         if cycle.batches and sum(cycle.latencies) <= cycle.duty:
             return cycle
     return IMPOSSIBLE
+
+
+def _least_use(share: Share) -> float:
+    """The part of a gpulet's time that the rate takes at its best batch."""
+    return share.rate * float(min(map(truediv, share.curve, count(1)))) / SECOND
 
 
 def _cycle(shares: Sequence[Share], duty: Duration) -> Cycle:

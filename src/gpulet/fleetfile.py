@@ -117,7 +117,9 @@ def _system(config: FleetFile, override: str) -> System:
     base = find_system(override or config.fleet.system)
     planner = find_system(config.fleet.planner).planner if config.fleet.planner else base.planner
     other = find_system(config.fleet.dispatcher) if config.fleet.dispatcher else base
-    return replace(base, planner=planner, dispatcher=other.dispatcher, drops_early=other.drops_early)
+    return replace(
+        base, planner=planner, dispatcher=other.dispatcher, drops_early=other.drops_early, carves=other.carves
+    )
 
 
 def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
@@ -180,6 +182,14 @@ def _refuse_absent(source: str, sections: tuple[ModelSection, ...], artifacts: M
             known = ", ".join(artifacts) or "empty"
             msg = f"{source}: unknown model {section.name!r}; the repository is {known}"
             raise ConfigError(msg)
+
+
+def servable(site: Site) -> Site:
+    """The site, if its executor can do what its system asks; raises `ConfigError` where it cannot."""
+    if site.system.carves and site.executor == "cpu":
+        msg = f"system {site.dispatcher_name} changes shares from run to run, and cpu workers keep their cores: "
+        raise ConfigError(msg + 'plan and simulate it, or write executor = "simulated"')
+    return site
 
 
 def load_profile(site: Site) -> Profile:

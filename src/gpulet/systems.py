@@ -13,6 +13,7 @@ from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.glet import GletDispatcher
+from gpulet.dispatchers.gslice import Gslice
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
 from gpulet.plan import Plan
@@ -20,8 +21,11 @@ from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
-from gpulet.planners.glet import Cuts, Style, glet
+from gpulet.planners.exact import exact
+from gpulet.planners.glet import NONE, Cuts, Style, glet
+from gpulet.planners.gslice import gslice
 from gpulet.planners.ideal import ideal
+from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
 from gpulet.planners.shared import shared
 from gpulet.units import SECOND
@@ -30,11 +34,15 @@ from gpulet.workload import drawn, poisson
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A planner and a dispatcher that belong together. `drops_early`: what cannot be in time is given up."""
+    """A planner and a dispatcher that belong together.
+
+    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run.
+    """
 
     planner: Planner
     dispatcher: MakeDispatcher
     drops_early: bool = True
+    carves: bool = False
     about: str = ""
 
 
@@ -63,6 +71,8 @@ _CANDIDATES = (
     elastic,
     partial(elastic, most_per_device=_UNLIMITED),
     partial(elastic, most_per_device=_UNLIMITED, shares_in_time=False),
+    nexus,
+    partial(glet, margins=NONE),
     shared,
 )
 
@@ -117,6 +127,23 @@ SYSTEMS: Mapping[str, System] = {
         GletDispatcher,
         drops_early=False,
         about="gpu-lets' ideal: every split of the devices, placed as glet does (with interference where it is known)",
+    ),
+    "nexus": System(
+        nexus,
+        DutyCycle,
+        about="Nexus (SOSP'19): squishy bin packing on whole devices, turns without idling, early drop",
+    ),
+    "gslice": System(
+        gslice,
+        Gslice,
+        drops_early=False,
+        carves=True,
+        about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
+    ),
+    "exact": System(
+        exact,
+        DutyCycle,
+        about="the optimum of small fleets, by a solver: the yardstick; batches started as soon as a gpulet is idle",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
 }

@@ -1,10 +1,12 @@
 """Every bad fleet file ends in one line that names file, line, key, value and what is allowed."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpulet.config import describe, parse_fleet_file, read_fleet_file
 from gpulet.errors import BadInput, ConfigError
-from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site
+from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site, servable
 from gpulet.store import Machine
 
 GOOD = """
@@ -181,3 +183,10 @@ def test_the_highest_whole_number_version_serves(tmp_path):
         (tmp_path / "m" / version / "model.onnx").write_bytes(b"anything")
     site = open_site(tmp_path)
     assert site.artifacts["m"].version == "10"
+
+
+def test_a_system_that_chooses_sizes_per_run_does_not_serve_on_cpu_workers(site_of):
+    site = site_of(system="gslice")
+    assert servable(site) is site
+    with pytest.raises(ConfigError, match="system gslice changes shares from run to run, and cpu workers keep their"):
+        servable(replace(site, executor="cpu"))

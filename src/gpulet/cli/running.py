@@ -31,7 +31,7 @@ from gpulet.client import parse_address, random_request
 from gpulet.core.journal import read_header, replay
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
-from gpulet.fleetfile import Site, load_profile, make_problem, open_site, stored_points
+from gpulet.fleetfile import Site, load_profile, make_problem, open_site, servable, stored_points
 from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
@@ -61,7 +61,7 @@ def serve(
 
     Example: gpulet serve examples/digits
     """
-    site = _with_options(open_site(target, system=system), http_port, metrics_port, journal)
+    site = servable(_with_options(open_site(target, system=system), http_port, metrics_port, journal))
     configure_logs(site.config.server.log_format)
     tell("starting", version=__version__, target=str(target), system=site.name, models=len(site.sections))
     refused = _measured(site, _BUDGET_S) if site.executor == "cpu" and not site.profile_path else {}

@@ -38,11 +38,15 @@ Place: TypeAlias = GpuletId | Central | Reason
 
 @dataclass(slots=True)
 class Changed:
-    """What happened since the dispatcher was last asked. `alarm` says that its own `wake_at` has come."""
+    """What happened since the dispatcher was last asked. `alarm` says that its own `wake_at` has come.
+
+    `ended` has the requests of each carved run that is over, however it went: it is the one of its device and model.
+    """
 
     queues: list[Queue] = field(default_factory=list)
     gpulets: list[GpuletState] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
+    ended: list[Sequence[Request]] = field(default_factory=list)
     alarm: bool = False
 
 

@@ -158,6 +158,7 @@ class Scheduler:
         if isinstance(on, Carve):
             self.fleet.devices[on.device].free_sms += on.size
             changed.devices.append(on.device)
+            changed.ended.append(running.requests)
         else:
             gpulet = self.fleet.gpulets[on]
             gpulet.running = 0

@@ -137,6 +137,7 @@ class _Board:
         self._shares_in_time = shares_in_time
         self._placed: list[_Placed] = []
         self._unserved: dict[str, float] = {}
+        self._rates: dict[tuple[str, Size], float] = {}
         self._free = [_fresh(device, most_per_device) for device in problem.devices]
 
     def serve(self, model: Model) -> None:
@@ -174,7 +175,7 @@ class _Board:
         open_to_all = enumerate(self._placed) if self._shares_in_time else ()
         for place, item in sorted(open_to_all, key=lambda found: found[1].size):
             tenants = (*item.tenants, (model, rate))
-            if not self._usable(item.piece.device, model, item.size) or model in (t for t, _ in item.tenants):
+            if not self._usable(model, item.size) or model in (t for t, _ in item.tenants):
                 continue
             cycle = squishy([self._share(m, item.size, r) for m, r in tenants])
             if cycle.batches:
@@ -185,8 +186,9 @@ class _Board:
     def _best_fit(self, model: Model, rate: float) -> list[tuple[_Piece, Size]]:
         """The smallest free piece that holds the ideal size, cut to it; else the largest piece of any use; or nothing."""
         options: list[tuple[bool, float, int, float, _Piece, Size]] = []
-        for piece in self._free:
-            rates = {size: r for size in piece.device.sizes() if (r := self._affords(piece.device, model, size)) > 0}
+        distinct = {(p.length, p.cuts_left, p.device.kind.name, p.device.mechanism): p for p in reversed(self._free)}
+        for piece in distinct.values():
+            rates = {size: r for size in piece.device.sizes() if (r := self._affords(model, size)) > 0}
             fitting = [size for size in rates if piece.device.length(size) <= piece.length + _NOTHING]
             if not fitting:
                 continue
@@ -197,10 +199,13 @@ class _Board:
             options.append((is_short, rank, piece.device.index, piece.offset, piece, size))
         return [(piece, size) for *_, piece, size in sorted(options, key=lambda option: option[:4])]
 
-    def _affords(self, device: Device, model: Model, size: Size) -> float:
-        return saturated_rate(self._share(model, size, 1.0)) if self._usable(device, model, size) else 0.0
+    def _affords(self, model: Model, size: Size) -> float:
+        key = model.name, size
+        if key not in self._rates:
+            self._rates[key] = saturated_rate(self._share(model, size, 1.0)) if self._usable(model, size) else 0.0
+        return self._rates[key]
 
-    def _usable(self, device: Device, model: Model, size: Size) -> bool:
+    def _usable(self, model: Model, size: Size) -> bool:
         """Nobody knows how slow a model is below its smallest measured size."""
         return size.sms >= self._problem.profile.sizes(model.name)[0]
 
@@ -223,13 +228,13 @@ class _Board:
         """A lone tenant may use all of its gpulet; of several, each has its batch in every cycle."""
         place = [tenant for tenant, _ in item.tenants].index(model)
         planned = item.cycle.batches[place] * SECOND / item.cycle.duty
-        return planned if len(item.tenants) > 1 else max(planned, self._affords(item.piece.device, model, item.size))
+        return planned if len(item.tenants) > 1 else max(planned, self._affords(model, item.size))
 
     def _refusal(self, plan: Plan) -> Infeasible:
         name = next(iter(self._unserved))
         model, left = self._problem.models[name], self._unserved[name]
         best = max(
-            (self._affords(device, model, size) for device in self._problem.devices for size in device.sizes()),
+            (self._affords(model, size) for device in self._problem.devices for size in device.sizes()),
             default=0.0,
         )
         if best <= 0:

@@ -37,6 +37,7 @@ def ideal(problem: Problem, *, place: Place) -> Plan | Infeasible:
 
 def _splits(problem: Problem) -> list[tuple[int, ...]]:
     """The whole device, and every pair of legal shares that fills it: 50/50, 60/40 and 80/20 on gpu-lets' devices."""
-    shares = {round(size.share_pct) for size in problem.devices[0].sizes()}
+    smallest = max(problem.profile.sizes(name)[0] for name in problem.models)
+    shares = {round(size.share_pct) for size in problem.devices[0].sizes() if size.sms >= smallest}
     pairs = [(share, _WHOLE - share) for share in sorted(shares) if _WHOLE - share in shares and 2 * share >= _WHOLE]
     return [(_WHOLE,), *pairs]

@@ -111,12 +111,14 @@ def _adjust_saturated(board: Board, part: Part, task: Wanted) -> bool:
     """Beside a new neighbour: less throughput, then smaller batches. The artifact charges the loss to the task."""
     tenant = part.tenants[0]
     slo, before = tenant.model.slo, tenant.throughput
-    latency = board.latency_in(tenant.model, tenant.batch, part)
+    batch, duty = tenant.batch, part.duty
+    latency = board.latency_in(tenant.model, batch, part)
     while slo < 2 * latency:
-        tenant.batch -= 1
-        if not tenant.batch:
+        batch -= 1
+        if not batch:
             return False
-        latency = part.duty = board.latency_in(tenant.model, tenant.batch, part)
+        latency = duty = board.latency_in(tenant.model, batch, part)
+    tenant.batch, part.duty = batch, duty
     tenant.throughput = tenant.batch * SECOND / latency
     task.lost += max(0, int(before - tenant.throughput))
     return True

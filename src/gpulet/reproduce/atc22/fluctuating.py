@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
-from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.ports import Problem
 from gpulet.plan import Plan
-from gpulet.planners.autoscale import autoscaled
 from gpulet.reproduce.atc22.data import Measurements
 from gpulet.reproduce.atc22.parts import run
 from gpulet.reproduce.atc22.workloads import SLO_MS, problem
@@ -98,10 +97,10 @@ def _measure(asked: Problem, seed: int, estimate: Estimate) -> None:
 
 
 def _planned(measured: Measurements, system: str, estimate: Estimate, before: Plan) -> Plan:
-    """On the fewest devices that will do; where all of them will not, the plan in force stays (Algorithm 2)."""
+    """On the fewest devices that will do, one less than now at the least; else the plan in force stays (Algorithm 2)."""
     asked = problem(measured, SLO_MS, estimate.targets(), DEVICES)
-    for in_force in (replace(before, gpulets=()), before):
-        outcome = autoscaled(replace(asked, in_force=in_force), planner=SYSTEMS[system].planner)
-        if not isinstance(outcome, Infeasible):
+    for count in range(max(1, before.devices_used - 1), DEVICES + 1):
+        outcome = SYSTEMS[system].planner(replace(asked, devices=asked.devices[:count], in_force=before))
+        if isinstance(outcome, Plan):
             return outcome
     return before
