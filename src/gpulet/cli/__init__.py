@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import importing, interfering, planning, running, showing
+from gpulet.cli import importing, interfering, planning, reproducing, running, showing
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Fleet files.")
 interference_app = typer.Typer(no_args_is_help=True, help="How neighbours on a device slow each other.")
+reproduce_app = typer.Typer(no_args_is_help=True, help="A paper's tables from its own measurements, and ours beside.")
+app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(config_app, name="config")
 app.add_typer(interference_app, name="interference")
 for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
@@ -29,6 +31,17 @@ app.command("systems")(showing.list_systems)
 app.command()(showing.version)
 config_app.command("show")(showing.show_config)
 interference_app.command("fit")(interfering.fit)
+reproduce_app.command("atc22")(reproducing.atc22)
+
+
+@reproduce_app.callback()
+def _reproduce() -> None:
+    """Keep `atc22` a command of its own while it is the only one."""
+
+
+@interference_app.callback()
+def _interference() -> None:
+    """Keep `fit` a command of its own while it is the only one."""
 
 
 def main() -> None:
