@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import assert_never
 
+from gpulet.application import Application
+from gpulet.core.applications import Flows
 from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import (
     Answer,
@@ -24,7 +26,6 @@ from gpulet.core.messages import (
     Finished,
     GpuletDown,
     GpuletUp,
-    Load,
     Loaded,
     Reason,
     Reject,
@@ -32,7 +33,6 @@ from gpulet.core.messages import (
     RunFailed,
     Start,
     Stopping,
-    Unload,
     Unloaded,
 )
 from gpulet.core.ports import Changed, Decision, Dispatcher, Run
@@ -62,8 +62,16 @@ class _Running:
 class Scheduler:
     """Queues, gpulet states and dispatch. `wake_at` is when `step` must be called even without an event."""
 
-    def __init__(self, models: Mapping[str, Model], plan: Plan, dispatcher: Dispatcher, limits: Limits) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        plan: Plan,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        applications: Sequence[Application] = (),
+    ) -> None:
         self.fleet = Fleet(models, plan)
+        self.applications = {application.name: application for application in applications}
         self.wake_at: Instant = NEVER
         self._dispatcher = dispatcher
         self._limits = limits
@@ -74,6 +82,8 @@ class Scheduler:
         self._retried: set[RequestId] = set()
         self._alarm: Instant = NEVER
         self._is_stopping = False
+        self._flows = Flows(applications, models, self._arrive)
+        self._parts = self._flows.parts
 
     @property
     def is_idle(self) -> bool:
@@ -88,6 +98,8 @@ class Scheduler:
             self._absorb(now, event, changed, commands)
         if self._deadlines and self._deadlines[0][0] <= now:
             self._expire(now, changed, commands)
+        if self._flows.abandoned:
+            self._abandon(changed, commands)
         if self._alarm <= now:
             changed.alarm = True
         if events or changed.alarm or changed.queues:
@@ -102,31 +114,33 @@ class Scheduler:
             case Arrived():
                 self._arrive(now, event.request, changed, commands)
             case Finished():
-                self._finish(event.batch, changed, commands)
+                self._finish(now, event.batch, changed, commands)
             case RunFailed():
-                batch = self._release(event.batch, changed)
-                commands.extend(Fail(r.id, Reason.RUN_FAILED) for r in batch.requests)
+                for request in self._release(event.batch, changed).requests:
+                    self._fail(request.id, Reason.RUN_FAILED, commands)
             case Cancelled():
                 self._give_up(event.request, Reason.CANCELLED, changed, commands)
+                self._flows.cancel(event.request, commands)
             case GpuletUp():
                 self.fleet.gpulets[event.gpulet].is_up = True
                 changed.gpulets.append(self.fleet.gpulets[event.gpulet])
             case GpuletDown():
                 self._lose(now, event.gpulet, changed, commands)
             case Loaded() | Unloaded():
-                self._settle(event, changed)
+                self.fleet.settle(event)
+                changed.devices.append(event.device)
             case Stopping():
-                self._is_stopping = True
+                self._is_stopping = self._flows.is_stopping = True
             case _:
                 assert_never(event)
 
     def _arrive(self, now: Instant, request: Request, changed: Changed, commands: list[Command]) -> None:
         model = self.fleet.models.get(request.model)
         if model is None:
-            return commands.append(Reject(request.id, Reason.UNKNOWN_MODEL))
+            return self._flows.begin(now, request, changed, commands)
         if request.rows > model.max_batch:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
-        if self._is_stopping:
+        if self._is_stopping and request.id not in self._parts:
             return commands.append(Reject(request.id, Reason.STOPPED))
         if self._depth[request.model] >= self._limits.max_queue:
             return commands.append(Reject(request.id, Reason.QUEUE_FULL))
@@ -145,11 +159,17 @@ class Scheduler:
         changed.queues.append(queue)
         return None
 
-    def _finish(self, batch: BatchId, changed: Changed, commands: list[Command]) -> None:
+    def _finish(self, now: Instant, batch: BatchId, changed: Changed, commands: list[Command]) -> None:
         requests = self._release(batch, changed).requests
         if self._retried:
             self._retried.difference_update(r.id for r in requests)
         commands.append(Answer(batch, tuple([r.id for r in requests])))
+        if self._parts:
+            self._flows.go_on(now, requests, batch, changed, commands)
+
+    def _fail(self, request_id: RequestId, reason: Reason, commands: list[Command]) -> None:
+        commands.append(Fail(request_id, reason))
+        self._flows.lose(request_id, Fail, reason, commands)
 
     def _release(self, batch: BatchId, changed: Changed) -> _Running:
         """Free what the batch ran on."""
@@ -171,11 +191,15 @@ class Scheduler:
         if not gpulet.running:
             return
         running = self._release(gpulet.running, changed)
-        again = [r for r in running.requests if r.deadline > now and r.id not in self._retried]
+        again = [
+            r
+            for r in running.requests
+            if r.deadline > now and r.id not in self._retried and not self._flows.is_abandoned(r.id)
+        ]
         for request in running.requests:
             if request not in again:
                 self._retried.discard(request.id)
-                commands.append(Fail(request.id, Reason.WORKER_LOST))
+                self._fail(request.id, Reason.WORKER_LOST, commands)
         running.queue.restore(again)
         for request in again:
             self._retried.add(request.id)
@@ -197,6 +221,12 @@ class Scheduler:
             self._retried.discard(request_id)
             commands.append(Drop(request_id, reason))
             changed.queues.append(queue)
+            self._flows.lose(request_id, Drop, reason, commands)
+
+    def _abandon(self, changed: Changed, commands: list[Command]) -> None:
+        """What waits of application requests that have ended; behind it something may stand that can start."""
+        for request_id in self._flows.take_abandoned():
+            self._give_up(request_id, Reason.ABANDONED, changed, commands)
 
     def _unqueue(self, queue: Queue, requests: Sequence[Request]) -> None:
         queue.remove(requests)
@@ -209,7 +239,9 @@ class Scheduler:
         while True:
             decision = self._dispatcher.decide(now, changed, self.fleet)
             self._carry_out(now, decision, changed, commands)
-            if not decision.more:
+            if self._flows.abandoned:
+                self._abandon(changed, commands)
+            elif not decision.more:
                 break
         self._alarm = decision.wake_at
 
@@ -218,10 +250,10 @@ class Scheduler:
             self._give_up(request.id, Reason.EXPIRED, changed, commands)
         commands.extend([self._start(now, run) for run in decision.start])
         for unload in decision.unload:
-            self._unload(unload)
+            self.fleet.unload(unload)
             commands.append(unload)
         for load in decision.load:
-            self._load(load)
+            self.fleet.load(load)
             commands.append(load)
 
     def _start(self, now: Instant, run: Run) -> Start:
@@ -253,26 +285,6 @@ class Scheduler:
         self._running[batch] = _Running(on, queue, requests)
         ids = tuple([r.id for r in requests])
         return Start(batch, on, first.model, first.shape, rows, ids, run.expected)
-
-    def _load(self, load: Load) -> None:
-        device = self.fleet.devices[load.device]
-        device.loading.add(load.model)
-        device.memory_used += self.fleet.models[load.model].memory
-        room = device.device.kind.memory
-        assert not room or device.memory_used <= room, f"device {load.device}: {device.memory_used} of {room} bytes"
-
-    def _settle(self, event: Loaded | Unloaded, changed: Changed) -> None:
-        """A load or an unload is done."""
-        device = self.fleet.devices[event.device]
-        if isinstance(event, Loaded):
-            device.loading.discard(event.model)
-            device.resident.add(event.model)
-        else:
-            device.memory_used -= self.fleet.models[event.model].memory
-        changed.devices.append(event.device)
-
-    def _unload(self, unload: Unload) -> None:
-        self.fleet.devices[unload.device].resident.discard(unload.model)
 
     def _forget_stale_deadlines(self) -> None:
         """Deadlines of requests that no longer wait must not wake anybody."""
