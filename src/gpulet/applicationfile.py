@@ -94,8 +94,15 @@ def _timed(application: Application, bare: Problem) -> Application:
     """With a budget for each stage and the shortest time its model can take: one row on a whole device."""
     if not all(stage.budget for stage in application.stages):
         application = split(application, partial(_throughput, bare))
-    stages = tuple(replace(stage, least=_curve(bare, stage)[0]) for stage in application.stages)
+    stages = tuple(replace(stage, least=_least(bare, stage)) for stage in application.stages)
     return replace(application, stages=stages)
+
+
+def _least(bare: Problem, stage: Stage) -> Duration:
+    """The fastest shape class counts: what is too short only drops later, what is too long would drop in vain."""
+    size = bare.devices[0].sizes()[-1].sms
+    shapes = {point.shape for point in bare.profile.points if point.model == stage.model}
+    return min(bare.profile.latency(stage.model, size, 1, shape) for shape in shapes)
 
 
 def _throughput(bare: Problem, stage: Stage, time: Duration) -> float:

@@ -6,7 +6,7 @@ f(u, t) = min over k of R_u / throughput_u(k) + the sum over children c of f(c, 
 Only trees have such a sum. Of equal splits the one that leaves most time to later stages is taken.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -66,18 +66,17 @@ class _Search:
         self._application = application
         self._time = partial(_time, application.slo, steps)
         counts = application.requests_per_request()
-        self._best: Mapping[str, list[tuple[float, int]]] = {}
-        best: dict[str, list[tuple[float, int]]] = {}
+        self._best: dict[str, list[tuple[float, int]]] = {}
         for stage in reversed(application.ordered()):
             costs = [_cost(counts[stage.name], throughput(stage, self._time(k))) for k in range(steps + 1)]
-            children = [best[child.name] for child in application.children(stage.name)]
-            best[stage.name] = [self._choose(costs, children, t) for t in range(steps + 1)]
-        self._best = best
+            children = [self._best[child.name] for child in application.children(stage.name)]
+            self._best[stage.name] = [self._choose(costs, children, t) for t in range(steps + 1)]
 
     @staticmethod
     def _choose(costs: list[float], children: list[list[tuple[float, int]]], time: int) -> tuple[float, int]:
-        if not children:
-            return costs[time], time
+        if not children:  # nobody waits for what is left over
+            least, k = min((costs[k], -k) for k in range(time + 1))
+            return least, -k
         return min((costs[k] + sum(child[time - k][0] for child in children), k) for k in range(time + 1))
 
     def least(self, name: str, time: int) -> float:

@@ -141,11 +141,6 @@ class Flows:
             commands.append(Drop(request, Reason.CANCELLED))
             self._end(flow)
 
-    def take_abandoned(self) -> list[RequestId]:
-        """Stage requests of ended application requests, to be given up where they still wait."""
-        abandoned, self.abandoned = self.abandoned, []
-        return abandoned
-
     def is_abandoned(self, request: RequestId) -> bool:
         """Whether this is a stage request whose application request has ended."""
         return request in self.parts and self.parts[request].is_over

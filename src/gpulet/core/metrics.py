@@ -172,6 +172,7 @@ class Metrics:
     def __init__(self, models: Sequence[str], plan: Plan) -> None:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
         self.stages = Counts()
+        self._has_stages = False
         self.gpulets = {g.id: GpuletUse(g.device, g.size.sms) for g in plan.gpulets}
         self.reasons: dict[tuple[str, Reason], int] = {}
         self._sms = {d.index: d.kind.sms for d in plan.devices}
@@ -196,6 +197,7 @@ class Metrics:
                     self._open[command.request.id] = command.request
                     self._counts(command.request.model).arrived += 1
                     self.stages.arrived += 1
+                    self._has_stages = True
                 case Gather():
                     request = self._open.pop(command.request)
                     self.models[request.model].end(request, now)
@@ -259,7 +261,7 @@ class Metrics:
             counts.queued += since - request.arrival
             if now > request.deadline:
                 counts.late += 1
-        if self.stages.arrived:
+        if self._has_stages:
             for request in run.requests:
                 if request.id >= FIRST_STAGE_REQUEST:
                     self.stages.end(request, now)

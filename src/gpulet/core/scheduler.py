@@ -84,6 +84,7 @@ class Scheduler:
         self._is_stopping = False
         self._flows = Flows(applications, models, self._arrive)
         self._parts = self._flows.parts
+        self._abandoned = self._flows.abandoned
 
     @property
     def is_idle(self) -> bool:
@@ -98,7 +99,7 @@ class Scheduler:
             self._absorb(now, event, changed, commands)
         if self._deadlines and self._deadlines[0][0] <= now:
             self._expire(now, changed, commands)
-        if self._flows.abandoned:
+        if self._abandoned:
             self._abandon(changed, commands)
         if self._alarm <= now:
             changed.alarm = True
@@ -225,8 +226,8 @@ class Scheduler:
 
     def _abandon(self, changed: Changed, commands: list[Command]) -> None:
         """What waits of application requests that have ended; behind it something may stand that can start."""
-        for request_id in self._flows.take_abandoned():
-            self._give_up(request_id, Reason.ABANDONED, changed, commands)
+        while self._abandoned:
+            self._give_up(self._abandoned.pop(0), Reason.ABANDONED, changed, commands)
 
     def _unqueue(self, queue: Queue, requests: Sequence[Request]) -> None:
         queue.remove(requests)
@@ -239,7 +240,7 @@ class Scheduler:
         while True:
             decision = self._dispatcher.decide(now, changed, self.fleet)
             self._carry_out(now, decision, changed, commands)
-            if self._flows.abandoned:
+            if self._abandoned:
                 self._abandon(changed, commands)
             elif not decision.more:
                 break
