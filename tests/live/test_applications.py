@@ -5,11 +5,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
-from servers import fleet, run, serve, table
 from test_serving import get, post, raw
 
-PROFILE = {"detect": (100.0, 0.5), "classify": (10.0, 1.0), "read": (10.0, 1.0)}
+from servers import fleet, run, serve, table
+
+PROFILE = {"detect": (100.0, 0.5), "classify": (10.0, 10.0), "read": (10.0, 1.0)}
 SHOP = """
 [[applications]]
 name = "shop"
@@ -79,14 +79,12 @@ def test_an_application_is_served_counted_and_replayed(path, tmp_path):
         # Its first stage alone would be in time, the others behind it would not.
         status, doc = ask(port, "shop", timeout=105_000)
         assert (status, doc) == (429, {"error": "request was not served: predicted late"})
-        # The first stage is in time; then its next one waits too long behind requests of somebody else.
-        with ThreadPoolExecutor(24) as pool:
-            others = [pool.submit(ask, port, "classify", 32) for _ in range(20)]
-            time.sleep(0.02)
-            status, doc = ask(port, "shop", timeout=150_000)
-            assert status in {429, 503}
-            assert doc["error"].startswith("request was not served: ")
-            assert {other.result()[0] for other in others} <= {200, 429, 503}
+        # The first stage is in time; then the next one would wait too long for somebody else's 32 rows.
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(ask, port, "classify", 32)
+            status, doc = ask(port, "shop", timeout=200_000)
+            assert (status, doc) == (429, {"error": "request was not served: predicted late"})
+            assert other.result()[0] == 200
         assert ask(port, "shop", 64)[0] == 400  # more rows than its models take
         for model in ("shop", *PROFILE):
             found = counts(server, model)

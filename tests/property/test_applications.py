@@ -91,8 +91,6 @@ def test_every_application_request_is_answered_exactly_once(
         assert row["arrived"] == sum(row[outcome] for outcome in outcomes)
     assert report["total"]["arrived"] == len(arrivals)
     assert world.scheduler.is_idle
-    assert not world.scheduler._flows.parts
-    assert not world.scheduler._flows._flows
     problem = problem_of(sources[:3], world.plan)
     dispatcher = DISPATCHERS[name](problem, world.plan)
     fresh = Scheduler(problem.models, world.plan, dispatcher, limits, tuple(world.scheduler.applications.values()))

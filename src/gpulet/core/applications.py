@@ -101,6 +101,11 @@ class Flows:
         self._arrive = arrive
         self._last: RequestId = FIRST_STAGE_REQUEST - 1
 
+    @property
+    def is_idle(self) -> bool:
+        """No application request is in progress."""
+        return not self._flows and not self.parts
+
     def begin(self, now: Instant, request: Request, changed: Changed, commands: list[Command]) -> None:
         """An arrived request that is for no model: refuse it, or make the requests of its application's first stages."""
         refusal = self._refusal(request)

@@ -88,8 +88,8 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self._running and not self.fleet.waiting
+        """Nothing waits, nothing runs, and no application request is in progress."""
+        return not self._running and not self.fleet.waiting and self._flows.is_idle
 
     def step(self, now: Instant, *events: Event) -> list[Command]:
         """Absorb events, then say what to do. Call it also, empty-handed, at `wake_at`."""
