@@ -131,7 +131,9 @@ class Application:
             while back[-1] not in back[:-1]:
                 back.append(next(parent for parent in left[back[-1]] if parent in left))
             cycle = back[back.index(back[-1]) :][::-1]
-            msg = f"application {self.name}: its {len(cycle) - 1} stages {' -> '.join(cycle)} wait for each other"
+            msg = (
+                f"application {self.name}: stages {' -> '.join(cycle)} wait for each other, a cycle of {len(cycle) - 1}"
+            )
             raise ConfigError(msg)
 
     def _refuse_budgets(self) -> None:

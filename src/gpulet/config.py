@@ -63,7 +63,7 @@ class ModelSection(_Section):
 class StageSection(_Section):
     """One model's part of an application: `[[applications.stages]]`."""
 
-    model: str = Field(min_length=1, description="the model it runs; an entry under [[models]] is not needed")
+    model: str = Field(min_length=1, description="the model it runs; it needs no entry under models")
     name: str = Field("", description="left out: the model's name; each name once in an application")
     after: list[str] = Field(default_factory=list, description="the stages it waits for; several: it joins them")
     fan_out: float = Field(

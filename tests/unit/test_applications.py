@@ -83,10 +83,10 @@ def of(kind, commands):
         ((("m0", (), 1.0), ("m0", (), 1.0)), "application app: stage m0 is listed 2 times"),
         ((("m0", ("nobody",), 1.0),), "stage m0 is after unknown stage 'nobody'; known are m0"),
         ((("m0", (), 1.0), ("m1", ("m0", "m0"), 1.0)), "stage m1 names a stage twice in after: m0, m0"),
-        ((("m0", ("m0",), 1.0),), "application app: its 1 stages m0 -> m0 wait for each other"),
+        ((("m0", ("m0",), 1.0),), "application app: stages m0 -> m0 wait for each other, a cycle of 1"),
         (
             (("m0", (), 1.0), ("a", ("m0", "c"), 1.0), ("b", ("a",), 1.0), ("c", ("b",), 1.0)),
-            "its 3 stages a -> b -> c -> a wait for each other",
+            "stages a -> b -> c -> a wait for each other, a cycle of 3",
         ),
     ],
 )
@@ -478,7 +478,10 @@ STAGE = '[[applications.stages]]\nname = "x"\nmodel = "cls"\n'
             SHOP.replace('["det"]\nfan_out = 2.5', '["dat"]'),
             "application shop: stage small is after unknown stage 'dat'",
         ),
-        (SHOP.replace('model = "det"\n', 'model = "det"\nafter = ["ocr"]\n'), "its 2 stages det -> ocr -> det wait"),
+        (
+            SHOP.replace('model = "det"\n', 'model = "det"\nafter = ["ocr"]\n'),
+            "stages det -> ocr -> det wait for each other",
+        ),
         (SHOP + STAGE + STAGE, "application shop: stage x is listed 2 times"),
         (SHOP.replace("2.5", "0"), "application shop: stage small: fan_out must be above 0, is 0"),
         (SHOP.replace("2.5", "nan"), r"line 17: applications\[0\].stages\[1\].fan_out = nan: must be a finite"),

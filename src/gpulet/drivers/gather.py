@@ -30,8 +30,8 @@ class Gathering:
         self.client = client
         self.rows = client.rows
         self.name = client.name
-        self.inputs = client.inputs
-        self.dims = client.dims
+        self.inputs: tuple[Buffer, ...] = ()
+        self.dims: tuple[tuple[int, ...], ...] = ()
         self._leaves = {stage.name for stage in application.leaves}
         self._given: dict[str, list[Result]] = {}
 
