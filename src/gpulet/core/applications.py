@@ -21,12 +21,12 @@ from gpulet.core.messages import (
     RequestId,
     Spawn,
 )
-from gpulet.core.ports import Changed
 from gpulet.model import Model
 from gpulet.request import Request
 from gpulet.units import Duration, Instant
 
-Arrive: TypeAlias = Callable[[Instant, Request, Changed, list[Command]], None]
+Arrive: TypeAlias = Callable[[Request], None]
+"""Takes a stage request in, now; what it is refused for becomes the last command."""
 Refuse: TypeAlias = type[Reject] | type[Drop] | type[Fail]
 _WHOLE: Final = 10**9
 """Fan-outs are counted in billionths, so that ten tenths make one."""
@@ -87,18 +87,17 @@ class _Flow:
 class Flows:
     """All application requests in progress.
 
-    `parts` are the stage requests that wait or run; `arrive` takes each new one in. What waits of an application request
+    `parts` are the stage requests that wait or run. What waits of an application request
     that has ended without an answer is `abandoned`: it is given up a little later, since a dispatcher's decision that is
     half carried out may be about to start it.
     """
 
-    def __init__(self, applications: Iterable[Application], models: Mapping[str, Model], arrive: Arrive) -> None:
+    def __init__(self, applications: Iterable[Application], models: Mapping[str, Model]) -> None:
         self.parts: dict[RequestId, _Flow] = {}
         self.abandoned: list[RequestId] = []
         self.is_stopping = False
         self._routes = {application.name: _Route(application, models) for application in applications}
         self._flows: dict[RequestId, _Flow] = {}
-        self._arrive = arrive
         self._last: RequestId = FIRST_STAGE_REQUEST - 1
 
     @property
@@ -106,18 +105,18 @@ class Flows:
         """No application request is in progress."""
         return not self._flows and not self.parts
 
-    def begin(self, now: Instant, request: Request, changed: Changed, commands: list[Command]) -> None:
+    def begin(self, now: Instant, request: Request, arrive: Arrive, commands: list[Command]) -> None:
         """An arrived request that is for no model: refuse it, or make the requests of its application's first stages."""
         refusal = self._refusal(request)
         if refusal:
             return commands.append(Reject(request.id, refusal))
         flow = self._flows[request.id] = _Flow(request, self._routes[request.model])
         for stage in flow.route.first:
-            self._spawn(now, flow, stage, Reject, changed, commands)
-        return self._settle(now, flow, Reject, changed, commands)
+            self._spawn(now, flow, stage, Reject, arrive, commands)
+        return self._settle(now, flow, Reject, arrive, commands)
 
     def go_on(
-        self, now: Instant, finished: Sequence[Request], batch: BatchId, changed: Changed, commands: list[Command]
+        self, now: Instant, finished: Sequence[Request], batch: BatchId, arrive: Arrive, commands: list[Command]
     ) -> None:
         """A batch is done: make what the stage requests in it lead to."""
         for request in finished:
@@ -128,8 +127,8 @@ class Flows:
             if stage.is_leaf:
                 flow.batches[batch] = None
             for child in stage.next:
-                self._spawn(now, flow, child, Drop, changed, commands)
-            self._settle(now, flow, Drop, changed, commands)
+                self._spawn(now, flow, child, Drop, arrive, commands)
+            self._settle(now, flow, Drop, arrive, commands)
 
     def lose(self, request: RequestId, refuse: Refuse, reason: Reason, commands: list[Command]) -> None:
         """A request got no result; if it was a stage's, neither does its application request."""
@@ -164,7 +163,7 @@ class Flows:
         self.abandoned += flow.open
 
     def _spawn(
-        self, now: Instant, flow: _Flow, stage: _Stage, refuse: Refuse, changed: Changed, commands: list[Command]
+        self, now: Instant, flow: _Flow, stage: _Stage, refuse: Refuse, arrive: Arrive, commands: list[Command]
     ) -> None:
         """Make this stage's next requests; when one of them is refused, so is the application's."""
         whole = flow.request
@@ -177,12 +176,12 @@ class Flows:
             self.parts[number] = flow
             request = Request(number, stage.model, now, deadline, whole.rows, whole.shape, whole.priority, whole.hard)
             commands.append(Spawn(request, whole.id, stage.name))
-            self._arrive(now, request, changed, commands)
+            arrive(request)
             last = commands[-1]
             if isinstance(last, Reject):
                 self.lose(number, refuse, last.reason, commands)
 
-    def _settle(self, now: Instant, flow: _Flow, refuse: Refuse, changed: Changed, commands: list[Command]) -> None:
+    def _settle(self, now: Instant, flow: _Flow, refuse: Refuse, arrive: Arrive, commands: list[Command]) -> None:
         """Start joins whose parents are done; answer when nothing is open any more."""
         if flow.route.has_joins:
             done: set[_Stage] = set()
@@ -190,7 +189,7 @@ class Flows:
                 if done.issuperset(stage.after):
                     if len(stage.after) > 1 and stage not in flow.joined:
                         flow.joined.add(stage)
-                        self._spawn(now, flow, stage, refuse, changed, commands)
+                        self._spawn(now, flow, stage, refuse, arrive, commands)
                     if stage not in flow.open.values():
                         done.add(stage)
         if not flow.open and not flow.is_over:

@@ -5,8 +5,9 @@ runs one batch at a time; a device is never over-cut; a batch holds one model an
 nothing starts at or after its deadline; queues are bounded. A dispatcher that asks for less is a bug: an assertion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import assert_never
 
@@ -82,7 +83,7 @@ class Scheduler:
         self._retried: set[RequestId] = set()
         self._alarm: Instant = NEVER
         self._is_stopping = False
-        self._flows = Flows(applications, models, self._arrive)
+        self._flows = Flows(applications, models)
         self._parts = self._flows.parts
         self._abandoned = self._flows.abandoned
 
@@ -105,7 +106,6 @@ class Scheduler:
             changed.alarm = True
         if events or changed.alarm or changed.queues:
             self._dispatch(now, changed, commands)
-        self._forget_stale_deadlines()
         self.wake_at = self._next_wake()
         assert self.wake_at > now, f"asked to be woken at {self.wake_at}, which is not after {now}"
         return commands
@@ -138,7 +138,7 @@ class Scheduler:
     def _arrive(self, now: Instant, request: Request, changed: Changed, commands: list[Command]) -> None:
         model = self.fleet.models.get(request.model)
         if model is None:
-            return self._flows.begin(now, request, changed, commands)
+            return self._flows.begin(now, request, self._taking_in(now, changed, commands), commands)
         if request.rows > model.max_batch:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
         if self._is_stopping and request.id not in self._parts:
@@ -160,13 +160,16 @@ class Scheduler:
         changed.queues.append(queue)
         return None
 
+    def _taking_in(self, now: Instant, changed: Changed, commands: list[Command]) -> Callable[[Request], None]:
+        return partial(self._arrive, now, changed=changed, commands=commands)
+
     def _finish(self, now: Instant, batch: BatchId, changed: Changed, commands: list[Command]) -> None:
         requests = self._release(batch, changed).requests
         if self._retried:
             self._retried.difference_update(r.id for r in requests)
         commands.append(Answer(batch, tuple([r.id for r in requests])))
         if self._parts:
-            self._flows.go_on(now, requests, batch, changed, commands)
+            self._flows.go_on(now, requests, batch, self._taking_in(now, changed, commands), commands)
 
     def _fail(self, request_id: RequestId, reason: Reason, commands: list[Command]) -> None:
         commands.append(Fail(request_id, reason))
@@ -287,13 +290,11 @@ class Scheduler:
         ids = tuple([r.id for r in requests])
         return Start(batch, on, first.model, first.shape, rows, ids, run.expected)
 
-    def _forget_stale_deadlines(self) -> None:
-        """Deadlines of requests that no longer wait must not wake anybody."""
+    def _next_wake(self) -> Instant:
+        """Deadlines of requests that no longer wait are forgotten: they must not wake anybody."""
         waiting, deadlines = self.fleet.waiting, self._deadlines
         while deadlines and deadlines[0][1] not in waiting:
             heappop(deadlines)
-
-    def _next_wake(self) -> Instant:
-        if self._deadlines and self._deadlines[0][0] < self._alarm:
-            return self._deadlines[0][0]
+        if deadlines and deadlines[0][0] < self._alarm:
+            return deadlines[0][0]
         return self._alarm
