@@ -2,8 +2,7 @@
 
 Per model: arrived = served + rejected + expired + cancelled + failed + lost. `lost` is never answered: 0 once nothing
 waits or runs. `late` is part of served; attainment = (served - late) / arrived; goodput = (served - late) per second.
-An application has a row as a model has, and its models' rows count the requests of its stages; the total counts what
-clients sent, so no stage request.
+An application has a row as a model has; its models' rows count its stage requests, which the total leaves out.
 """
 
 from collections.abc import Mapping, Sequence

@@ -295,6 +295,4 @@ class Scheduler:
         waiting, deadlines = self.fleet.waiting, self._deadlines
         while deadlines and deadlines[0][1] not in waiting:
             heappop(deadlines)
-        if deadlines and deadlines[0][0] < self._alarm:
-            return deadlines[0][0]
-        return self._alarm
+        return deadlines[0][0] if deadlines and deadlines[0][0] < self._alarm else self._alarm
