@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gpulet.core.fleet import CENTRAL
 from gpulet.core.messages import (
+    FIRST_STAGE_REQUEST,
     Answer,
     Arrived,
     Cancelled,
@@ -12,11 +13,13 @@ from gpulet.core.messages import (
     Drop,
     Fail,
     Finished,
+    Gather,
     GpuletDown,
     GpuletUp,
     Load,
     Reject,
     RunFailed,
+    Spawn,
     Start,
     Unload,
 )
@@ -84,12 +87,19 @@ class Watch:
     running: dict = field(default_factory=dict)
     waiting: set = field(default_factory=set)
     retried: set = field(default_factory=set)
+    applications: frozenset = frozenset()
+    parts: dict = field(default_factory=dict)
+    open: dict = field(default_factory=dict)
+    broken: set = field(default_factory=set)
 
     def observe(self, now, events, commands):
         for event in events:
             self._event(event)
         for command in commands:
             self._command(now, command)
+        assert self.broken <= set(self.ended), "an application request outlived one of its stage requests"
+        idle = [part for part in self.waiting if self.parts.get(part) in self.ended]
+        assert not idle, "a stage request still waits whose application request has ended"
         for name in {r.model for r in self.arrived.values()}:
             # What a dead worker ran comes back on top of what waits.
             depth = sum(self.arrived[i].model == name for i in self.waiting - self.retried)
@@ -100,7 +110,10 @@ class Watch:
             case Arrived(request):
                 assert request.id not in self.arrived
                 self.arrived[request.id] = request
-                self.waiting.add(request.id)
+                if request.model in self.applications:
+                    self.open[request.id] = set()
+                else:
+                    self.waiting.add(request.id)
             case Finished(batch):
                 assert batch in self.running, "a batch ended that did not run"
             case RunFailed(batch):
@@ -122,11 +135,30 @@ class Watch:
                 start = self.running.pop(command.batch)
                 assert start.requests == command.requests
                 self.ended.update(command.requests)
+                for part in command.requests:
+                    self.open.get(self.parts.get(part), set()).discard(part)
             case Reject() | Drop() | Fail():
                 self.waiting.discard(command.request)
                 self.ended[command.request] += 1
+                if command.request in self.parts:
+                    self.broken.add(self.parts[command.request])
+            case Spawn():
+                self._spawn(command.request, command.application)
+            case Gather():
+                assert not self.open[command.request], "answered before its stages were done"
+                assert command.request not in self.broken, "answered without one of its stages"
+                self.ended[command.request] += 1
             case _:
                 pass
+
+    def _spawn(self, request, application):
+        assert request.id >= FIRST_STAGE_REQUEST
+        assert request.id not in self.arrived
+        assert application not in self.ended, "a stage request of an application request that has ended"
+        self.arrived[request.id] = request
+        self.waiting.add(request.id)
+        self.parts[request.id] = application
+        self.open[application].add(request.id)
 
     def _start(self, now, start):
         requests = [self.arrived[i] for i in start.requests]
@@ -164,14 +196,15 @@ class Watch:
 class World:
     """A scheduler under virtual time, watched."""
 
-    def __init__(self, models, plan, make_dispatcher, limits=None, profile=None):
+    def __init__(self, models, plan, make_dispatcher, limits=None, profile=None, applications=()):
         limits = limits or Limits()
         problem = problem_of(models, plan, profile)
         self.plan = plan
-        self.scheduler = Scheduler(problem.models, plan, make_dispatcher(problem, plan), limits)
+        self.scheduler = Scheduler(problem.models, plan, make_dispatcher(problem, plan), limits, applications)
         self.timer = VirtualTimer()
-        self.metrics = Metrics([m.name for m in models], plan)
-        self.watch = Watch(plan, limits)
+        names = [a.name for a in applications]
+        self.metrics = Metrics([*(m.name for m in models), *names], plan)
+        self.watch = Watch(plan, limits, applications=frozenset(names))
         self.steps = []
         observers = [self.watch.observe, lambda *step: self.steps.append(step)]
         self.simulation = Simulation(self.scheduler, self.timer, self.metrics, observers)

@@ -66,6 +66,35 @@ class ModelSection(_Section):
     )
 
 
+class StageSection(_Section):
+    """One model's part of an application: `[[applications.stages]]`."""
+
+    model: str = Field(min_length=1, description="the model it runs; it needs no entry under models")
+    name: str = Field("", description="left out: the model's name; each name once in an application")
+    after: list[str] = Field(default_factory=list, description="the stages it waits for; several: it joins them")
+    fan_out: float = Field(
+        1.0, le=1000, allow_inf_nan=False, description="requests for each finished one of its parent; may be fractional"
+    )
+    budget_ms: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="its part of the SLO; split nexus chooses it instead"
+    )
+
+
+class ApplicationSection(_Section):
+    """Several models that answer one request: `[[applications]]`."""
+
+    name: str = Field(min_length=1, description="as in requests; without stages: the built-in game or traffic")
+    rate: float = Field(gt=0, allow_inf_nan=False, description="application requests/s the plan is made for")
+    slo_ms: float = Field(
+        0.0, gt=0, allow_inf_nan=False, description="time allowed to the last stage's end; a built-in has its own"
+    )
+    split: Literal["", "nexus", "fixed"] = Field(
+        "",
+        description="who splits the SLO: nexus computes budgets, fixed takes budget_ms; left out: fixed with budgets",
+    )
+    stages: list[StageSection] = Field(default_factory=list, description="in any order; `after` says which waits")
+
+
 class MarginsSection(_Section):
     """Safety margins of plans: `[margins]`."""
 
@@ -109,6 +138,7 @@ class FleetFile(_Section):
     fleet: FleetSection = FleetSection()  # type: ignore[call-arg] # pydantic's plugin is not used; all have defaults
     devices: list[DeviceSection] = Field(min_length=1)
     models: list[ModelSection] = Field(default_factory=list)
+    applications: list[ApplicationSection] = Field(default_factory=list)
     margins: MarginsSection = MarginsSection()  # type: ignore[call-arg] # as above
     interference: InterferenceSection = InterferenceSection()  # type: ignore[call-arg] # as above
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
@@ -154,7 +184,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _known(location: tuple[int | str, ...]) -> list[str]:
-    section = next((part for part in reversed(location) if isinstance(part, str)), "")
+    section = ".".join(part for part in location if isinstance(part, str))
     fields = _SECTIONS[section].model_fields if section in _SECTIONS else FleetFile.model_fields
     return list(fields)
 
@@ -163,6 +193,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "fleet": FleetSection,
     "devices": DeviceSection,
     "models": ModelSection,
+    "applications": ApplicationSection,
+    "applications.stages": StageSection,
     "margins": MarginsSection,
     "interference": InterferenceSection,
     "limits": LimitsSection,
@@ -171,19 +203,20 @@ _SECTIONS: dict[str, type[_Section]] = {
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> int:
-    """The line of a key: its table's header, counted, then the key below it. 0 when it stands nowhere (it is missing)."""
+    """The line of a key: its tables' headers, counted, then the key below. 0 when it stands nowhere (it is missing)."""
     lines = text.splitlines()
-    names = [str(part) for part in location if isinstance(part, str)]
-    if not names:
-        return 0
-    nth = next((part for part in location if isinstance(part, int)), 0)
-    header = re.compile(rf"\s*\[+\s*{re.escape(names[0])}\s*\]+")
-    starts = [number for number, line in enumerate(lines) if header.match(line)]
-    start = starts[nth] if nth < len(starts) else -1
-    if len(names) == 1:
-        top = [n for n, line in enumerate(lines) if re.match(rf"\s*{re.escape(names[0])}\s*=", line)]
-        return (top[0] if start < 0 and top else start) + 1
-    key = re.compile(rf"\s*{re.escape(names[1])}\s*=")
+    start, path, left = -1, "", list(location)
+    while left:
+        path = f"{path}.{left[0]}" if path else str(left[0])
+        header = re.compile(rf"\s*\[+\s*{re.escape(path)}\s*\]+")
+        starts = [n for n in range(start + 1, len(lines)) if header.match(lines[n])]
+        nth = left[1] if len(left) > 1 and isinstance(left[1], int) else -1
+        if max(0, nth) >= len(starts):
+            break
+        start, left = starts[max(0, nth)], left[1 if nth < 0 else 2 :]
+    if not left:
+        return start + 1
+    key = re.compile(rf"\s*{re.escape(str(left[0]))}\s*=")
     found = next((n for n in range(start + 1, len(lines)) if key.match(lines[n])), start)
     return found + 1
 

@@ -1,11 +1,13 @@
 """A fleet file or a model repository becomes a problem to plan: the place where files, profiles and types meet."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from gpulet.application import Application, models_of
+from gpulet.applicationfile import read_applications, with_applications
 from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_file
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits
@@ -31,7 +33,10 @@ _EQUAL_SHARE_LOAD = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a target names, checked, before any profile is needed. `artifacts` are the models on disk."""
+    """What a target names, checked, before any profile is needed. `artifacts` are the models on disk.
+
+    `sections` are the listed models and those that only applications need.
+    """
 
     config: FleetFile
     folder: Path
@@ -40,6 +45,7 @@ class Site:
     devices: tuple[Device, ...]
     executor: ExecutorName
     sections: tuple[ModelSection, ...]
+    applications: tuple[Application, ...]
     artifacts: Mapping[str, Artifact]
     profile_path: str
     store: ProfileStore
@@ -82,12 +88,15 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
     """The same for a fleet file that is read already; its paths are relative to `folder`."""
     devices = _devices(config.devices)
     artifacts = scan(folder / config.server.repository) if config.server.repository else {}
-    sections = tuple(config.models) or tuple(ModelSection.model_construct(name=name) for name in artifacts)
+    executor = _executor(config.devices)
+    applications = read_applications(config, executor)
+    listed = tuple(config.models) if config.models or applications else _sections(artifacts)
+    needed = dict.fromkeys(name for application in applications for name in models_of(application))
+    sections = (*listed, *_sections(name for name in needed if name not in {s.name for s in listed}))
     if not sections:
         msg = f"{source}: no models: write [[models]] or name a repository under [server]"
         raise ConfigError(msg)
     _refuse_twins(source, sections)
-    executor = _executor(config.devices)
     if executor == "cpu":
         _refuse_absent(source, sections, artifacts)
     return Site(
@@ -98,10 +107,16 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         devices,
         executor,
         sections,
+        applications,
         {s.name: artifacts[s.name] for s in sections if s.name in artifacts},
         _only("profile", [d.profile for d in config.devices]),
         ProfileStore(cache_directory(), device_tag(sum(d.kind.sms for d in devices))),
     )
+
+
+def _sections(names: Iterable[str]) -> tuple[ModelSection, ...]:
+    """Models of which nothing but the name is said."""
+    return tuple(ModelSection.model_construct(name=name) for name in names)
 
 
 def _read_target(target: Path) -> tuple[FleetFile, Path]:
@@ -235,17 +250,25 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
     margins = site.config.margins
     chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
     models = {s.name: _model(s, chosen) for s in site.sections}
-    demand = {s.name: s.rate for s in site.sections if s.rate}
-    bare = Problem(models, demand, _measured_devices(site), chosen, interference=_interference(site))
+    own = {s.name: s.rate for s in site.sections if s.rate}
+    bare = Problem(models, own, _measured_devices(site), chosen, sent=own, interference=_interference(site))
+    if site.applications:
+        rates = {section.name: section.rate for section in site.config.applications}
+        bare = with_applications(site.applications, rates, site.sections, bare)
     if len(bare.demand) < len(models):
-        bare = replace(bare, demand=_equal_share(site, bare))
-    bare = replace(bare, demand={name: rate * factor for name, rate in bare.demand.items()})
+        shares = {name: rate for name, rate in _equal_share(site, bare).items() if name not in bare.demand}
+        bare = replace(bare, demand={**bare.demand, **shares}, sent={**bare.sent, **shares})
+    bare = replace(bare, demand=_times(factor, bare.demand), sent=_times(factor, bare.sent))
     share = front_end_share(site, bare)
     if share >= 1:
         rate = sum(bare.demand.values())
         msg = f"the front-end alone would take {share:.0%} of the cores at {rate:.0f} requests/s"
         raise ConfigError(msg)
     return _beside_front_end(site, bare)
+
+
+def _times(factor: float, rates: Mapping[str, float]) -> dict[str, float]:
+    return {name: rate * factor for name, rate in rates.items()}
 
 
 def _beside_front_end(site: Site, bare: Problem) -> Problem:

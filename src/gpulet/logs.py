@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gpulet.core.messages import Command, Drop, Event, Fail, Reason, RequestId
+from gpulet.core.messages import FIRST_STAGE_REQUEST, Command, Drop, Event, Fail, Reason, RequestId
 from gpulet.core.messages import Reject as Rejected
 from gpulet.units import Instant
 
@@ -79,9 +79,9 @@ class RefusalLog:
         self._name = ""
 
     def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
-        """Count refusals; the first of a second starts its line."""
+        """Count refusals of what clients sent; the first of a second starts its line."""
         for command in commands:
-            if isinstance(command, Rejected | Drop | Fail):
+            if isinstance(command, Rejected | Drop | Fail) and command.request < FIRST_STAGE_REQUEST:
                 if not self._counts:
                     self._example, self._name = command.request, self._name_of(command.request)
                     asyncio.get_running_loop().call_later(_FOLD_S, self._tell)

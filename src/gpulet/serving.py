@@ -10,7 +10,9 @@ from typing import BinaryIO
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exchange import Front, HttpLimits
 from gpulet.api.exposition import make_registry
+from gpulet.api.gathered import gathered_signature
 from gpulet.api.server import HttpServer, bind_ports
+from gpulet.application import Application, models_of
 from gpulet.config import ServerSection
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
@@ -23,6 +25,7 @@ from gpulet.executors.cpu import Cpu, ModelFile
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.fleetfile import Site, usable_cores
 from gpulet.logs import RefusalLog, tell
+from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
 from gpulet.units import MIB
@@ -117,9 +120,11 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
     served = {name: Served(model, versions.get(name, "1"), shapes[name]) for name, model in problem.models.items()}
-    metrics = Metrics(list(problem.models), plan)
+    served |= {application.name: _served_application(application, problem) for application in problem.applications}
+    metrics = Metrics(list(served), plan)
     timer = LiveTimer(asyncio.get_running_loop())
-    catalog = Catalog(served, {}, {}, scheduler.fleet)
+    applications = {application.name: models_of(application) for application in problem.applications}
+    catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
     journal = _journal(site, server, Header.of(site.dispatcher_name, problem, plan, site.limits))
     refusals = RefusalLog(lambda request: live.client(request).name)
     live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
@@ -131,9 +136,16 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
 
 
+def _served_application(application: Application, problem: Problem) -> Served:
+    """As a model: it takes as many rows as the least of its models."""
+    most_rows = min(problem.models[name].max_batch for name in models_of(application))
+    return Served(Model(application.name, application.slo, most_rows), "1")
+
+
 def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
     if site.executor == "simulated":
-        catalog.signatures = dict.fromkeys(problem.models, EMULATED)
+        whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
+        catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
         return Simulated(
             problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
         )

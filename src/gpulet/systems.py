@@ -174,4 +174,4 @@ def _import_system(name: str) -> System:
 
 def make_scheduler(system: System, problem: Problem, plan: Plan, limits: Limits) -> Scheduler:
     """A fresh core for a plan."""
-    return Scheduler(problem.models, plan, system.dispatcher(problem, plan), limits)
+    return Scheduler(problem.models, plan, system.dispatcher(problem, plan), limits, problem.applications)

@@ -1,7 +1,7 @@
 """What is served, as the protocol's users see it: names, versions, signatures, readiness."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpulet.core.fleet import Fleet
 from gpulet.executors.base import Signature
@@ -19,16 +19,22 @@ class Served:
 
 @dataclass(slots=True)
 class Catalog:
-    """Models by name. Signatures and refusals come from the executor, as it loads; readiness from the fleet."""
+    """Models by name. Signatures and refusals come from the executor, as it loads; readiness from the fleet.
+
+    Applications are listed as models are; `applications` says which models each of them needs.
+    """
 
     models: Mapping[str, Served]
     signatures: Mapping[str, Signature]
     refused: dict[str, str]
     fleet: Fleet
     is_open: bool = False
+    applications: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def is_ready(self, name: str) -> bool:
         """Whether a request for this model would be run now: loaded somewhere that is up."""
+        if name in self.applications:
+            return all(self.is_ready(model) for model in self.applications[name])
         return name in self.signatures and any(g.is_up and name in g.planned.models for g in self.fleet.gpulets)
 
     @property

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from gpulet.api.catalog import Catalog
+from gpulet.api.gathered import GatheredReader
 from gpulet.api.heads import Head, error_response, response_head
 from gpulet.api.infer import Reader
 from gpulet.core.messages import Reason
@@ -82,14 +83,17 @@ class Front:
             msg = f"model {name} is still loading"
             raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
         served = self.catalog.models[name]
-        return Reader(name, version, self.catalog.signatures[name], served.model.max_batch, served.shapes)
+        signature = self.catalog.signatures[name]
+        if name in self.catalog.applications:
+            return GatheredReader(name, version, signature, served.model.max_batch)
+        return Reader(name, version, signature, served.model.max_batch, served.shapes)
 
     def status(self, reason: Reason) -> int:
         """The HTTP status of a refusal (Triton's mapping; overload is 429 unless 503 is asked for)."""
         match reason:
             case Reason.UNKNOWN_MODEL:
                 return HTTPStatus.NOT_FOUND
-            case Reason.TOO_LARGE | Reason.CANCELLED:
+            case Reason.TOO_LARGE | Reason.CANCELLED | Reason.ABANDONED:
                 return HTTPStatus.BAD_REQUEST
             case Reason.QUEUE_FULL | Reason.LATE:
                 return self.limits.overload_status

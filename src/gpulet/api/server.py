@@ -37,6 +37,7 @@ class HttpServer:
         """Accept no more; end the connections that are open."""
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0)  # what was answered in this very turn is written at its end: see `Front.flush_soon`
         for state in self._states:
             for connection in list(state.connections):
                 connection.transport.close()

@@ -60,7 +60,7 @@ def refuse(refusal: Infeasible, *, quiet: bool = False) -> Plan:
 
 def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> Arrivals:
     """The arrivals of `--workload`; raises `ConfigError` for an unknown one or a trace that cannot be read."""
-    models = tuple(problem.models.values())
+    models = problem.sources
     nanoseconds = round(duration * SECOND)
     if workload.startswith("trace:"):
         path = Path(workload.removeprefix("trace:"))
@@ -70,7 +70,7 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
             msg = f"trace {path} cannot be read: {error}"
             raise ConfigError(msg) from None
         return parse_trace(text, models, nanoseconds, seed, str(path))
-    return drawn(models, problem.demand, nanoseconds, seed, parse_process(workload))
+    return drawn(models, problem.rates, nanoseconds, seed, parse_process(workload))
 
 
 def check_attainment(report: Rows, *, wanted: bool) -> None:

@@ -6,7 +6,7 @@ from enum import Enum
 from itertools import chain
 from typing import Final
 
-from gpulet.core.messages import BatchId
+from gpulet.core.messages import BatchId, Load, Loaded, Unload, Unloaded
 from gpulet.device import Device
 from gpulet.model import Model
 from gpulet.plan import Gpulet, GpuletId, Plan
@@ -163,3 +163,24 @@ class Fleet:
     def central(self, model: str) -> Iterator[Queue]:
         """The central queues of a model that hold requests, one for each shape class."""
         return (queue for queue in self.queues[model].values() if queue)
+
+    def load(self, load: Load) -> None:
+        """A model begins to load; its memory must fit."""
+        device = self.devices[load.device]
+        device.loading.add(load.model)
+        device.memory_used += self.models[load.model].memory
+        room = device.device.kind.memory
+        assert not room or device.memory_used <= room, f"device {load.device}: {device.memory_used} of {room} bytes"
+
+    def unload(self, unload: Unload) -> None:
+        """A model begins to leave: nothing more of it starts here."""
+        self.devices[unload.device].resident.discard(unload.model)
+
+    def settle(self, event: Loaded | Unloaded) -> None:
+        """A load or an unload is done."""
+        device = self.devices[event.device]
+        if isinstance(event, Loaded):
+            device.loading.discard(event.model)
+            device.resident.add(event.model)
+        else:
+            device.memory_used -= self.models[event.model].memory

@@ -31,6 +31,12 @@ class Histogram:
         self.count += other.count
         self.total += other.total
 
+    def remove(self, other: "Histogram") -> None:
+        """Forget everything that `other` counted, all of which is counted here."""
+        self._buckets.subtract(other._buckets)  # noqa: SLF001 (its own kind)
+        self.count -= other.count
+        self.total -= other.total
+
     def percentile(self, percent: float) -> float:
         """The duration that `percent` of the counted ones do not exceed (nearest rank); 0 when none was counted."""
         rank = max(1, -int(-self.count * percent // 100))

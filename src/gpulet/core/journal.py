@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from gpulet.application import Application
 from gpulet.core.messages import Command, Event
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits, Scheduler
@@ -33,6 +34,7 @@ class Header(msgspec.Struct, frozen=True):
     statistic: Statistic
     plan: Plan
     limits: Limits
+    applications: tuple[Application, ...] = ()
 
     @classmethod
     def of(cls, system: str, problem: Problem, plan: Plan, limits: Limits) -> "Header":
@@ -47,12 +49,15 @@ class Header(msgspec.Struct, frozen=True):
             problem.profile.statistic,
             plan,
             limits,
+            problem.applications,
         )
 
     def problem(self) -> Problem:
         """The problem the core was made for."""
         models = {m.name: m for m in self.models}
-        return Problem(models, self.demand, self.devices, Profile(self.points, self.statistic))
+        return Problem(
+            models, self.demand, self.devices, Profile(self.points, self.statistic), applications=self.applications
+        )
 
 
 _encoder = msgspec.json.Encoder()

@@ -5,7 +5,7 @@ request and written to the journal as they are (docs/decisions/0002-structs-for-
 """
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,8 @@ from gpulet.request import Request
 
 RequestId: TypeAlias = int
 BatchId: TypeAlias = int
+FIRST_STAGE_REQUEST: Final = 2**48
+"""Requests that the core itself makes, for the stages of applications, are numbered from here; clients' stay below."""
 
 
 class Reason(StrEnum):
@@ -28,6 +30,7 @@ class Reason(StrEnum):
     RUN_FAILED = "its run failed"
     WORKER_LOST = "its worker died"
     STOPPED = "the server stopped"
+    ABANDONED = "its application request was given up"
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True):
@@ -158,4 +161,19 @@ class Unload(_Message, frozen=True):
     device: int
 
 
-Command: TypeAlias = Start | Answer | Reject | Drop | Fail | Load | Unload
+class Spawn(_Message, frozen=True):
+    """A request for a stage of an application request is made: it arrives now, and ends as any other does."""
+
+    request: Request
+    application: RequestId
+    stage: str
+
+
+class Gather(_Message, frozen=True):
+    """Answer an application request with what its leaf stages gave; `batches` are those that they ran in."""
+
+    request: RequestId
+    batches: tuple[BatchId, ...]
+
+
+Command: TypeAlias = Start | Answer | Reject | Drop | Fail | Load | Unload | Spawn | Gather

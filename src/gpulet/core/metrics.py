@@ -2,6 +2,7 @@
 
 Per model: arrived = served + rejected + expired + cancelled + failed + lost. `lost` is never answered: 0 once nothing
 waits or runs. `late` is part of served; attainment = (served - late) / arrived; goodput = (served - late) per second.
+An application has a row as a model has; its models' rows count its stage requests, which the total leaves out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TypedDict
 
 from gpulet.core.histogram import Histogram
 from gpulet.core.messages import (
+    FIRST_STAGE_REQUEST,
     Answer,
     Arrived,
     BatchId,
@@ -18,11 +20,13 @@ from gpulet.core.messages import (
     Drop,
     Event,
     Fail,
+    Gather,
     GpuletDown,
     Reason,
     Reject,
     RequestId,
     RunFailed,
+    Spawn,
     Start,
 )
 from gpulet.plan import GpuletId, Plan
@@ -100,6 +104,22 @@ class Counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.latency.merge(other.latency)
 
+    def remove(self, other: "Counts") -> None:
+        """Forget what `other` counted, all of which is counted here."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) - getattr(other, name))
+        self.latency.remove(other.latency)
+
+    def end(self, request: Request, now: Instant) -> None:
+        """One request is served."""
+        self.served += 1
+        self.late += now > request.deadline
+        self.latency.add(now - request.arrival)
+
+    def refuse(self, reason: Reason) -> None:
+        """One request got no result."""
+        setattr(self, _FIELD[reason], getattr(self, _FIELD[reason]) + 1)
+
     def report(self, duration: Duration) -> ModelRow:
         """The shape of `simulate --json` and `bench --json`."""
         good = self.served - self.late
@@ -143,10 +163,15 @@ class _Run:
 
 
 class Metrics:
-    """Folds every step's messages. Unknown models are counted together under `""`."""
+    """Folds every step's messages. Unknown models are counted together under `""`.
+
+    `models` are all names that requests may have, applications included; `stages` counts stage requests once more.
+    """
 
     def __init__(self, models: Sequence[str], plan: Plan) -> None:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
+        self.stages = Counts()
+        self._has_stages = False
         self.gpulets = {g.id: GpuletUse(g.device, g.size.sms) for g in plan.gpulets}
         self.reasons: dict[tuple[str, Reason], int] = {}
         self._sms = {d.index: d.kind.sms for d in plan.devices}
@@ -167,6 +192,14 @@ class Metrics:
                     self._start(now, command)
                 case Reject() | Drop() | Fail():
                     self._refuse(command.request, command.reason)
+                case Spawn():
+                    self._open[command.request.id] = command.request
+                    self._counts(command.request.model).arrived += 1
+                    self.stages.arrived += 1
+                    self._has_stages = True
+                case Gather():
+                    request = self._open.pop(command.request)
+                    self.models[request.model].end(request, now)
                 case _:
                     pass
 
@@ -187,6 +220,7 @@ class Metrics:
         total = Counts()
         for counts in self.models.values():
             total.add(counts)
+        total.remove(self.stages)
         known = {name: counts.report(duration) for name, counts in self.models.items() if name or counts.arrived}
         return {"models": known, "devices": self._devices(duration), "total": total.report(duration)}
 
@@ -226,6 +260,10 @@ class Metrics:
             counts.queued += since - request.arrival
             if now > request.deadline:
                 counts.late += 1
+        if self._has_stages:
+            for request in run.requests:
+                if request.id >= FIRST_STAGE_REQUEST:
+                    self.stages.end(request, now)
         self._use(run.start.on, now - since, run.start)
 
     def _use(self, on: GpuletId | Carve, ran: Duration, start: Start) -> None:
@@ -241,8 +279,9 @@ class Metrics:
 
     def _refuse(self, request_id: RequestId, reason: Reason) -> None:
         model = self._open.pop(request_id).model
-        counts = self._counts(model)
-        setattr(counts, _FIELD[reason], getattr(counts, _FIELD[reason]) + 1)
+        self._counts(model).refuse(reason)
+        if request_id >= FIRST_STAGE_REQUEST:
+            self.stages.refuse(reason)
         self.reasons[model, reason] = self.reasons.get((model, reason), 0) + 1
 
 
@@ -254,6 +293,7 @@ _FIELD: Mapping[Reason, str] = {
     Reason.STOPPED: "rejected",
     Reason.EXPIRED: "expired",
     Reason.CANCELLED: "cancelled",
+    Reason.ABANDONED: "cancelled",
     Reason.RUN_FAILED: "failed",
     Reason.WORKER_LOST: "failed",
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from gpulet.application import Application
 from gpulet.core.fleet import CENTRAL, Central, Fleet, GpuletState, Queue
 from gpulet.core.messages import Carve, Load, Reason, Unload
 from gpulet.device import Device
@@ -104,8 +105,9 @@ MakeDispatcher: TypeAlias = Callable[["Problem", Plan], Dispatcher]
 class Problem:
     """What a planner is given: `demand` in rows/s by model, `in_force` the plan that serves now.
 
-    Safety margins and the front-end's own CPU are already in the profile's latencies. `interference` is how neighbours
-    slow each other, where anybody has measured it.
+    Safety margins and the front-end's own CPU are already in the profile's latencies, and what applications ask of their
+    models is already in the demand. `sent` is what clients themselves send, in rows/s by model or application; where
+    nothing is said, it is the demand. `interference` is how neighbours slow each other, where anybody has measured it.
     """
 
     models: Mapping[str, Model]
@@ -113,6 +115,9 @@ class Problem:
     devices: tuple[Device, ...]
     profile: Profile
     in_force: Plan = field(default_factory=lambda: Plan(()))
+    applications: tuple[Application, ...] = ()
+    sent: Mapping[str, float] = field(default_factory=dict)
+
     interference: Interference | None = None
 
     def needs_interference(self) -> Interference:
@@ -121,6 +126,19 @@ class Problem:
             msg = "this system plans with interference: name a file under [interference] (gpulet interference fit)"
             raise PlanError(msg)
         return self.interference
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Rows/s by everything that clients send requests for."""
+        return self.sent or self.demand
+
+    @property
+    def sources(self) -> tuple[Model, ...]:
+        """Everything that clients may send requests for, an application as if it were a model; what has a rate first."""
+        whole = [Model(application.name, application.slo) for application in self.applications]
+        if not whole:
+            return tuple(self.models.values())
+        return tuple(sorted((*self.models.values(), *whole), key=lambda m: not self.rates.get(m.name)))
 
 
 @dataclass(frozen=True, slots=True)

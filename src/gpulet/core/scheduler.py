@@ -5,11 +5,14 @@ runs one batch at a time; a device is never over-cut; a batch holds one model an
 nothing starts at or after its deadline; queues are bounded. A dispatcher that asks for less is a bug: an assertion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import assert_never
 
+from gpulet.application import Application
+from gpulet.core.applications import Flows
 from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import (
     Answer,
@@ -24,7 +27,6 @@ from gpulet.core.messages import (
     Finished,
     GpuletDown,
     GpuletUp,
-    Load,
     Loaded,
     Reason,
     Reject,
@@ -32,7 +34,6 @@ from gpulet.core.messages import (
     RunFailed,
     Start,
     Stopping,
-    Unload,
     Unloaded,
 )
 from gpulet.core.ports import Changed, Decision, Dispatcher, Run
@@ -62,8 +63,16 @@ class _Running:
 class Scheduler:
     """Queues, gpulet states and dispatch. `wake_at` is when `step` must be called even without an event."""
 
-    def __init__(self, models: Mapping[str, Model], plan: Plan, dispatcher: Dispatcher, limits: Limits) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        plan: Plan,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        applications: Sequence[Application] = (),
+    ) -> None:
         self.fleet = Fleet(models, plan)
+        self.applications = {application.name: application for application in applications}
         self.wake_at: Instant = NEVER
         self._dispatcher = dispatcher
         self._limits = limits
@@ -74,11 +83,14 @@ class Scheduler:
         self._retried: set[RequestId] = set()
         self._alarm: Instant = NEVER
         self._is_stopping = False
+        self._flows = Flows(applications, models)
+        self._parts = self._flows.parts
+        self._abandoned = self._flows.abandoned
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self._running and not self.fleet.waiting
+        """Nothing waits, nothing runs, and no application request is in progress."""
+        return not self._running and not self.fleet.waiting and self._flows.is_idle
 
     def step(self, now: Instant, *events: Event) -> list[Command]:
         """Absorb events, then say what to do. Call it also, empty-handed, at `wake_at`."""
@@ -88,11 +100,12 @@ class Scheduler:
             self._absorb(now, event, changed, commands)
         if self._deadlines and self._deadlines[0][0] <= now:
             self._expire(now, changed, commands)
+        if self._abandoned:
+            self._abandon(changed, commands)
         if self._alarm <= now:
             changed.alarm = True
         if events or changed.alarm or changed.queues:
             self._dispatch(now, changed, commands)
-        self._forget_stale_deadlines()
         self.wake_at = self._next_wake()
         assert self.wake_at > now, f"asked to be woken at {self.wake_at}, which is not after {now}"
         return commands
@@ -102,31 +115,33 @@ class Scheduler:
             case Arrived():
                 self._arrive(now, event.request, changed, commands)
             case Finished():
-                self._finish(event.batch, changed, commands)
+                self._finish(now, event.batch, changed, commands)
             case RunFailed():
-                batch = self._release(event.batch, changed)
-                commands.extend(Fail(r.id, Reason.RUN_FAILED) for r in batch.requests)
+                for request in self._release(event.batch, changed).requests:
+                    self._fail(request.id, Reason.RUN_FAILED, commands)
             case Cancelled():
                 self._give_up(event.request, Reason.CANCELLED, changed, commands)
+                self._flows.cancel(event.request, commands)
             case GpuletUp():
                 self.fleet.gpulets[event.gpulet].is_up = True
                 changed.gpulets.append(self.fleet.gpulets[event.gpulet])
             case GpuletDown():
                 self._lose(now, event.gpulet, changed, commands)
             case Loaded() | Unloaded():
-                self._settle(event, changed)
+                self.fleet.settle(event)
+                changed.devices.append(event.device)
             case Stopping():
-                self._is_stopping = True
+                self._is_stopping = self._flows.is_stopping = True
             case _:
                 assert_never(event)
 
     def _arrive(self, now: Instant, request: Request, changed: Changed, commands: list[Command]) -> None:
         model = self.fleet.models.get(request.model)
         if model is None:
-            return commands.append(Reject(request.id, Reason.UNKNOWN_MODEL))
+            return self._flows.begin(now, request, self._taking_in(now, changed, commands), commands)
         if request.rows > model.max_batch:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
-        if self._is_stopping:
+        if self._is_stopping and request.id not in self._parts:
             return commands.append(Reject(request.id, Reason.STOPPED))
         if self._depth[request.model] >= self._limits.max_queue:
             return commands.append(Reject(request.id, Reason.QUEUE_FULL))
@@ -145,11 +160,20 @@ class Scheduler:
         changed.queues.append(queue)
         return None
 
-    def _finish(self, batch: BatchId, changed: Changed, commands: list[Command]) -> None:
+    def _taking_in(self, now: Instant, changed: Changed, commands: list[Command]) -> Callable[[Request], None]:
+        return partial(self._arrive, now, changed=changed, commands=commands)
+
+    def _finish(self, now: Instant, batch: BatchId, changed: Changed, commands: list[Command]) -> None:
         requests = self._release(batch, changed).requests
         if self._retried:
             self._retried.difference_update(r.id for r in requests)
         commands.append(Answer(batch, tuple([r.id for r in requests])))
+        if self._parts:
+            self._flows.go_on(now, requests, batch, self._taking_in(now, changed, commands), commands)
+
+    def _fail(self, request_id: RequestId, reason: Reason, commands: list[Command]) -> None:
+        commands.append(Fail(request_id, reason))
+        self._flows.lose(request_id, Fail, reason, commands)
 
     def _release(self, batch: BatchId, changed: Changed) -> _Running:
         """Free what the batch ran on."""
@@ -172,11 +196,15 @@ class Scheduler:
         if not gpulet.running:
             return
         running = self._release(gpulet.running, changed)
-        again = [r for r in running.requests if r.deadline > now and r.id not in self._retried]
+        again = [
+            r
+            for r in running.requests
+            if r.deadline > now and r.id not in self._retried and not self._flows.is_abandoned(r.id)
+        ]
         for request in running.requests:
             if request not in again:
                 self._retried.discard(request.id)
-                commands.append(Fail(request.id, Reason.WORKER_LOST))
+                self._fail(request.id, Reason.WORKER_LOST, commands)
         running.queue.restore(again)
         for request in again:
             self._retried.add(request.id)
@@ -198,6 +226,12 @@ class Scheduler:
             self._retried.discard(request_id)
             commands.append(Drop(request_id, reason))
             changed.queues.append(queue)
+            self._flows.lose(request_id, Drop, reason, commands)
+
+    def _abandon(self, changed: Changed, commands: list[Command]) -> None:
+        """What waits of application requests that have ended; behind it something may stand that can start."""
+        while self._abandoned:
+            self._give_up(self._abandoned.pop(0), Reason.ABANDONED, changed, commands)
 
     def _unqueue(self, queue: Queue, requests: Sequence[Request]) -> None:
         queue.remove(requests)
@@ -210,7 +244,9 @@ class Scheduler:
         while True:
             decision = self._dispatcher.decide(now, changed, self.fleet)
             self._carry_out(now, decision, changed, commands)
-            if not decision.more:
+            if self._abandoned:
+                self._abandon(changed, commands)
+            elif not decision.more:
                 break
         self._alarm = decision.wake_at
 
@@ -219,10 +255,10 @@ class Scheduler:
             self._give_up(request.id, Reason.EXPIRED, changed, commands)
         commands.extend([self._start(now, run) for run in decision.start])
         for unload in decision.unload:
-            self._unload(unload)
+            self.fleet.unload(unload)
             commands.append(unload)
         for load in decision.load:
-            self._load(load)
+            self.fleet.load(load)
             commands.append(load)
 
     def _start(self, now: Instant, run: Run) -> Start:
@@ -255,33 +291,9 @@ class Scheduler:
         ids = tuple([r.id for r in requests])
         return Start(batch, on, first.model, first.shape, rows, ids, run.expected)
 
-    def _load(self, load: Load) -> None:
-        device = self.fleet.devices[load.device]
-        device.loading.add(load.model)
-        device.memory_used += self.fleet.models[load.model].memory
-        room = device.device.kind.memory
-        assert not room or device.memory_used <= room, f"device {load.device}: {device.memory_used} of {room} bytes"
-
-    def _settle(self, event: Loaded | Unloaded, changed: Changed) -> None:
-        """A load or an unload is done."""
-        device = self.fleet.devices[event.device]
-        if isinstance(event, Loaded):
-            device.loading.discard(event.model)
-            device.resident.add(event.model)
-        else:
-            device.memory_used -= self.fleet.models[event.model].memory
-        changed.devices.append(event.device)
-
-    def _unload(self, unload: Unload) -> None:
-        self.fleet.devices[unload.device].resident.discard(unload.model)
-
-    def _forget_stale_deadlines(self) -> None:
-        """Deadlines of requests that no longer wait must not wake anybody."""
+    def _next_wake(self) -> Instant:
+        """Deadlines of requests that no longer wait are forgotten: they must not wake anybody."""
         waiting, deadlines = self.fleet.waiting, self._deadlines
         while deadlines and deadlines[0][1] not in waiting:
             heappop(deadlines)
-
-    def _next_wake(self) -> Instant:
-        if self._deadlines and self._deadlines[0][0] < self._alarm:
-            return self._deadlines[0][0]
-        return self._alarm
+        return deadlines[0][0] if deadlines and deadlines[0][0] < self._alarm else self._alarm

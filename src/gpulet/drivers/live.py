@@ -5,7 +5,6 @@ Events of one turn of the loop make one step. Everything here runs on the loop's
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from gpulet.core.journal import encode_step
 from gpulet.core.messages import (
@@ -16,39 +15,27 @@ from gpulet.core.messages import (
     Drop,
     Event,
     Fail,
+    Gather,
     Load,
     Reason,
     Reject,
     RequestId,
+    Spawn,
     Start,
     Stopping,
     Unload,
 )
 from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Scheduler
+from gpulet.drivers.gather import Client, Gathering
 from gpulet.drivers.timers import LiveTimer
-from gpulet.executors.base import LiveExecutor, Outputs, Payload
+from gpulet.executors.base import LiveExecutor
 from gpulet.request import Request
 from gpulet.units import NEVER, SECOND, Instant
 
 Write = Callable[[bytes], None]
 """Appends a line to the journal; must not block."""
 Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
-
-
-class Client(Payload, Protocol):
-    """Who waits for an answer; exactly one of the two is called, once. `name` is the client's own id of the request."""
-
-    rows: int
-    name: str
-
-    def answer(self, outputs: Outputs, first_row: int) -> None:
-        """Take `rows` rows of the outputs from `first_row`; copy what is kept."""
-        ...
-
-    def refuse(self, reason: Reason) -> None:
-        """No result, and why."""
-        ...
 
 
 class Live:
@@ -88,7 +75,8 @@ class Live:
     ) -> RequestId:
         """A request has arrived; `deadline` is an instant of `timer`. Its id can be cancelled."""
         self._last_request = number = self._last_request + 1
-        self._clients[number] = client
+        application = self._scheduler.applications.get(model)
+        self._clients[number] = Gathering(client, application) if application else client
         if self.failed.done():
             self._clients.pop(number).refuse(Reason.STOPPED)
             return number
@@ -164,10 +152,20 @@ class Live:
                 self._answer(command)
             case Reject() | Drop() | Fail():
                 self._clients.pop(command.request).refuse(command.reason)
+            case Spawn():
+                self._clients[command.request.id] = self._gathering(command.application).part(command.stage)
+            case Gather():
+                self._gathering(command.request).conclude()
+                del self._clients[command.request]
             case Load():
                 self._executor.load(command)
             case Unload():
                 self._executor.unload(command)
+
+    def _gathering(self, application: RequestId) -> Gathering:
+        client = self._clients[application]
+        assert isinstance(client, Gathering), "only application requests have stages"
+        return client
 
     def _answer(self, command: Answer) -> None:
         outputs = self._executor.outputs(command.batch)

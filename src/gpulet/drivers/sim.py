@@ -6,7 +6,7 @@ Of things due at one instant, what was scheduled first comes first; arrivals com
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 
-from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Load, Reject, Start, Unload
+from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Gather, Load, Reject, Spawn, Start, Unload
 from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Scheduler
 from gpulet.executors.base import Executor
@@ -76,7 +76,7 @@ class Simulation:
             match command:
                 case Start():
                     self._executor.start(command)
-                case Answer() | Reject() | Drop() | Fail():
+                case Answer() | Reject() | Drop() | Fail() | Spawn() | Gather():
                     pass
                 case Load():
                     self._executor.load(command)
@@ -110,7 +110,8 @@ def simulate(
 ) -> Metrics:
     """Run a workload through a core on the simulated executor; what it was worth."""
     timer = VirtualTimer()
-    metrics = Metrics([model.name for model in arrivals.models], plan)
+    names = dict.fromkeys([*(model.name for model in arrivals.models), *scheduler.fleet.models])
+    metrics = Metrics(list(names), plan)
     simulation = Simulation(scheduler, timer, metrics, observers)
     executor = Simulated(profile, plan, timer, simulation.feed, interference=interference)
     simulation.attach(executor)
