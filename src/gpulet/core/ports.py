@@ -117,7 +117,6 @@ class Problem:
     in_force: Plan = field(default_factory=lambda: Plan(()))
     applications: tuple[Application, ...] = ()
     sent: Mapping[str, float] = field(default_factory=dict)
-
     interference: Interference | None = None
 
     def needs_interference(self) -> Interference:

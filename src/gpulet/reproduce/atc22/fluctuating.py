@@ -89,7 +89,7 @@ def fluctuating(measured: Measurements, system: str, periods: Sequence[dict[str,
 
 def _measure(asked: Problem, seed: int, estimate: Estimate) -> None:
     """Count the same arrivals that were served."""
-    arrivals = drawn(tuple(asked.models.values()), asked.demand, PERIOD_S * SECOND, seed, poisson)
+    arrivals = drawn(asked.sources, asked.rates, PERIOD_S * SECOND, seed, poisson)
     bins = arrivals.times * _SAMPLES // (PERIOD_S * SECOND)
     for place, model in enumerate(arrivals.models):
         mine = bins[arrivals.which == place]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
+from gpulet.application import Application
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
@@ -13,7 +14,7 @@ from gpulet.importing.table import Table
 from gpulet.plan import Plan
 from gpulet.planners.glet import saturation_table
 from gpulet.reproduce.atc22.data import Measurements
-from gpulet.reproduce.atc22.workloads import SCHEDULABILITY_SLO_MS, SLO_MS, Workload, at_rate, problem
+from gpulet.reproduce.atc22.workloads import SCHEDULABILITY_SLO_MS, SLO_MS, at_rate, problem
 from gpulet.systems import SYSTEMS, make_scheduler
 from gpulet.units import SECOND
 from gpulet.workload import drawn, poisson
@@ -53,7 +54,7 @@ def is_schedulable(measured: Measurements, system: str, rates: Mapping[str, floa
     return isinstance(accepts(system, problem(measured, SCHEDULABILITY_SLO_MS, rates)), Plan)
 
 
-def predicted_peak(measured: Measurements, system: str, workload: Workload) -> int:
+def predicted_peak(measured: Measurements, system: str, workload: Application) -> int:
     """The largest rate that the planner accepts."""
     best = rate = refused = 0
     while refused < _GIVE_UP:
@@ -63,7 +64,7 @@ def predicted_peak(measured: Measurements, system: str, workload: Workload) -> i
     return best
 
 
-def simulated_peak(measured: Measurements, system: str, workload: Workload, predicted: int) -> tuple[int, float]:
+def simulated_peak(measured: Measurements, system: str, workload: Application, predicted: int) -> tuple[int, float]:
     """The largest accepted rate with at most 1 % violations in simulation, and the violations at the predicted peak."""
     at_peak = violations(measured, system, workload, predicted)
     low, high = (predicted, predicted) if at_peak <= VIOLATED else (0, predicted)
@@ -74,7 +75,7 @@ def simulated_peak(measured: Measurements, system: str, workload: Workload, pred
     return low, at_peak
 
 
-def violations(measured: Measurements, system: str, workload: Workload, rate: int, seed: int = 1) -> float:
+def violations(measured: Measurements, system: str, workload: Application, rate: int, seed: int = 1) -> float:
     """The part of the requests that are late or unanswered under Poisson arrivals; 1 where there is no plan."""
     asked = at_rate(measured, workload, rate)
     outcome = accepts(system, asked)
@@ -85,7 +86,7 @@ def violations(measured: Measurements, system: str, workload: Workload, rate: in
 
 def run(system: str, asked: Problem, plan: Plan, seconds: float, seed: int) -> RunReport:
     """Poisson arrivals through a system's dispatcher, with neighbours slowing each other."""
-    arrivals = drawn(tuple(asked.models.values()), asked.demand, round(seconds * SECOND), seed, poisson)
+    arrivals = drawn(asked.sources, asked.rates, round(seconds * SECOND), seed, poisson)
     chosen = SYSTEMS[system]
     scheduler = make_scheduler(chosen, asked, plan, Limits(early_drop=chosen.drops_early))
     metrics = simulate(scheduler, asked.profile, plan, arrivals, interference=asked.interference)

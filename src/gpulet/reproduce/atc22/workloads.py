@@ -1,14 +1,15 @@
 """The workloads of gpu-lets' evaluation, and the figures it published of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 
+from gpulet.application import BUILT_IN, Application
 from gpulet.core.ports import Problem
 from gpulet.device import Device, Mechanism
 from gpulet.model import Model
 from gpulet.reproduce.atc22.data import KIND, LENETS, Measurements
-from gpulet.units import MIB, from_ms
+from gpulet.units import MIB, from_ms, to_ms
 
 GOOGLENET, RESNET, SSD, VGG = "googlenet", "resnet50", "ssd-mobilenetv1", "vgg16"
 DEVICES = 4
@@ -30,18 +31,7 @@ _INPUT_BYTES: Mapping[str, int] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """An application of the paper: each stage's budget in ms; every stage gets the application's rate."""
-
-    name: str
-    slo_ms: float
-    budgets_ms: Mapping[str, float]
-
-
-TRAFFIC = Workload("traffic", 202, {GOOGLENET: 112, SSD: 90, VGG: 112})
-GAME = Workload("game", 108, {**dict.fromkeys(LENETS, 108), RESNET: 108})
-WORKLOADS = (TRAFFIC, GAME)
+WORKLOADS = (BUILT_IN["traffic"], BUILT_IN["game"])
 
 RERUN_COUNTS = {"sbp": 619, "greedy": 1014, "glet": 1023, "glet-int": 1017}
 """The artifact's own scheduler on levels 0, 100, 200, 400 (specification, section 5)."""
@@ -73,9 +63,13 @@ def problem(
     return Problem(models, demand, fleet, measured.profile, interference=measured.interference)
 
 
-def at_rate(measured: Measurements, workload: Workload, rate: float) -> Problem:
-    """Every stage of the application at the application's rate."""
-    return problem(measured, workload.budgets_ms, dict.fromkeys(workload.budgets_ms, rate))
+def at_rate(measured: Measurements, application: Application, rate: float) -> Problem:
+    """Every stage of the application at the application's rate, within its budget."""
+    budgets_ms = {stage.model: to_ms(stage.budget) for stage in application.stages}
+    plain = problem(measured, budgets_ms, dict.fromkeys(budgets_ms, rate))
+    whole = plain.devices[0].sizes()[-1].sms
+    stages = tuple(replace(s, least=plain.profile.latency(s.model, whole, 1)) for s in application.stages)
+    return replace(plain, applications=(replace(application, stages=stages),), sent={application.name: rate})
 
 
 def scenarios(levels: Sequence[float]) -> list[dict[str, float]]:
