@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpulet.cli.common import AsJson, out, print_json
 from gpulet.errors import BadInput
-from gpulet.reproduce.atc22.jobs import PARTS, SYSTEMS, Asked, reproduce
+from gpulet.reproduce.atc22.jobs import ON_REQUEST, PARTS, SYSTEMS, Asked, reproduce
 from gpulet.reproduce.atc22.report import write_report
 from gpulet.systems import find_system
 
@@ -42,7 +42,7 @@ def atc22(
         data,
         _numbers(levels),
         tuple(systems.split(",")),
-        tuple(only.split(",")) if only else PARTS,
+        tuple(only.split(",")) if only else tuple(part for part in PARTS if part not in ON_REQUEST),
         workers or len(os.sched_getaffinity(0)),
     )
     for name in asked.systems:

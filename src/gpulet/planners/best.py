@@ -11,12 +11,14 @@ the judge are given, since planners know neither each other nor a simulator.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import log
 
 from gpulet.core.ports import Infeasible, Planner, Problem
 from gpulet.duty import bunched
 from gpulet.errors import PlanError
 from gpulet.neighbours import beside_neighbours
 from gpulet.plan import Plan
+from gpulet.units import SECOND
 
 Judge = Callable[[Problem, Plan], bool]
 """Whether a plan keeps its promises under the demand that was asked."""
@@ -40,6 +42,7 @@ LEVELS = (
 )
 LOSS = 0.01
 """The part of the arrivals of half an objective that may find no room in it."""
+MOST_ROOM = 0.1
 MOST_JUDGED = 4
 _ROUNDS = 4
 
@@ -85,8 +88,19 @@ def _in_order(
 
 
 def _sorted(outcomes: Sequence[Plan | Infeasible]) -> list[Plan]:
+    """Best first. A plan with hardly any room is none: its queues would outgrow the objective sooner or later."""
     valid = (outcome for outcome in outcomes if isinstance(outcome, Plan) and not outcome.violations())
-    return sorted(valid, key=_worth, reverse=True)
+    return sorted((plan for plan in valid if _has_room(plan)), key=_worth, reverse=True)
+
+
+def _has_room(plan: Plan) -> bool:
+    """Whether waits stay within half an objective at nearly full load, in the heavy-traffic limit.
+
+    There P(wait > w) is about exp(-2 room rate w) for Poisson arrivals and regular service (Kingman, 1962). The limit
+    asks too much of slow rates, which `bunched` and the judge look after: hence `MOST_ROOM`.
+    """
+    asked = (p for p in plan.promises.values() if p.demand > 0)
+    return all(p.headroom >= min(MOST_ROOM, log(1 / LOSS) / (p.demand * p.slo / SECOND)) for p in asked)
 
 
 def _outcomes(candidates: Sequence[Planner], problem: Problem, asked: Problem) -> Iterator[Plan | Infeasible]:

@@ -8,11 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpulet.reproduce.atc22 import fluctuating, parts
+from gpulet.reproduce.atc22 import fluctuating, mixes, parts
 from gpulet.reproduce.atc22.data import Measurements, load
 from gpulet.reproduce.atc22.workloads import WORKLOADS, scenarios
 
-PARTS = ("saturation", "schedulable", "peaks", "interference", "fluctuating")
+PARTS = ("saturation", "schedulable", "peaks", "interference", "fluctuating", "mixes")
+ON_REQUEST = {"mixes"}
+"""Parts that only run when `--only` names them: the paper has nothing like them."""
 SYSTEMS = ("sbp", "greedy", "glet", "glet-int", "ideal", "elastic", "elastic-int", "nexus", "gpulet")
 """What is compared unless other systems are asked for."""
 SCALED = ("glet-int", "gpulet")
@@ -93,12 +95,18 @@ def _fluctuating(asked: Asked, measured: Measurements) -> Iterator[_Job]:
             yield _Job(("fluctuating", system), fluctuating.fluctuating, (system, periods))
 
 
+def _mixes(asked: Asked, _measured: Measurements) -> Iterator[_Job]:
+    for seed in mixes.SEEDS:
+        yield _Job(("mixes", str(seed)), mixes.mix, (asked.systems, seed))
+
+
 _JOBS: dict[str, Callable[[Asked, Measurements], Iterator[_Job]]] = {
     "saturation": _saturation,
     "schedulable": _schedulable,
     "peaks": _peaks,
     "interference": _interference,
     "fluctuating": _fluctuating,
+    "mixes": _mixes,
 }
 
 
