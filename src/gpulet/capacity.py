@@ -86,11 +86,13 @@ def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> S
 
 
 def fewest_devices(site: Site, problem: Problem) -> int | Infeasible:
-    """One device more until the planner accepts: gpu-lets' Algorithm 2 (ATC'22), off line."""
-    outcome: Plan | Infeasible = site.system.planner(problem)
-    for count in range(1, len(problem.devices) + 1):
-        outcome = site.system.planner(replace(problem, devices=problem.devices[:count]))
-        if isinstance(outcome, Plan):
-            return count
-    assert isinstance(outcome, Infeasible), "with all devices there is a plan or a refusal"
-    return outcome
+    """How many of the devices are enough for the planner, by halving: more devices are taken to be no worse."""
+    outcome = site.system.planner(problem)
+    if isinstance(outcome, Infeasible):
+        return outcome
+    low, high = 0, len(problem.devices)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = isinstance(site.system.planner(replace(problem, devices=problem.devices[:middle])), Plan)
+        low, high = (low, middle) if fits else (middle, high)
+    return high

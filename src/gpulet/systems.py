@@ -48,9 +48,9 @@ class System:
 
 _UNLIMITED = 10**6
 _ATTAINED = 0.995
-_JUDGED_SECONDS = (5.0, 10.0)
+_JUDGED_SECONDS = (1.5, 10.0)
 """At least so long that a queue which grows shows itself."""
-_JUDGED_REQUESTS = 8_000
+_JUDGED_REQUESTS = 12_000
 
 
 def _holds(problem: Problem, plan: Plan) -> bool:

@@ -1,5 +1,6 @@
 """What would be: `plan`, `capacity`, `simulate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,10 @@ from gpulet.errors import BadInput
 from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
+from gpulet.remedies import Remedies, remedies
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table
+from gpulet.units import to_ms
 
 
 def plan(
@@ -44,6 +47,10 @@ def plan(
     site = open_site(target, system=system)
     problem = make_problem(site, load_profile(site))
     outcome, took = planned(site, problem)
+    found = Remedies()
+    if isinstance(outcome, Infeasible):
+        found = remedies(site.system.planner, problem, outcome, adds_devices=site.executor != "cpu")
+        outcome = replace(outcome, nearest=str(found))
     shown = outcome.partial if isinstance(outcome, Infeasible) else outcome
     if picture:
         _draw(shown, picture)
@@ -51,6 +58,8 @@ def plan(
         doc = to_json(to_doc(outcome, site.name, took))
         if site.executor == "cpu":
             doc["front_end_share"] = front_end_share(site, problem)
+        if isinstance(outcome, Infeasible):
+            doc["remedies"] = {"devices": found.devices, "slo_ms": to_ms(found.slo), "rate": found.rate}
         print_json(doc)
     else:
         out.print(gpulet_table(shown), promise_table(shown))
