@@ -29,6 +29,7 @@ DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
 _DEFAULT_SLO_LEAST = 25 * MS
 _EQUAL_SHARE_LOAD = 0.7
+_WHOLE_PCT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,8 @@ def load_profile(site: Site) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             msg = f"profile {path} cannot be read: {error}"
             raise ProfileError(msg) from None
-        profile = parse_profile(text, lambda share: mps_size(kind, share).sms, str(path))
+        profile = parse_profile(text, lambda share: _sms(kind, share, str(path)), str(path))
+        _refuse_oversize(profile, kind, str(path))
     else:
         profile = Profile(tuple(stored_points(site)))
     missing = [s.name for s in site.sections if s.name not in profile.models]
@@ -229,6 +231,22 @@ def load_profile(site: Site) -> Profile:
         msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`"
         raise ProfileError(msg)
     return profile
+
+
+def _sms(kind: Kind, share: float, source: str) -> int:
+    """A share of the device as SMs; raises `ProfileError` for more than all of it."""
+    if share > _WHOLE_PCT:
+        msg = f"{source}: share_pct must be at most 100, is {share:g}"
+        raise ProfileError(msg)
+    return mps_size(kind, share).sms
+
+
+def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:
+    """A table of another device kind, most likely."""
+    largest = max(profile.points, key=lambda p: p.size)
+    if largest.size > kind.sms:
+        msg = f"{source}: model {largest.model} was measured on {largest.size} SMs; a {kind.name} has {kind.sms}"
+        raise ProfileError(msg)
 
 
 def stored_points(site: Site) -> list[Point]:

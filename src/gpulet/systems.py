@@ -67,7 +67,7 @@ def _holds(problem: Problem, plan: Plan) -> bool:
     return all(rows[source.name]["attainment"] >= _ATTAINED for source in problem.sources)
 
 
-_CANDIDATES = (
+CANDIDATES: tuple[Planner, ...] = (
     packing,
     partial(packing, merges=False),
     partial(packing, spreads=True),
@@ -78,6 +78,7 @@ _CANDIDATES = (
     partial(glet, margins=NONE),
     shared,
 )
+"""What `gpulet` tries: the published planners and its own, all without margins, since it keeps its own allowance."""
 
 
 def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
@@ -87,7 +88,7 @@ def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
 
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
-        partial(best, candidates=_CANDIDATES, judge=_holds),
+        partial(best, candidates=CANDIDATES, judge=_holds),
         DutyCycle,
         about="ours: the plan with the most headroom of several, batches started as soon as a gpulet is idle",
     ),

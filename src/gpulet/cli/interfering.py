@@ -20,7 +20,7 @@ _FEWEST_PAIRS = 20
 def fit(
     pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="measured pairs, two sides each")],
     solo: Annotated[
-        Path | None, typer.Option("--solo", help="each side alone; left out: solo.csv beside the pairs")
+        Path | None, typer.Option("--solo", help="each side alone; left out: solo.csv beside them, else iGniter's")
     ] = None,
     test: Annotated[
         Path | None, typer.Option("--test", help="other pairs: fit on PAIRS, tell the errors on these")
@@ -40,7 +40,7 @@ def fit(
     if model not in PREDICTORS:
         msg = f"--model {model!r}: known are {', '.join(PREDICTORS)}"
         raise BadInput(msg)
-    alone = _read(solo or pairs.with_name("solo.csv"))
+    alone = _read(solo or _beside(pairs, test))
     seen = read_pairs(_read(pairs), alone)
     if len({s.pair for s in seen}) < _FEWEST_PAIRS:
         msg = f"{pairs}: {len(seen) // 2} pairs; at least {_FEWEST_PAIRS} are needed to fit and to test"
@@ -65,6 +65,13 @@ def fit(
         out.print(_grid(title, table))
     for name, value in zip(fitted[model].features, fitted[model].coefficients, strict=True):
         out.print(f"  {name:36} {value: .6g}", markup=False, highlight=False)
+
+
+def _beside(pairs: Path, test: Path | None) -> Path:
+    """The `solo.csv` beside the pairs, the other pairs, or iGniter's; the first one is named where there is none."""
+    places = [path.with_name("solo.csv") for path in (pairs, test) if path]
+    places.append(Path("../shared/data/v100_igniter/solo.csv"))
+    return next((place for place in places if place.exists()), places[0])
 
 
 def _tables(seen: tuple[Seen, ...], other: tuple[Seen, ...]) -> dict[str, dict[str, Errors]]:
