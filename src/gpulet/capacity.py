@@ -7,8 +7,9 @@ from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
-from gpulet.fleetfile import Site, make_problem
+from gpulet.fleetfile import Site
 from gpulet.plan import Plan
+from gpulet.problems import make_problem
 from gpulet.profile import Profile
 from gpulet.systems import make_scheduler
 from gpulet.units import SECOND

@@ -10,8 +10,9 @@ from time import process_time_ns
 from gpulet.config import FleetFile
 from gpulet.errors import BadInput, ModelError, Unusable
 from gpulet.executors.wire import WorkerModel
-from gpulet.fleetfile import DEFAULT_MAX_BATCH, Site, make_problem, site_of, stored_points, usable_cores
+from gpulet.fleetfile import Site, site_of, usable_cores
 from gpulet.plan import Plan
+from gpulet.problems import DEFAULT_MAX_BATCH, make_problem, stored_points
 from gpulet.profile import Point, Profile, format_profile
 from gpulet.profiler import Grid, default_batches, default_sizes, measure_contention, measure_model
 from gpulet.repository import Artifact

@@ -28,8 +28,9 @@ from gpulet.core.messages import (
 from gpulet.core.scheduler import Limits
 from gpulet.device import Mechanism
 from gpulet.errors import BadInput, ConfigError
-from gpulet.fleetfile import load_profile, make_problem, open_site
+from gpulet.fleetfile import open_site
 from gpulet.model import Model
+from gpulet.problems import load_profile, make_problem
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS, make_scheduler
 from gpulet.units import MS, SECOND

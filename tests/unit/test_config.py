@@ -6,7 +6,8 @@ import pytest
 
 from gpulet.config import describe, parse_fleet_file, read_fleet_file
 from gpulet.errors import BadInput, ConfigError
-from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site, servable
+from gpulet.fleetfile import open_site, servable
+from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.store import Machine
 
 GOOD = """

@@ -25,9 +25,10 @@ from gpulet.cli.common import (
 )
 from gpulet.core.ports import Infeasible
 from gpulet.errors import BadInput
-from gpulet.fleetfile import front_end_share, load_profile, make_problem, open_site
+from gpulet.fleetfile import open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
+from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.remedies import Remedies, remedies
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table

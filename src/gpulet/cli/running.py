@@ -31,12 +31,13 @@ from gpulet.client import parse_address, random_request
 from gpulet.core.journal import read_header, replay
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
-from gpulet.fleetfile import Site, load_profile, make_problem, open_site, servable, stored_points
+from gpulet.fleetfile import Site, open_site, servable
 from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
 from gpulet.measuring import measure, missing
 from gpulet.plan import Plan
+from gpulet.problems import load_profile, make_problem, stored_points
 from gpulet.profile import Point, Profile
 from gpulet.profiler import P99_SAMPLES
 from gpulet.reports.runs import run_table

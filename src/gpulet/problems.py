@@ -1,0 +1,182 @@
+"""A site becomes a problem to plan: its profile, its demand, and every margin in the latencies."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpulet.applicationfile import with_applications
+from gpulet.config import ModelSection
+from gpulet.core.ports import Problem
+from gpulet.device import Device, Kind, mps_size
+from gpulet.duty import Share, saturated_rate
+from gpulet.errors import ConfigError, ProfileError
+from gpulet.fleetfile import Site
+from gpulet.interference import Interference, parse_interference
+from gpulet.model import Model
+from gpulet.plan import Plan
+from gpulet.profile import Point, Profile, Statistic, parse_profile
+from gpulet.units import MIB, MS, SECOND, Duration, from_ms
+
+DEFAULT_MAX_BATCH = 32
+_DEFAULT_SLO_RUNS = 5
+_DEFAULT_SLO_LEAST = 25 * MS
+_EQUAL_SHARE_LOAD = 0.7
+_WHOLE_PCT = 100
+
+
+def load_profile(site: Site) -> Profile:
+    """The site's profile: its own table, or what the store holds of its models.
+
+    Raises `ProfileError` that names the models nobody has measured.
+    """
+    kind = site.devices[0].kind
+    if site.profile_path:
+        path = site.folder / site.profile_path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"profile {path} cannot be read: {error}"
+            raise ProfileError(msg) from None
+        profile = parse_profile(text, lambda share: _sms(kind, share, str(path)), str(path))
+        _refuse_oversize(profile, kind, str(path))
+    else:
+        profile = Profile(tuple(stored_points(site)))
+    missing = [s.name for s in site.sections if s.name not in profile.models]
+    if missing:
+        where = site.profile_path or "the profile store"
+        msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`"
+        raise ProfileError(msg)
+    return profile
+
+
+def _sms(kind: Kind, share: float, source: str) -> int:
+    """A share of the device as SMs; raises `ProfileError` for more than all of it."""
+    if share > _WHOLE_PCT:
+        msg = f"{source}: share_pct must be at most 100, is {share:g}"
+        raise ProfileError(msg)
+    return mps_size(kind, share).sms
+
+
+def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:
+    """A table of another device kind, most likely."""
+    largest = max(profile.points, key=lambda p: p.size)
+    if largest.size > kind.sms:
+        msg = f"{source}: model {largest.model} was measured on {largest.size} SMs; a {kind.name} has {kind.sms}"
+        raise ProfileError(msg)
+
+
+def stored_points(site: Site) -> list[Point]:
+    """What the store holds of the site's models."""
+    points: list[Point] = []
+    for name, artifact in site.artifacts.items():
+        text = site.store.read(artifact.digest)
+        if text:
+            table = parse_profile(text, lambda share: int(share), str(site.store.path(artifact.digest)))  # noqa: PLW0108
+            points += [replace(p, model=name) for p in table.points]
+    return points
+
+
+def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Problem:
+    """The problem: models with their objectives, demand times `factor`, devices, and a profile with all margins in it.
+
+    On a CPU the front-end's own time at these rates is one of the margins. Raises `ConfigError` where it leaves none.
+    """
+    margins = site.config.margins
+    chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
+    models = {s.name: _model(s, chosen) for s in site.sections}
+    own = {s.name: s.rate for s in site.sections if s.rate}
+    bare = Problem(models, own, _measured_devices(site), chosen, sent=own, interference=_interference(site))
+    if site.applications:
+        rates = {section.name: section.rate for section in site.config.applications}
+        bare = with_applications(site.applications, rates, site.sections, bare)
+    if len(bare.demand) < len(models):
+        shares = {name: rate for name, rate in _equal_share(site, bare).items() if name not in bare.demand}
+        bare = replace(bare, demand={**bare.demand, **shares}, sent={**bare.sent, **shares})
+    bare = replace(bare, demand=_times(factor, bare.demand), sent=_times(factor, bare.sent))
+    share = front_end_share(site, bare)
+    if share >= 1:
+        rate = sum(bare.demand.values())
+        msg = f"the front-end alone would take {share:.0%} of the cores at {rate:.0f} requests/s"
+        raise ConfigError(msg)
+    return _beside_front_end(site, bare)
+
+
+def _times(factor: float, rates: Mapping[str, float]) -> dict[str, float]:
+    return {name: rate * factor for name, rate in rates.items()}
+
+
+def _beside_front_end(site: Site, bare: Problem) -> Problem:
+    """The front-end runs on the same cores: what it takes, every worker goes slower by."""
+    share = front_end_share(site, bare)
+    return replace(bare, profile=bare.profile.stretched(1 / (1 - share))) if share else bare
+
+
+def _measured_devices(site: Site) -> tuple[Device, ...]:
+    if site.executor != "cpu":
+        return site.devices
+    machine = site.store.read_machine()
+    return tuple(replace(d, contention=d.contention or machine.contention) for d in site.devices)
+
+
+def front_end_share(site: Site, problem: Problem) -> float:
+    """The share of the machine's cores that the front-end itself takes at the planned rates; 0 beside emulated devices.
+
+    It is counted by rows, as rates are: a request of several rows costs it less than as many requests.
+    """
+    if site.executor != "cpu":
+        return 0.0
+    cores = sum(d.kind.sms for d in problem.devices)
+    return sum(problem.demand.values()) * site.store.read_machine().front_end / SECOND / cores
+
+
+def _model(section: ModelSection, profile: Profile) -> Model:
+    largest = max(profile.max_batch(section.name, size) for size in profile.sizes(section.name))
+    if section.max_batch > largest:
+        msg = f"model {section.name}: max_batch {section.max_batch}, but it is profiled for 1 to {largest} rows"
+        raise ConfigError(msg)
+    max_batch = section.max_batch or min(DEFAULT_MAX_BATCH, largest)
+    slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
+    memory, row = round(section.memory_mib * MIB), round(section.input_kib * 1024)
+    return Model(section.name, slo, max_batch, memory, row)
+
+
+def _interference(site: Site) -> Interference | None:
+    """The model of `[interference]`; on this machine's own cores their contention is measured instead."""
+    name = site.config.interference.model
+    if not name:
+        return None
+    path = site.folder / name
+    try:
+        return parse_interference(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"interference model {path} cannot be read: {error}"
+        raise ConfigError(msg) from None
+
+
+def _default_slo(name: str, profile: Profile) -> Duration:
+    """Five single-row runs on the smallest size, at least 25 ms: room to wait for a batch and for a neighbour's turn."""
+    return max(_DEFAULT_SLO_LEAST, _DEFAULT_SLO_RUNS * profile.latency(name, profile.sizes(name)[0], 1))
+
+
+def _equal_share(site: Site, bare: Problem) -> dict[str, float]:
+    """Rates for models that came without: an equal share of the fleet's time each, scaled to 70 % of what still fits."""
+    size = bare.devices[0].sizes()[-1]
+    known = bare.demand
+    unknown = {}
+    for name, model in bare.models.items():
+        if name not in known:
+            curve = bare.profile.curve(name, size.sms)
+            whole = saturated_rate(Share(curve, model.slo, 1.0, model.max_batch))
+            unknown[name] = max(whole, 1e-3) * len(bare.devices) / len(bare.models)
+
+    def fits(factor: float) -> bool:
+        asked = replace(bare, demand={**known, **{name: rate * factor for name, rate in unknown.items()}})
+        if front_end_share(site, asked) >= 1:
+            return False
+        return isinstance(site.system.planner(_beside_front_end(site, asked)), Plan)
+
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    factor = (low or high) * _EQUAL_SHARE_LOAD
+    return {**known, **{name: rate * factor for name, rate in unknown.items()}}
