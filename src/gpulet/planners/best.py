@@ -17,7 +17,7 @@ from gpulet.core.ports import Infeasible, Planner, Problem
 from gpulet.duty import bunched
 from gpulet.errors import PlanError
 from gpulet.neighbours import beside_neighbours
-from gpulet.plan import Plan
+from gpulet.plan import Plan, Promise
 from gpulet.units import SECOND
 
 Judge = Callable[[Problem, Plan], bool]
@@ -42,6 +42,8 @@ LEVELS = (
 )
 LOSS = 0.01
 """The part of the arrivals of half an objective that may find no room in it."""
+LATE = 0.001
+"""The part of the requests that may wait too long at nearly full load."""
 MOST_ROOM = 0.1
 MOST_JUDGED = 4
 _ROUNDS = 4
@@ -96,11 +98,16 @@ def _sorted(outcomes: Sequence[Plan | Infeasible]) -> list[Plan]:
 def _has_room(plan: Plan) -> bool:
     """Whether waits stay within half an objective at nearly full load, in the heavy-traffic limit.
 
-    There P(wait > w) is about exp(-2 room rate w) for Poisson arrivals and regular service (Kingman, 1962). The limit
-    asks too much of slow rates, which `bunched` and the judge look after: hence `MOST_ROOM`.
+    There P(wait > w) is about exp(-2 room rate w) for Poisson arrivals and regular service (Kingman, 1962), where w is
+    half an objective less the wait for the next of k gpulets to end its batch. The limit asks too much of slow rates
+    and of single gpulets, which `bunched` and the judge look after: hence `MOST_ROOM`.
     """
-    asked = (p for p in plan.promises.values() if p.demand > 0)
-    return all(p.headroom >= min(MOST_ROOM, log(1 / LOSS) / (p.demand * p.slo / SECOND)) for p in asked)
+    return all(p.headroom >= _room(p, len(plan.hosts(name))) for name, p in plan.promises.items() if p.demand > 0)
+
+
+def _room(promise: Promise, hosts: int) -> float:
+    window = promise.slo / SECOND * (1 - 1 / hosts) if hosts else 0.0
+    return min(MOST_ROOM, log(1 / LATE) / (promise.demand * window)) if window else MOST_ROOM
 
 
 def _outcomes(candidates: Sequence[Planner], problem: Problem, asked: Problem) -> Iterator[Plan | Infeasible]:
