@@ -77,7 +77,7 @@ def test_a_fast_model_needs_less_of_an_allowance_than_a_slow_one():
 
 
 def test_no_plan_without_room_for_queues_is_taken():
-    asked = problem({"a": 1150.0}, devices=1)
+    asked = problem({"a": 1190.0}, devices=1)
     full = packing(asked)
     assert isinstance(full, Plan)
     assert 0 < full.promises["a"].headroom < 0.03
