@@ -108,7 +108,8 @@ def _merged(models: Sequence[Model], times: Sequence[Times], rows: Sequence[Time
 
 
 def parse_trace(text: str, models: Sequence[Model], duration: Duration, seed: int, source: str) -> Arrivals:
-    """A trace: `arrival_s[,model][,rows]`, or `second,MODEL,...` with counts spread over each second at random.
+    """A trace: `arrival_s[,model][,rows]`; `second,MODEL,...` with counts spread over each second at random; or
+    `second,model,rate`, Poisson arrivals at each rate until the model's next one.
 
     Without a model column every arrival is of the fleet's first model. Arrivals after `duration` are left out. Raises
     `ConfigError` that names source, line and value.
@@ -117,6 +118,8 @@ def parse_trace(text: str, models: Sequence[Model], duration: Duration, seed: in
     header = next(reader, [])
     if header[:1] == ["arrival_s"]:
         return _listed(header, reader, models, duration, source)
+    if header == ["second", "model", "rate"]:
+        return _rated(header, reader, models, duration, seed, source)
     if header[:1] == ["second"]:
         return _counted(header, reader, models, duration, seed, source)
     msg = f"{source}: line 1: columns {','.join(header)}; a trace starts with arrival_s or second"
@@ -166,6 +169,45 @@ def _counted(
     joined = [np.concatenate(t) for t in times]
     kept = [t[t < duration] for t in joined]
     return _merged(models, kept, [np.ones(t.size, np.int64) for t in kept], duration)
+
+
+def _rated(
+    header: Sequence[str],
+    lines: Iterator[list[str]],
+    models: Sequence[Model],
+    duration: Duration,
+    seed: int,
+    source: str,
+) -> Arrivals:
+    """The last rate of a model holds as long as the one before it."""
+    steps: dict[str, list[tuple[float, float]]] = {model.name: [] for model in models}
+    for number, line in enumerate(lines, start=2):
+        cells = dict(zip(header, line, strict=False))
+        if cells.get("model") not in steps:
+            msg = f"{source}: line {number}: model {cells.get("model")!r} is not in the fleet"
+            raise ConfigError(msg)
+        steps[cells["model"]].append(
+            (_cell(cells, "second", source, number), _cell(cells, "rate", source, number)),
+        )
+    random = np.random.default_rng(seed)
+    times = []
+    for model in models:
+        pieces = [np.empty(0, np.int64)]
+        for start, end, rate in _periods(steps[model.name]):
+            count = random.poisson(rate * (end - start))
+            pieces.append(_nanoseconds(start + np.sort(random.random(count)) * (end - start)))
+        joined = np.concatenate(pieces)
+        times.append(joined[joined < duration])
+    return _merged(models, times, [np.ones(t.size, np.int64) for t in times], duration)
+
+
+def _periods(steps: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float, float]]:
+    """(start, end, rate) of each step, in order of time."""
+    ordered = sorted(steps)
+    length = 1.0
+    for (start, rate), following in zip(ordered, [*ordered[1:], None], strict=True):
+        length = following[0] - start if following else length
+        yield start, start + length, rate
 
 
 def _cell(cells: Mapping[str, str], name: str, source: str, number: int) -> float:

@@ -83,3 +83,15 @@ def test_an_unknown_process_is_refused_with_the_known_ones(text):
 def test_impossible_numbers_are_refused(text):
     with pytest.raises(ConfigError, match="must be above 0"):
         parse_process(text)
+
+
+def test_a_trace_of_rates_is_poisson_until_the_next_rate():
+    text = "second,model,rate\n0,a,100\n0,b,10\n20,a,400\n20,b,10\n"
+    arrivals = parse_trace(text, [Model("a", MS), Model("b", MS)], 60 * SECOND, 1, "t.csv")
+    mine = arrivals.times[arrivals.which == 0]
+    early, late = (mine < 20 * SECOND).sum(), (mine >= 20 * SECOND).sum()
+    assert 1800 < early < 2200
+    assert 7600 < late < 8400
+    assert mine.max() < 40 * SECOND
+    with pytest.raises(ConfigError, match=r"t.csv: line 2: model 'z' is not in the fleet"):
+        parse_trace("second,model,rate\n0,z,1\n", [Model("a", MS)], SECOND, 1, "t.csv")
