@@ -177,11 +177,15 @@ def format_interference(model: Interference) -> dict[str, Any]:
     }
 
 
+_TABLE = tuple(f"c{place}_{name}" for place, name in enumerate(LINEAR, start=1))
+
+
 def _parse_table(text: str, source: str) -> Interference:
-    rows = list(csv.DictReader(StringIO(text)))
-    names = [row["coefficient"].split("_", 1)[-1] for row in rows]
-    values = [_finite(row["value"], f"{source}: {row['coefficient']}") for row in rows]
-    return _known(names, values, Interference((), (), CEILING), source)
+    rows = {row["coefficient"]: row["value"] for row in csv.DictReader(StringIO(text))}
+    if set(rows) != set(_TABLE):
+        msg = f"{source}: coefficients {', '.join(rows)}; needed are {', '.join(_TABLE)}"
+        raise ConfigError(msg)
+    return Interference(LINEAR, tuple(_finite(rows[name], f"{source}: {name}") for name in _TABLE))
 
 
 def _parse_json(text: str, source: str) -> Interference:
@@ -189,12 +193,20 @@ def _parse_json(text: str, source: str) -> Interference:
         document = json.loads(text)
         names, values = document["features"], document["coefficients"]
         blank = Interference(
-            (), (), _finite(document.get("ceiling", CEILING), source), Link(document.get("link", "identity"))
+            (), (), _ceiling(document.get("ceiling", CEILING), source), Link(document.get("link", "identity"))
         )
     except (ValueError, TypeError, KeyError) as error:
         msg = f"{source}: not an interference model (features, coefficients): {error}"
         raise ConfigError(msg) from None
     return _known(names, [_finite(v, f"{source}: coefficients") for v in values], blank, source)
+
+
+def _ceiling(value: Any, source: str) -> float:
+    number = _finite(value, f"{source}: ceiling")
+    if number < 1:
+        msg = f"{source}: ceiling must be at least 1, is {number:g}"
+        raise ConfigError(msg)
+    return number
 
 
 def _finite(value: Any, where: str) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from gpulet.device import Mechanism
 from gpulet.interference import Interference, Side, footprint
 from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.profile import Profile
@@ -13,12 +14,13 @@ def beside_neighbours(plan: Plan, profile: Profile, interference: Interference |
     """The same gpulets, slowed by the worst that each neighbour runs; batches that no longer fit are made smaller.
 
     Latencies are read from `profile` anew. Promises are, too: rows/s when every gpulet goes round without idling, and
-    the worst cycle plus run. Whether they are kept is for `Plan.violations` to say. Models without a gpulet keep theirs.
+    the worst cycle plus run. Whether they are kept is for `Plan.violations` to say. Models without a gpulet keep theirs, and
+    so do those on uncut devices, whose planners count on crowding in a way of their own.
     """
     crowd = _Crowd(plan, profile, interference)
     slos = {name: promise.slo for name, promise in plan.promises.items()}
     gpulets = tuple(crowd.slowed(gpulet, slos) for gpulet in plan.gpulets)
-    hosted = {name for g in gpulets for name in g.models}
+    hosted = {name for g in gpulets if g.device not in crowd.uncut for name in g.models}
     promises = {n: _promise(n, p, gpulets) if n in hosted else p for n, p in plan.promises.items()}
     return replace(plan, gpulets=gpulets, promises=promises)
 
@@ -29,12 +31,15 @@ class _Crowd:
     def __init__(self, plan: Plan, profile: Profile, interference: Interference | None) -> None:
         self._profile = profile
         self._interference = interference
+        self.uncut = {d.index for d in plan.devices if d.mechanism is Mechanism.WHOLE}
         self._of_device: dict[int, list[Gpulet]] = {}
         for gpulet in plan.gpulets:
             self._of_device.setdefault(gpulet.device, []).append(gpulet)
 
     def slowed(self, gpulet: Gpulet, slos: Mapping[str, Duration]) -> Gpulet:
         """The gpulet with a cycle that its objectives allow, or with single rows if nothing does."""
+        if gpulet.device in self.uncut:
+            return gpulet
         slo = min((slos[name] for name in gpulet.models if name in slos), default=0)
         turns = [self._turn(turn, gpulet) for turn in gpulet.turns]
         while slo and 2 * sum(t.latency for t in turns) > slo and any(t.batch > 1 for t in turns):

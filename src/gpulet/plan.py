@@ -155,6 +155,16 @@ class Plan:
                     at = to_ms(run.start)
                     yield f"device {line.device} is cut into {total} of its {sms.get(line.device, 0)} SMs at {at:g} ms"
 
+    def overfull(self, memory: Mapping[str, int]) -> Iterator[str]:
+        """The devices whose gpulets hold more than their memory, one line each; `memory` in bytes by model, 0 unknown.
+
+        Every gpulet has a replica of its own of each of its models.
+        """
+        for device in self.devices:
+            need = sum(memory.get(name, 0) for g in self.gpulets if g.device == device.index for name in g.models)
+            if device.kind.memory and need > device.kind.memory:
+                yield f"device {device.index}: its gpulets' models need {need} of {device.kind.memory} bytes"
+
     def _lean(self) -> Iterator[str]:
         for device in self.devices:
             need = sum(r.memory for r in self.residents if r.device == device.index)

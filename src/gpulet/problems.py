@@ -10,7 +10,7 @@ from gpulet.device import Device, Kind, mps_size
 from gpulet.duty import Share, saturated_rate
 from gpulet.errors import ConfigError, ProfileError
 from gpulet.fleetfile import Site
-from gpulet.interference import Interference, parse_interference
+from gpulet.interference import CONSTANT, Interference, parse_interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.profile import Point, Profile, Statistic, parse_profile
@@ -43,7 +43,7 @@ def load_profile(site: Site) -> Profile:
     missing = [s.name for s in site.sections if s.name not in profile.models]
     if missing:
         where = site.profile_path or "the profile store"
-        msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`"
+        msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`, or bring a table with `gpulet import-profile`"
         raise ProfileError(msg)
     return profile
 
@@ -88,6 +88,7 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
     if site.applications:
         rates = {section.name: section.rate for section in site.config.applications}
         bare = with_applications(site.applications, rates, site.sections, bare)
+    _refuse_unknown_use(bare)
     if len(bare.demand) < len(models):
         shares = {name: rate for name, rate in _equal_share(site, bare).items() if name not in bare.demand}
         bare = replace(bare, demand={**bare.demand, **shares}, sent={**bare.sent, **shares})
@@ -98,6 +99,17 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
         msg = f"the front-end alone would take {share:.0%} of the cores at {rate:.0f} requests/s"
         raise ConfigError(msg)
     return _beside_front_end(site, bare)
+
+
+def _refuse_unknown_use(problem: Problem) -> None:
+    """A model without utilisation would be a neighbour that costs nothing."""
+    if problem.interference is None or set(problem.interference.features) <= set(CONSTANT):
+        return
+    used = {p.model for p in problem.profile.points if p.l2 or p.dram}
+    unknown = [name for name in problem.models if name not in used]
+    if unknown:
+        msg = f"[interference]: nobody measured L2 and DRAM use of {', '.join(unknown)}; import with --utilization"
+        raise ConfigError(msg)
 
 
 def _times(factor: float, rates: Mapping[str, float]) -> dict[str, float]:

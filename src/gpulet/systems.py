@@ -51,6 +51,7 @@ _ATTAINED = 0.995
 _JUDGED_SECONDS = (1.5, 10.0)
 """At least so long that a queue which grows shows itself."""
 _JUDGED_REQUESTS = 12_000
+_MOST_JUDGED_REQUESTS = 60_000
 
 
 def _holds(problem: Problem, plan: Plan) -> bool:
@@ -59,7 +60,7 @@ def _holds(problem: Problem, plan: Plan) -> bool:
     if not rate:
         return True
     shortest, longest = _JUDGED_SECONDS
-    seconds = min(longest, max(shortest, _JUDGED_REQUESTS / rate))
+    seconds = min(longest, max(shortest, _JUDGED_REQUESTS / rate), _MOST_JUDGED_REQUESTS / rate)
     arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), 1, poisson)
     scheduler = make_scheduler(SYSTEMS["gpulet"], problem, plan, Limits())
     metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)

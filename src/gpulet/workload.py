@@ -183,10 +183,11 @@ def _rated(
     steps: dict[str, list[tuple[float, float]]] = {model.name: [] for model in models}
     for number, line in enumerate(lines, start=2):
         cells = dict(zip(header, line, strict=False))
-        if cells.get("model") not in steps:
-            msg = f"{source}: line {number}: model {cells.get("model")!r} is not in the fleet"
+        name = cells.get("model", "")
+        if name not in steps:
+            msg = f"{source}: line {number}: model {name!r} is not in the fleet"
             raise ConfigError(msg)
-        steps[cells["model"]].append(
+        steps[name].append(
             (_cell(cells, "second", source, number), _cell(cells, "rate", source, number)),
         )
     random = np.random.default_rng(seed)

@@ -68,25 +68,27 @@ def test_a_bad_plan_file_is_refused(gpulet, tmp_path, change, message):
 def test_an_infeasible_fleet_ends_with_1_and_says_why(gpulet, tmp_path):
     text = (REPOSITORY / "examples" / "emulated" / "gpulet.toml").read_text()
     profile = json.dumps(str(REPOSITORY / "examples" / "emulated" / "profile.csv"))
-    text = text.replace("rate = 900", "rate = 260000").replace('"profile.csv"', profile)
+    text = text.replace("rate = 900", "rate = 9000").replace('"profile.csv"', profile)
     (tmp_path / "f.toml").write_text(text)
-    code, out, _ = gpulet("plan", tmp_path / "f.toml", "--json")
+    code, out, _ = gpulet("plan", tmp_path / "f.toml", "--system", "nexus", "--json")
     doc = json.loads(out)
     assert code == 1
     assert doc["feasible"] is False
-    assert doc["unserved"]["detector"] > 100_000
+    assert doc["unserved"]["detector"] > 1_000
+    assert doc["remedies"]["devices"] > 1
+    assert 1_000 < doc["remedies"]["rate"] < 9_000
     code, _, err = gpulet("simulate", tmp_path / "f.toml")
     assert code == 1
     assert "no plan: model detector" in err
 
 
 def test_capacity_by_plan_and_by_simulation(gpulet):
-    code, out, _ = gpulet("capacity", FLEET, "--json")
+    code, out, _ = gpulet("capacity", FLEET, "--system", "nexus", "--json")
     by_plan = json.loads(out)
     assert code == 0
     assert by_plan["factor"] > 1
     assert by_plan["limiting_model"] in by_plan["rates"]
-    code, out, _ = gpulet("capacity", FLEET, "--by", "simulation", "--duration", 1, "--json")
+    code, out, _ = gpulet("capacity", FLEET, "--system", "nexus", "--by", "simulation", "--duration", 2, "--json")
     by_simulation = json.loads(out)
     assert 0.5 < by_simulation["factor"] <= by_plan["factor"] * 1.001
 

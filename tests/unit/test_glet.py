@@ -184,3 +184,47 @@ def test_what_waits_longer_than_its_objective_is_dropped_unless_that_is_off():
     assert set(drops) == {40}
     assert run(world(drop_ratio=0), burst)[1] == []
     assert set(run(world(drop_ratio=0.5), burst)[1]) == {20}
+
+
+def test_a_lost_gpulets_batch_is_built_elsewhere():
+    two = world(gpulets=2)
+    two.kill(1 * MS, 0, 500 * MS)
+    starts, _ = run(two, [(0, 1), (2, 1), (3, 1), (4, 1)])
+    assert starts == [(4, 1, 4)]
+
+
+def test_a_request_given_up_while_another_is_put_back_leaves_no_ghost():
+    one = world(batch=1)
+    one.kill(2 * MS, 0, 5 * MS)
+    one.cancel(2 * MS, 2)
+    starts, _ = run(one, [(0, 1), (1, 1), (1, 1)])
+    assert sum(rows for *_, rows in starts) == 1 + 1 + 1  # the first is run twice, the second never
+
+
+def test_a_shape_that_is_measured_to_fewer_rows_is_batched_to_fewer():
+    small = world(batch=4)
+    points = (*small.executor._profile.points, *(Point("m0", 8, n, *[5 * MS] * 3, shape="big") for n in (1, 2)))  # noqa: SLF001 (what the world was made with)
+    again = World(models_of(1), small.plan, GletDispatcher, Limits(early_drop=False), Profile(points))
+    again.run(requests_of([(n * MS, 0, 1, "big", 0, False) for n in range(4)], models_of(1)))
+    rows = [c.rows for _, _, commands in again.steps for c in commands if isinstance(c, Start)]
+    assert rows == [2, 2]
+
+
+def test_models_that_share_a_gpulet_in_time_need_memory_for_each():
+    rates = dict.fromkeys("abc", 20.0)
+    assert isinstance(glet(problem(rates, memory=1000 * MIB)), Plan)
+    crowded = glet(problem(rates, memory=4096 * MIB))
+    assert isinstance(crowded, Infeasible)
+    assert sum(crowded.unserved.values()) > 0
+
+
+def test_sizes_that_do_not_divide_the_device_and_uneven_profiles_are_planned_or_refused():
+    green = replace(problem({"a": 50.0}), devices=(Device(0, find_kind("h200-141gb"), Mechanism.GREEN),))
+    assert isinstance(glet(green), Plan | Infeasible)
+    uneven = tuple(
+        Point("a", mps_size(KIND, share).sms, rows, *[round((5 + rows * ms) * MS)] * 3)
+        for share, ms in PER_ROW.items()
+        for rows in (1, 2, 4, 8)[: 2 + share // 40]
+    )
+    plan = glet(replace(problem({"a": 100.0}), profile=Profile(uneven)))
+    assert isinstance(plan, Plan)

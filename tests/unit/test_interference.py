@@ -98,8 +98,9 @@ def test_a_model_survives_being_written_and_read():
     ours = Interference(OURS, tuple(0.01 * n for n in range(len(OURS))), 1.2, Link.LOG)
     text = json.dumps(format_interference(ours))
     assert parse_interference(text, "x.json") == ours
-    table = "coefficient,value\nc1_l2_victim,0.1\nc5_constant,0.9\n"
-    assert parse_interference(table, "c.csv") == Interference(("l2_victim", "constant"), (0.1, 0.9))
+    names = ("c1_l2_victim", "c2_l2_corunner", "c3_dram_victim", "c4_dram_corunner", "c5_constant")
+    table = "coefficient,value\n" + "".join(f"{name},0.{n}\n" for n, name in enumerate(names, start=1))
+    assert parse_interference(table, "c.csv") == Interference(LINEAR, (0.1, 0.2, 0.3, 0.4, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,10 @@ def test_a_model_survives_being_written_and_read():
         ('{"features": ["l3"], "coefficients": [1]}', "x: unknown feature 'l3'; known are constant"),
         ('{"features": ["constant"], "coefficients": [1, 2]}', "x: 1 features, but 2 coefficients"),
         ('{"features": ["constant"], "coefficients": ["NaN"]}', "x: coefficients: must be a finite number, is 'NaN'"),
-        ("coefficient,value\nc1_l2_victim,inf\n", "x: c1_l2_victim: must be a finite number, is 'inf'"),
+        (
+            "coefficient,value\nc1_l2_victim,inf\nc2_l2_corunner,1\nc3_dram_victim,1\nc4_dram_corunner,1\nc5_constant,1\n",
+            "x: c1_l2_victim: must be a finite number, is 'inf'",
+        ),
     ],
 )
 def test_a_bad_model_is_one_clear_line(text, message):
@@ -145,3 +149,34 @@ def test_a_footprint_knows_its_use_and_its_host_time():
     one = footprint(Profile(points), "m", 4, 0.5, 2)
     assert (one.side.l2, one.side.dram) == (pytest.approx(0.3), pytest.approx(0.05))
     assert one.slowed(2.0) == pytest.approx(7 * MS + 6.5 * MS)
+
+
+def test_corrections_build_on_each_other_and_on_the_devices_part():
+    """8 of 10 ms on the host; beside a neighbour the truth is 12 ms, so the device part is twice as slow."""
+    assumed = Interference(CONSTANT, (1.25,), corrections={"m0": 1.2, "m9": 1.1})  # 1.5 as corrected before
+    correction = Correction(plan(), profile(8 * MS), assumed, weight=1.0)
+    starts = [Start(n, n, f"m{n}", "", 8, (n,)) for n in (0, 1)]
+    correction.record(0, (), starts)
+    correction.record(12 * MS, (Finished(0), Finished(1)), ())
+    assert correction.corrected().pair(HEAVY, LIGHT) == pytest.approx(2.0)
+    assert correction.corrected().corrections["m9"] == 1.1
+
+
+@pytest.mark.parametrize("text", ["coefficient,value\nc1_l2_victim,0.1\n", "coefficient,value\nzz_l2_victim,0.1\n"])
+def test_an_incomplete_table_of_coefficients_is_refused(text):
+    with pytest.raises(ConfigError, match=r"c.csv: coefficients .*_l2_victim; needed are c1_l2_victim, c2_l2_corunner"):
+        parse_interference(text, "c.csv")
+
+
+def test_a_ceiling_below_one_is_refused():
+    with pytest.raises(ConfigError, match=r"x: ceiling must be at least 1, is 0\.5"):
+        parse_interference('{"features": ["constant"], "coefficients": [1], "ceiling": 0.5}', "x")
+
+
+def test_uncut_devices_keep_what_their_planner_said():
+    whole = plan()
+    device = Device(0, whole.devices[0].kind, Mechanism.WHOLE)
+    assert (
+        beside_neighbours(Plan((device,), whole.gpulets, promises=whole.promises), profile(), BESIDE).gpulets
+        == whole.gpulets
+    )

@@ -50,5 +50,5 @@ def main() -> None:
     try:
         app()
     except GpuletError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"error: {error}", markup=False, highlight=False)
         raise SystemExit(error.exit_code) from None

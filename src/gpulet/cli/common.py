@@ -18,7 +18,7 @@ from gpulet.planfile import read_plan
 from gpulet.units import SECOND
 from gpulet.workload import Arrivals, drawn, parse_process, parse_trace
 
-out = Console()
+out = Console(emoji=False)
 
 Target = Annotated[Path, typer.Argument(help="a fleet file, or a directory: a model repository on all cores")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
@@ -54,7 +54,7 @@ def chosen_plan(site: Site, problem: Problem, plan_file: Path | None) -> Plan:
 def refuse(refusal: Infeasible, *, quiet: bool = False) -> Plan:
     """Say why there is no plan and end the command with exit code 1."""
     if not quiet:
-        Console(stderr=True, soft_wrap=True).print(f"no plan: {refusal}", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"no plan: {refusal}", markup=False, highlight=False)
     raise typer.Exit(1)
 
 
@@ -77,6 +77,15 @@ def check_attainment(report: Rows, *, wanted: bool) -> None:
     """With `--check`, a model below 99 % ends the command with exit code 1."""
     if wanted and any(row["attainment"] < ATTAINED for row in report["models"].values()):
         raise typer.Exit(1)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; one that cannot be written is bad input."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        msg = f"{path} cannot be written: {error}"
+        raise BadInput(msg) from None
 
 
 def print_json(value: object) -> None:

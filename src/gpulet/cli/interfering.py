@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table as Grid
 
-from gpulet.cli.common import AsJson, out, print_json
+from gpulet.cli.common import AsJson, out, print_json, write_text
 from gpulet.errors import BadInput, ProfileError
 from gpulet.fitting import PREDICTORS, Errors, Seen, errors_of, held_back_mean, pair_left_out, percentiles, read_pairs
 from gpulet.importing.table import Table, read_table
@@ -49,7 +50,7 @@ def fit(
     tables = _tables(seen, read_pairs(_read(test), alone) if test else ())
     written = format_interference(fitted[model])
     if out_file:
-        out_file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_text(out_file, json.dumps(written, indent=1) + "\n")
     first = next(iter(tables.values()))
     if as_json:
         print_json(
@@ -71,18 +72,20 @@ def _beside(pairs: Path, test: Path | None) -> Path:
     """The `solo.csv` beside the pairs, the other pairs, or iGniter's; the first one is named where there is none."""
     places = [path.with_name("solo.csv") for path in (pairs, test) if path]
     places.append(Path("../shared/data/v100_igniter/solo.csv"))
-    return next((place for place in places if place.exists()), places[0])
+    found = next((place for place in places if place.exists()), places[0])
+    if found == places[-1]:
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"each side alone: {found}", markup=False)
+    return found
 
 
 def _tables(seen: tuple[Seen, ...], other: tuple[Seen, ...]) -> dict[str, dict[str, Errors]]:
     """Errors by table and predictor; the first table is the one that was asked for."""
-    tables = {
+    if other:
+        return {"test": {n: percentiles(errors_of(p(seen), other)) for n, p in PREDICTORS.items()}}
+    return {
         "held_back": {name: held_back_mean(predictor, seen) for name, predictor in PREDICTORS.items()},
         "pair_left_out": {name: pair_left_out(predictor, seen) for name, predictor in PREDICTORS.items()},
     }
-    if not other:
-        return tables
-    return {"test": {n: percentiles(errors_of(p(seen), other)) for n, p in PREDICTORS.items()}, **tables}
 
 
 def _grid(title: str, table: dict[str, Errors]) -> Grid:

@@ -121,7 +121,7 @@ def simulate(
 
     Example: gpulet simulate fleet.toml --duration 60 --seed 1 --workload gamma:2 --compare gpulet,elastic
     """
-    names = compare.split(",") if compare else [system]
+    names = _names(compare) if compare else [system]
     reports: dict[str, SimulationReport] = {}
     refusals: dict[str, dict[str, str]] = {}
     for name in names:
@@ -141,17 +141,29 @@ def simulate(
             out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
         for name, refusal in refusals.items():
             out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)
-    if check and refusals:
+    if refusals and (check or not reports):
         raise typer.Exit(1)
     for report in reports.values():
         check_attainment(report, wanted=check)
+
+
+def _names(compare: str) -> list[str]:
+    names = compare.split(",")
+    if "" in names:
+        msg = f"--compare {compare!r}: an empty name between commas"
+        raise BadInput(msg)
+    return names
 
 
 def _draw(shown: Plan, picture: Path) -> None:
     if picture.suffix not in {".png", ".svg"}:
         msg = f"--picture {picture}: the file must end in .png or .svg"
         raise BadInput(msg)
-    draw_plan(shown, picture)
+    try:
+        draw_plan(shown, picture)
+    except OSError as error:
+        msg = f"--picture {picture} cannot be written: {error}"
+        raise BadInput(msg) from None
 
 
 def _print_fewest(count: int | Infeasible, of: int, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpulet.cli.common import AsJson, out, print_json
 from gpulet.errors import BadInput
+from gpulet.reproduce.atc22.data import load
 from gpulet.reproduce.atc22.jobs import ON_REQUEST, PARTS, SYSTEMS, Asked, reproduce
 from gpulet.reproduce.atc22.report import write_report
 from gpulet.systems import find_system
@@ -29,7 +30,10 @@ def atc22(
         "../shared/data"
     ),
     workers: Annotated[int, typer.Option("--workers", min=0, help="processes; 0: one per core")] = 0,
-    folder: Annotated[Path, typer.Option("--out", help="where the report and its plots go")] = Path("out/atc22"),
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="where the report and its plots go; left out: out/atc22, none with --json"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """gpu-lets (USENIX ATC 2022): saturation, schedulability, peak rates, interference, fluctuating load.
@@ -51,14 +55,28 @@ def atc22(
     if unknown:
         msg = f"--only {unknown[0]!r}: known are {', '.join(PARTS)}"
         raise BadInput(msg)
+    load(asked.data)  # what is missing is said before the bar is drawn
+    place = folder or (None if as_json else Path("out/atc22"))
+    if place:
+        _make(place)
     columns = (TextColumn("reproduce atc22"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("jobs", total=None)
         result = reproduce(asked, lambda done, of: progress.update(task, completed=done, total=of))
+    report = write_report(result, place) if place else None
     if as_json:
         print_json(result)
     else:
-        out.print(f"report: {write_report(result, folder)}", markup=False)
+        out.print(f"report: {report}", markup=False)
+
+
+def _make(folder: Path) -> None:
+    """Before any work: a folder that cannot be made is bad input."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"--out {folder} cannot be made: {error}"
+        raise BadInput(msg) from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ def list_systems(as_json: AsJson = False) -> None:
         print_json({name: found.about for name, found in SYSTEMS.items()})
         return
     for name, found in SYSTEMS.items():
-        out.print(f"{name}: {found.about}")
+        out.print(f"{name}: {found.about}", markup=False)
 
 
 def show_config(as_json: AsJson = False) -> None:

@@ -21,9 +21,10 @@ BOUNDS = (0.5, 2.0)
 
 
 class _Running:
-    __slots__ = ("device", "done", "footprint", "had_neighbour", "slowdown")
+    __slots__ = ("device", "done", "footprint", "had_neighbour", "slowdown", "started")
 
-    def __init__(self, device: int, footprint: Footprint) -> None:
+    def __init__(self, started: Instant, device: int, footprint: Footprint) -> None:
+        self.started = started
         self.device = device
         self.footprint = footprint
         self.done = 0.0
@@ -62,8 +63,10 @@ class Correction:
                 self._start(now, command)
 
     def corrected(self) -> Interference:
-        """The same model, its predictions for each victim model times what was measured."""
-        return replace(self._interference, corrections=dict(self.factors), _pairs={})
+        """The same model, its predictions for each victim model times what was measured; earlier corrections stay in."""
+        before = self._interference.corrections
+        factors = {name: before.get(name, 1.0) * factor for name, factor in self.factors.items()}
+        return replace(self._interference, corrections={**before, **factors}, _pairs={})
 
     def _start(self, now: Instant, start: Start) -> None:
         if isinstance(start.on, Carve):
@@ -73,7 +76,8 @@ class Correction:
             device, sms, share = self._gpulets[start.on]
             self._on[start.on] = start.batch
         self._progress(now, device)
-        self._running[start.batch] = _Running(device, footprint(self._profile, start.model, sms, share, start.rows))
+        taken = footprint(self._profile, start.model, sms, share, start.rows)
+        self._running[start.batch] = _Running(now, device, taken)
         self._pace(device)
 
     def _end(self, now: Instant, batch: BatchId, *, is_whole: bool) -> None:
@@ -84,13 +88,18 @@ class Correction:
         del self._running[batch]
         self._on = {gpulet: other for gpulet, other in self._on.items() if other != batch}
         if is_whole and run.had_neighbour:
-            self._learn(run)
+            self._learn(now, run)
         self._pace(run.device)
 
-    def _learn(self, run: _Running) -> None:
-        name = run.footprint.side.model
+    def _learn(self, now: Instant, run: _Running) -> None:
+        """Only the device's part was slowed: what is left of measured and of predicted time without the host's."""
+        name, whole, on_device = run.footprint.side.model, run.footprint.latency, run.footprint.on_device
+        host, took = whole - on_device, now - run.started
+        predicted = whole * took / run.done - host if run.done else 0.0
+        if predicted <= 0:
+            return
         low, high = BOUNDS
-        measured = min(max(run.done / run.footprint.latency, low), high)
+        measured = min(max((took - host) / predicted, low), high)
         before = self.factors.get(name, 1.0)
         self.factors[name] = before + self._weight * (measured - before)
 

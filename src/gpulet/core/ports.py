@@ -126,6 +126,10 @@ class Problem:
             raise PlanError(msg)
         return self.interference
 
+    def overfull(self, plan: Plan) -> str:
+        """Why a plan's models do not fit into the devices' memory; empty where they do or nobody knows."""
+        return next(plan.overfull({name: model.memory for name, model in self.models.items()}), "")
+
     @property
     def rates(self) -> Mapping[str, float]:
         """Rows/s by everything that clients send requests for."""

@@ -129,7 +129,7 @@ class DutyCycle:
         """A batch for this host from the front of the queue, a drop, or `_WAIT`."""
         head = queue.head
         curve = host.curve(queue.shape)
-        most = host.batch
+        most = min(host.batch, len(curve))
         if head.rows > len(curve):
             return self._pass_over(now, host, queue, curve)
         if self._drops_early:

@@ -14,20 +14,36 @@ from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import Reason
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.plan import Gpulet, Plan, Turn
+from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import NEVER, SECOND, Instant
+from gpulet.units import NEVER, PLAIN, SECOND, Instant
 
 
 class _Builder:
     """One model's batch that is being built on one gpulet; `due` is when it is ready at the latest."""
 
-    __slots__ = ("batch", "credit", "curve", "due", "duty", "gpulet", "model", "per_row", "requests", "rows")
+    __slots__ = (
+        "_curves",
+        "batch",
+        "credit",
+        "due",
+        "duty",
+        "gpulet",
+        "model",
+        "per_row",
+        "profile",
+        "requests",
+        "rows",
+        "sms",
+    )
 
     def __init__(self, problem: Problem, gpulet: Gpulet, turn: Turn) -> None:
         self.gpulet = gpulet.id
         self.model = turn.model
-        self.curve = problem.profile.curve(turn.model, gpulet.size.sms)
-        self.batch = min(turn.batch, len(self.curve))
+        self.sms = gpulet.size.sms
+        self.profile = problem.profile
+        self._curves: dict[str, Curve] = {}
+        self.batch = min(turn.batch, len(self.curve(PLAIN)))
         self.duty = max(1, gpulet.duty_cycle)
         self.per_row = self.duty / (self.batch * SECOND)
         self.credit = 0.0
@@ -35,11 +51,18 @@ class _Builder:
         self.rows = 0
         self.due: Instant = NEVER
 
+    def curve(self, shape: str) -> Curve:
+        """Latency by rows of a shape class here."""
+        if shape not in self._curves:
+            self._curves[shape] = self.profile.curve(self.model, self.sms, shape)
+        return self._curves[shape]
+
     def has_room(self, request: Request) -> bool:
         """Whether the request may join the batch: rows, and one shape class."""
+        most = len(self.curve(request.shape))
         if not self.requests:
-            return request.rows <= len(self.curve)
-        return self.rows + request.rows <= self.batch and self.requests[0].shape == request.shape
+            return request.rows <= most
+        return self.rows + request.rows <= min(self.batch, most) and self.requests[0].shape == request.shape
 
     def take(self, now: Instant, request: Request) -> None:
         """Add a request; the first one starts the clock."""
@@ -48,11 +71,13 @@ class _Builder:
         self.requests.append(request)
         self.rows += request.rows
         self.credit += request.rows * self.per_row
-        if self.rows >= self.batch:
+        if self.rows >= min(self.batch, len(self.curve(request.shape))):
             self.due = min(self.due, now)
 
     def keep(self, waiting: dict[int, Queue]) -> None:
         """Forget requests that were given up."""
+        if all(r.id in waiting for r in self.requests):
+            return
         self.requests = [r for r in self.requests if r.id in waiting]
         self.rows = sum(r.rows for r in self.requests)
         self.due = self.due if self.requests else NEVER
@@ -75,13 +100,15 @@ class GletDispatcher:
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally, until a builder takes it."""
-        if not any(request.rows <= len(b.curve) for b in self._of_model[request.model]):
+        if not any(request.rows <= len(b.curve(request.shape)) for b in self._of_model[request.model]):
             return Reason.TOO_LARGE
         self._unbuilt[request.model].append(request)
         return CENTRAL
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Build, start what is ready on idle gpulets, drop what is too old."""
+        for builders in self._of_gpulet.values():
+            self._release_lost(builders, fleet)
         for model in dict.fromkeys(queue.model for queue in changed.queues):
             self._recount(model, fleet)
         for model in self._unbuilt:
@@ -95,14 +122,22 @@ class GletDispatcher:
             self._unbuilt[request.model].remove(request)
         return Decision(starts, drop=drops, wake_at=self._next(now))
 
+    def _release_lost(self, builders: list[_Builder], fleet: Fleet) -> None:
+        """What was being built for a gpulet that is down goes to the others."""
+        if builders and not fleet.gpulets[builders[0].gpulet].is_up:
+            for builder in builders:
+                self._unbuilt[builder.model].extendleft(reversed(builder.requests))
+                builder.clear()
+
     def _recount(self, model: str, fleet: Fleet) -> None:
-        """Requests that were given up, or put back after their worker died, are noticed by their number."""
+        """Forget requests that were given up, and find those that were put back after their worker died."""
         builders, unbuilt = self._of_model[model], self._unbuilt[model]
-        waiting = sum(len(queue) for queue in fleet.central(model))
-        if waiting == len(unbuilt) + sum(len(b.requests) for b in builders):
-            return
         for builder in builders:
             builder.keep(fleet.waiting)
+        while unbuilt and unbuilt[0].id not in fleet.waiting:
+            unbuilt.popleft()
+        if sum(len(q) for q in fleet.central(model)) == len(unbuilt) + sum(len(b.requests) for b in builders):
+            return
         built = {r.id for b in builders for r in b.requests}
         requests = (r for queue in fleet.central(model) for r in queue if r.id not in built)
         self._unbuilt[model] = deque(sorted(requests, key=lambda r: r.arrival))
@@ -110,6 +145,9 @@ class GletDispatcher:
     def _build(self, now: Instant, model: str, fleet: Fleet) -> None:
         unbuilt = self._unbuilt[model]
         while unbuilt:
+            if unbuilt[0].id not in fleet.waiting:
+                unbuilt.popleft()
+                continue
             open_ = [b for b in self._of_model[model] if fleet.gpulets[b.gpulet].is_up and b.has_room(unbuilt[0])]
             if not open_:
                 return
@@ -120,7 +158,7 @@ class GletDispatcher:
         ready = [b for b in builders if b.due <= now]
         if ready and fleet.gpulets[ready[0].gpulet].is_idle:
             first = min(ready, key=lambda b: b.due)
-            yield Run(first.gpulet, first.requests, first.curve[first.rows - 1])
+            yield Run(first.gpulet, first.requests, first.curve(first.requests[0].shape)[first.rows - 1])
             first.clear()
 
     def _expiry(self, request: Request) -> Instant:

@@ -11,11 +11,11 @@ the judge are given, since planners know neither each other nor a simulator.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import inf, log
 
 from gpulet.core.ports import Infeasible, Planner, Problem
 from gpulet.duty import bunched
-from gpulet.errors import PlanError
+from gpulet.errors import PlanError, ProfileError
 from gpulet.neighbours import beside_neighbours
 from gpulet.plan import Plan, Promise
 from gpulet.units import SECOND
@@ -33,6 +33,8 @@ class Level:
 
 
 LEVELS = (
+    Level(4.0, 1.0),
+    Level(2.5, 1.0),
     Level(1.5, 1.0),
     Level(1.25, 1.0),
     Level(1.0, 1.0),
@@ -75,7 +77,7 @@ def best(
     refusals = [o for o in bare if isinstance(o, Infeasible)]
     if not refusals:
         return _doubtful(problem, next(o for o in bare if isinstance(o, Plan)))
-    return min(refusals, key=lambda refusal: sum(refusal.unserved.values()))
+    return min(refusals, key=lambda refusal: sum(refusal.unserved.values()) or inf)
 
 
 def _in_order(
@@ -111,11 +113,11 @@ def _room(promise: Promise, hosts: int) -> float:
 
 
 def _outcomes(candidates: Sequence[Planner], problem: Problem, asked: Problem) -> Iterator[Plan | Infeasible]:
-    failures: list[PlanError] = []
+    failures: list[PlanError | ProfileError] = []
     for candidate in candidates:
         try:
             yield _outcome(candidate, problem, asked)
-        except PlanError as error:
+        except (PlanError, ProfileError) as error:
             failures.append(error)
     if len(failures) == len(candidates):
         raise failures[0]

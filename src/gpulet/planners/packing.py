@@ -54,7 +54,7 @@ class _Packing:
         hopeless = next((m for m, _ in wanted if not self._carries(m)), None)
         if hopeless:
             constraint = f"no size runs even one row twice within its SLO of {to_ms(hopeless.slo):g} ms"
-            unserved = {hopeless.name: self._problem.demand[hopeless.name]}
+            unserved = {hopeless.name: self._problem.demand[hopeless.name], **dict(self._others(hopeless))}
             return Infeasible(hopeless.name, constraint, "raise its SLO", unserved, Plan(self._problem.devices))
         full: list[_Piece] = []
         rest: list[_Piece] = []
@@ -63,6 +63,10 @@ class _Packing:
             full += pieces[:-1]
             rest += pieces[-1:]
         return self._place(full + (self._merged(rest) if self._merges else rest))
+
+    def _others(self, hopeless: Model) -> Iterator[tuple[str, float]]:
+        """The demand that was not even tried."""
+        return ((n, r) for n, r in self._problem.demand.items() if r > 0 and n != hopeless.name)
 
     def _share(self, model: Model, size: Size, rate: float) -> Share:
         return Share(self._problem.profile.curve(model.name, size.sms), model.slo, rate, model.max_batch)
@@ -138,6 +142,11 @@ class _Packing:
         placed = [piece for piece in pieces if piece not in homeless]
         promises = {m.name: self._promise(m, placed) for m in self._problem.models.values()}
         plan = Plan(self._problem.devices, numbered, promises=promises)
+        crowded = self._problem.overfull(plan)
+        if crowded and not homeless:
+            name = max(self._problem.models.values(), key=lambda m: m.memory).name
+            unserved = {name: self._problem.demand.get(name, 0.0)}
+            return Infeasible(name, crowded, "add a device", unserved, plan)
         return self._refusal(homeless, plan) if homeless else plan
 
     def _promise(self, model: Model, placed: Sequence[_Piece]) -> Promise:

@@ -21,7 +21,7 @@ from gpulet.device import Device, Mechanism
 from gpulet.errors import PlanError
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Promise, Turn
-from gpulet.planners.glet.board import WHOLE, Board, Part
+from gpulet.planners.glet.board import WHOLE, Board, Part, sizes_by_share
 from gpulet.planners.glet.estimate import Saturation, efficient_share, estimate, estimate_greedy, saturation
 from gpulet.planners.glet.margins import NONE, Margins
 from gpulet.planners.glet.placing import allocate, fits, merge_residues, readjust
@@ -72,10 +72,15 @@ def _shares(problem: Problem, style: Style) -> tuple[int, ...]:
         msg = f"device {device.index}: gpu-lets cuts mps, green, cpu and whole devices, not mig"
         raise PlanError(msg)
     smallest = max(problem.profile.sizes(name)[0] for name in problem.models)
-    all_shares = {round(s.share_pct) for s in device.sizes()}
-    usable = {round(s.share_pct) for s in device.sizes() if s.sms >= smallest}
-    paired = {s for s in usable if WHOLE - s in all_shares and WHOLE - s in usable}
+    usable = {share for share, size in sizes_by_share(device).items() if size.sms >= smallest}
+    paired = {share for share in usable if WHOLE - share in usable and _fit_together(device, share)}
     return (WHOLE,) if style is Style.SBP else (*sorted(paired), WHOLE)
+
+
+def _fit_together(device: Device, share: int) -> bool:
+    """Whether a share and the rest of 100 % really fit on the device, which rounding may hide."""
+    sizes = sizes_by_share(device)
+    return device.length(sizes[share]) + device.length(sizes[WHOLE - share]) <= device.room
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +172,9 @@ class _Planning:
         if not broken:
             return plan
         short = {n: p.demand - p.throughput for n, p in plan.promises.items() if p.throughput < p.demand}
-        name = next(iter(short), next((n for n in plan.promises if broken[0].startswith(f"model {n}:")), ""))
-        name = name or next(iter(plan.promises))
+        late = {n: p.demand for n, p in plan.promises.items() if p.worst_latency > p.slo and n not in short}
+        short |= late
+        name = next(iter(short), next(iter(plan.promises)))
         return Infeasible(
             name, f"accepted by the artifact's margins, but {broken[0]}", "use fewer margins", short, plan
         )
@@ -226,9 +232,16 @@ class _Planning:
         model = self._problem.models[failed.model]
         if 2 * self._board.latency(model, 1, WHOLE) > model.slo:
             constraint = f"no size runs even one row twice within its SLO of {to_ms(model.slo):g} ms"
-            return Infeasible(failed.model, constraint, "raise its SLO", {failed.model: failed.left}, plan)
+            return Infeasible(failed.model, constraint, "raise its SLO", self._unserved(failed), plan)
         rate, count = self._rates[failed.model], len(self._problem.devices)
         constraint = f"{rate - failed.left:.1f} of {rate} rows/s (margins included) fit on {count} devices"
         best = max(entry.rate for entry in table.values())
         nearest = f"lower its rate by {failed.left:.1f}/s, or add a device (a whole one carries {best:.1f}/s)"
-        return Infeasible(failed.model, constraint, nearest, {failed.model: failed.left}, plan)
+        return Infeasible(failed.model, constraint, nearest, self._unserved(failed), plan)
+
+    def _unserved(self, failed: _Failure) -> dict[str, float]:
+        """What failed, without its margins, and all of those that were not tried any more."""
+        demand = self._problem.demand
+        placed = {t.model.name for part in self._board.parts() for t in part.tenants}
+        untried = {n: demand[n] for n in self._rates if n not in placed and n != failed.model}
+        return {failed.model: min(failed.left, demand[failed.model]), **untried}

@@ -1,10 +1,11 @@
 """What stands on each device while gpu-lets' artifact plans: parts, their tenants, memory, and latency beside neighbours."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpulet.core.ports import Problem
-from gpulet.device import Size
+from gpulet.device import Device, Size
 from gpulet.interference import Interference, Side, footprint
 from gpulet.model import Model
 from gpulet.planners.glet.margins import Margins
@@ -64,12 +65,13 @@ class Board:
         self.interference = interference
         self.can_cut = not cuts
         self.devices = [_parts(i, cut) for i, cut in enumerate(cuts or [(WHOLE,)] * len(problem.devices))]
-        self._sms = {round(size.share_pct): size.sms for size in problem.devices[0].sizes()}
+        self._sizes = sizes_by_share(problem.devices[0])
         self._curves: dict[tuple[str, int], Curve] = {}
         self._uses: dict[tuple[str, int], tuple[Use, ...]] = {}
         self._sides: dict[tuple[str, int, int], Side] = {}
         self._memory = [0] * len(self.devices)
-        self._loaded: set[tuple[int, int, bool]] = set()
+        self._processes: set[tuple[int, int, bool]] = set()
+        self._loaded: set[tuple[tuple[int, int, bool], str]] = set()
 
     def parts(self) -> Iterator[Part]:
         """Every part, device by device."""
@@ -90,15 +92,15 @@ class Board:
 
     def size(self, share: int) -> Size:
         """The device's size of that share."""
-        return next(s for s in self.problem.devices[0].sizes() if round(s.share_pct) == share)
+        return self._sizes[share]
 
-    def limit(self, model: Model) -> int:
+    def limit(self, model: Model, share: int) -> int:
         """The largest batch that is considered."""
-        return min(self.margins.max_batch, model.max_batch, len(self._curve(model, self.shares[-1])))
+        return min(self.margins.max_batch, model.max_batch, len(self._curve(model, share)))
 
     def latency(self, model: Model, batch: int, share: int) -> float:
         """Alone."""
-        return self._curve(model, share)[batch - 1] * self.margins.latency_ratio
+        return self._alone(model, batch, share) * self.margins.latency_ratio
 
     def latency_in(self, model: Model, batch: int, part: Part) -> float:
         """Beside what stands on the rest of the device."""
@@ -106,13 +108,14 @@ class Board:
 
     def bare_latency(self, model: Model, batch: int, part: Part) -> float:
         """The same without the latency ratio."""
-        alone = self._curve(model, part.share)[batch - 1]
+        alone = self._alone(model, batch, part.share)
+        if not self.interference or alone == math.inf:
+            return alone
         return alone + (alone - self._use(model, part.share, batch).host) * (self._factor(model, batch, part) - 1)
 
     def _factor(self, model: Model, batch: int, part: Part) -> float:
         """The worst of the co-runners, since models that share a part never run at once."""
-        if not self.interference:
-            return 1.0
+        assert self.interference is not None
         neighbours = [p for p in self.devices[part.device] if p.place != part.place]
         others = [self._side(t.model, t.batch, p.share) for p in neighbours for t in p.tenants]
         victim = self._side(model, batch, part.share)
@@ -121,34 +124,41 @@ class Board:
     def _side(self, model: Model, batch: int, share: int) -> Side:
         key = model.name, share, batch
         if key not in self._sides:
-            self._sides[key] = footprint(self.problem.profile, model.name, self._sms[share], share / WHOLE, batch).side
+            self._sides[key] = footprint(
+                self.problem.profile, model.name, self._sizes[share].sms, share / WHOLE, batch
+            ).side
         return self._sides[key]
 
     def host(self, model: Model, batch: int, share: int) -> float:
         """The part of the latency that is spent on the host."""
         return self._use(model, share, batch).host
 
+    def _alone(self, model: Model, batch: int, share: int) -> float:
+        """Endless where nobody has measured such a batch."""
+        curve = self._curve(model, share)
+        return curve[batch - 1] if batch <= len(curve) else math.inf
+
     def _curve(self, model: Model, share: int) -> Curve:
         key = model.name, share
         if key not in self._curves:
-            self._curves[key] = self.problem.profile.curve(model.name, self._sms[share])
+            self._curves[key] = self.problem.profile.curve(model.name, self._sizes[share].sms)
         return self._curves[key]
 
     def _use(self, model: Model, share: int, batch: int) -> Use:
         key = model.name, share
         if key not in self._uses:
-            self._uses[key] = self.problem.profile.uses(model.name, self._sms[share])
-        return self._uses[key][batch - 1]
+            self._uses[key] = self.problem.profile.uses(model.name, self._sizes[share].sms)
+        return self._uses[key][min(batch, len(self._uses[key])) - 1]
 
     # batches --------------------------------------------------------------------------------------------------------
 
-    def saturated_batch(self, model: Model, latency: Callable[[int], float]) -> int:
+    def saturated_batch(self, model: Model, share: int, latency: Callable[[int], float]) -> int:
         """The largest batch with 2 L(b) <= SLO; 0 when there is none."""
-        return _largest(self.limit(model), lambda batch: 2 * latency(batch) <= model.slo)
+        return _largest(self.limit(model, share), lambda batch: 2 * latency(batch) <= model.slo)
 
-    def residual_batch(self, model: Model, rate: int, latency: Callable[[int], float]) -> tuple[int, int]:
+    def residual_batch(self, model: Model, rate: int, share: int, latency: Callable[[int], float]) -> tuple[int, int]:
         """The largest batch with L(b) + b/rate <= SLO, and the rate: raised where only single rows can be in time."""
-        batch = _largest(self.limit(model), lambda b: latency(b) + b * SECOND / rate <= model.slo)
+        batch = _largest(self.limit(model, share), lambda b: latency(b) + b * SECOND / rate <= model.slo)
         first = latency(1)
         if not batch and first < SECOND / rate and first < model.slo:
             return 1, int(SECOND / (model.slo - first) * self.margins.latency_ratio)
@@ -165,14 +175,16 @@ class Board:
 
     def load(self, model: Model, part: Part) -> None:
         """Count the memory of a placement, once."""
-        if not self._is_loaded(model, part) and self.has_memory(model, part):
+        if not self._is_loaded(model, part):
             self._memory[part.device] += model.memory + self._process(part)
-            self._loaded.add(part.place)
+            self._processes.add(part.place)
+            self._loaded.add((part.place, model.name))
 
     def unload(self, model: Model, part: Part) -> None:
         """Give the model's memory back; its process stays."""
         if self._is_loaded(model, part):
             self._memory[part.device] -= model.memory
+            self._loaded.remove((part.place, model.name))
 
     def network_share(self, part: Part, tenant: Tenant) -> float:
         """The part of the tenant's throughput that the device's network still carries."""
@@ -188,10 +200,16 @@ class Board:
         return sum(t.throughput * t.model.input_bytes for part in self.devices[device] for t in part.tenants)
 
     def _is_loaded(self, model: Model, part: Part) -> bool:
-        return part.place in self._loaded and any(tenant.model is model for tenant in part.tenants)
+        return (part.place, model.name) in self._loaded
 
     def _process(self, part: Part) -> int:
-        return 0 if part.place in self._loaded else self.margins.process_memory
+        return 0 if part.place in self._processes else self.margins.process_memory
+
+
+def sizes_by_share(device: Device) -> dict[int, Size]:
+    """Sizes by whole percent, the smaller of two that round alike; the largest is the whole, whatever it leaves over."""
+    sizes = device.sizes()
+    return {round(size.share_pct): size for size in reversed(sizes)} | {WHOLE: sizes[-1]}
 
 
 def _parts(device: int, cut: Sequence[int]) -> list[Part]:

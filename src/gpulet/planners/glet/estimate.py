@@ -25,7 +25,7 @@ def saturation(board: Board, model: Model) -> Mapping[int, Saturation]:
     """By share, largest batch with 2 L(b) <= SLO (single rows where there is none), without interference."""
     table = {}
     for share in board.shares:
-        batch = board.saturated_batch(model, lambda b, share=share: board.latency(model, b, share)) or 1  # type: ignore[misc] # share is bound on purpose
+        batch = board.saturated_batch(model, share, lambda b, share=share: board.latency(model, b, share)) or 1  # type: ignore[misc] # share is bound on purpose
         table[share] = Saturation(batch, batch * SECOND / board.latency(model, batch, share))
     return table
 
@@ -60,7 +60,7 @@ def estimate(board: Board, model: Model, rate: int, table: Mapping[int, Saturati
 
 def _residual(board: Board, model: Model, rate: int, share: int) -> list[Part]:
     """The batch is chosen at the efficient share, then the share shrinks while that batch stays in time."""
-    batch, raised = board.residual_batch(model, rate, lambda b: board.latency(model, b, share))
+    batch, raised = board.residual_batch(model, rate, share, lambda b: board.latency(model, b, share))
     if not batch:
         return [Part(-1, WHOLE + 1)]  # fits nowhere
     build = batch * SECOND / raised

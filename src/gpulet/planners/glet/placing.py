@@ -84,9 +84,9 @@ def _enlarge(board: Board, part: Part, place: Part) -> bool:
         return board.latency_in(tenant.model, batch, trial)
 
     if is_full:
-        tenant.batch = board.saturated_batch(tenant.model, latency)
+        tenant.batch = board.saturated_batch(tenant.model, trial.share, latency)
     else:
-        tenant.batch, tenant.rate = board.residual_batch(tenant.model, tenant.rate, latency)
+        tenant.batch, tenant.rate = board.residual_batch(tenant.model, tenant.rate, trial.share, latency)
     if not tenant.batch:
         return False
     runs = latency(tenant.batch)
@@ -176,7 +176,7 @@ def _saturating(board: Board, part: Part, given: list[Part], task: Wanted) -> Te
     if part.share == WHOLE and len(board.shares) > 1 and board.can_cut:
         batch = _cut_for(board, part, given, task)
     else:
-        batch = board.saturated_batch(model, latency) or 1
+        batch = board.saturated_batch(model, part.share, latency) or 1
     return Tenant(model, task.rate, batch, batch * SECOND / latency(batch))
 
 
@@ -198,7 +198,7 @@ def _fill_residual(board: Board, given: list[Part], task: Wanted) -> None:
         def latency(batch: int, part: Part = part) -> float:
             return board.latency_in(task.model, batch, part)
 
-        batch, task.rate = board.residual_batch(task.model, task.rate, latency)
+        batch, task.rate = board.residual_batch(task.model, task.rate, part.share, latency)
         if not batch:
             return
         duty = batch * SECOND / task.rate
@@ -272,7 +272,11 @@ def _pack(board: Board, share: int, rate: int, task: Wanted) -> None:
     for part in board.parts():
         if part.tenants or part.share != share or not board.has_memory(task.model, part):
             continue
-        batch, raised = board.residual_batch(task.model, rate, lambda b, p=part: board.latency_in(task.model, b, p))  # type: ignore[misc] # p is bound on purpose
+
+        def latency(batch: int, part: Part = part) -> float:
+            return board.latency_in(task.model, batch, part)
+
+        batch, raised = board.residual_batch(task.model, rate, share, latency)
         if not batch:
             continue
         part.duty = batch * SECOND / raised

@@ -29,7 +29,7 @@ def _join(board: Board, part: Part, task: Wanted) -> bool:
     if not batch or duty > part.duty:
         return False
     runs = board.latency_in(task.model, batch, part)
-    batches = [min(board.limit(t.model), max(1, int(duty * t.rate / SECOND))) for t in part.tenants]
+    batches = [min(board.limit(t.model, part.share), max(1, int(duty * t.rate / SECOND))) for t in part.tenants]
     runs += sum(board.latency_in(t.model, b, part) for t, b in zip(part.tenants, batches, strict=True))
     slo = min(task.model.slo, *(t.model.slo for t in part.tenants)) if part.tenants else task.model.slo
     if runs > duty or runs + duty > slo:
@@ -46,7 +46,7 @@ def _join(board: Board, part: Part, task: Wanted) -> bool:
 
 def _turn(board: Board, part: Part, task: Wanted) -> tuple[int, int]:
     """The largest batch of the newcomer and the cycle it needs (whole milliseconds, as in the artifact)."""
-    for batch in range(min(board.limit(task.model), int(part.duty * task.rate / SECOND)), 0, -1):
+    for batch in range(min(board.limit(task.model, part.share), int(part.duty * task.rate / SECOND)), 0, -1):
         duty = batch * SECOND // task.rate // MS * MS
         latency = board.latency_in(task.model, batch, part)
         if duty and duty + latency < task.model.slo and latency / duty < 1 - part.occupancy:
