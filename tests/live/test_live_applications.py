@@ -55,6 +55,7 @@ def counts(server, model):
 def path(tmp_path):
     (tmp_path / "p.csv").write_text(table(PROFILE))
     made = fleet(tmp_path, {}, device='executor = "simulated"\ncores = 2\n', journal="journal")
+    made.write_text(made.read_text().replace('system = "gpulet"', 'system = "gpulet"\nplanner = "elastic"'))
     made.write_text(made.read_text() + SHOP)
     return made
 

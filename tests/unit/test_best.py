@@ -90,10 +90,10 @@ def test_no_plan_without_room_for_queues_is_taken():
 def test_the_judge_has_the_last_word_and_is_asked_about_few_plans():
     asked = problem({"a": 300.0})
     judged = []
-    refused = best(asked, candidates=[packing, elastic], judge=lambda _, plan: bool(judged.append(plan)))
+    refused = best(asked, candidates=[packing, elastic], judge=lambda _, plan, care: bool(judged.append(plan)))
     assert isinstance(refused, Infeasible)
-    assert 1 <= len(judged) <= 4
-    taken = best(asked, candidates=[packing, elastic], judge=lambda _, plan: True)
+    assert 1 <= len(judged) <= 5
+    taken = best(asked, candidates=[packing, elastic], judge=lambda _, plan, care: True)
     assert taken == judged[0]
     assert isinstance(taken, Plan)
     assert taken.promises["a"].demand == 300.0

@@ -11,6 +11,7 @@ the judge are given, since planners know neither each other nor a simulator.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from math import inf, log
 
 from gpulet.core.ports import Infeasible, Planner, Problem
@@ -20,7 +21,15 @@ from gpulet.neighbours import beside_neighbours
 from gpulet.plan import Plan, Promise
 from gpulet.units import SECOND
 
-Judge = Callable[[Problem, Plan], bool]
+
+class Care(StrEnum):
+    """How closely a plan is looked at: where there is little room, one short run says little."""
+
+    QUICK = "quick"
+    THOROUGH = "thorough"
+
+
+Judge = Callable[[Problem, Plan, Care], bool]
 """Whether a plan keeps its promises under the demand that was asked."""
 
 
@@ -40,13 +49,17 @@ LEVELS = (
     Level(1.0, 1.0),
     Level(1.0, 0.7),
     Level(1.0, 0.4),
+    Level(1.15, 0.0),
+    Level(1.1, 0.0),
     Level(1.05, 0.0),
 )
 LOSS = 0.01
 """The part of the arrivals of half an objective that may find no room in it."""
 LATE = 0.001
-"""The part of the requests that may wait too long at nearly full load."""
+"""The part of the requests that may wait longer than there is time at nearly full load."""
 MOST_ROOM = 0.1
+LEAST_ROOM = 0.05
+"""Nothing with less is even judged."""
 MOST_JUDGED = 4
 _ROUNDS = 4
 
@@ -58,20 +71,33 @@ def best(
     judge: Judge | None = None,
     levels: Sequence[Level] = LEVELS,
 ) -> Plan | Infeasible:
-    """The first plan that the judge accepts, safest level first; without a judge, the first without violations.
+    """The first plan that the judge accepts, safest level first; without a judge, the first with room for its queues.
 
-    A candidate that cannot plan such devices at all (`PlanError`) is passed over. At most `MOST_JUDGED` plans are judged.
+    At most `MOST_JUDGED` plans are judged. Where none of them holds, the roomiest of those with less room than the
+    heavy-traffic limit wants is judged with care. A candidate that cannot plan such devices at all (`PlanError`,
+    `ProfileError`) is passed over.
     """
     bare = [*_outcomes(candidates, problem, problem)]
     doubted: list[Plan] = []
+    tight: list[Plan] = []
     for plan in _in_order(problem, candidates, levels, bare):
-        if any(_worth(plan)[0] <= _worth(other)[0] for other in doubted):
-            continue  # one with more headroom did not hold
-        if judge is None or judge(problem, plan):
+        if not _has_room(plan):
+            tight.append(plan)
+        elif not any(_worth(plan)[0] <= _worth(other)[0] for other in doubted):  # one with more headroom did not hold
+            if judge is None or judge(problem, plan, Care.QUICK):
+                return plan
+            doubted.append(plan)
+            if len(doubted) == MOST_JUDGED:
+                break
+    roomiest = sorted(tight, key=_worth, reverse=True)[:1]
+    for plan in roomiest:
+        if _worth(plan)[0] >= LEAST_ROOM and judge and judge(problem, plan, Care.THOROUGH):
             return plan
-        doubted.append(plan)
-        if len(doubted) == MOST_JUDGED:
-            break
+    return _refusal(problem, bare, [*doubted, *roomiest])
+
+
+def _refusal(problem: Problem, bare: Sequence[Plan | Infeasible], doubted: Sequence[Plan]) -> Infeasible:
+    """What stands in the way: bunching, where there are plans; else the least of the candidates' refusals."""
     if doubted:
         return _doubtful(problem, doubted[0])
     refusals = [o for o in bare if isinstance(o, Infeasible)]
@@ -92,9 +118,9 @@ def _in_order(
 
 
 def _sorted(outcomes: Sequence[Plan | Infeasible]) -> list[Plan]:
-    """Best first. A plan with hardly any room is none: its queues would outgrow the objective sooner or later."""
+    """Best first."""
     valid = (outcome for outcome in outcomes if isinstance(outcome, Plan) and not outcome.violations())
-    return sorted((plan for plan in valid if _has_room(plan)), key=_worth, reverse=True)
+    return sorted(valid, key=_worth, reverse=True)
 
 
 def _has_room(plan: Plan) -> bool:

@@ -23,7 +23,7 @@ STEP = 10
 """Rates are searched in steps of 10 req/s, as the artifact does."""
 VIOLATED = 0.01
 SIMULATED_SECONDS = 20
-_GIVE_UP = 30
+_GIVE_UP = 12
 """Refusals in a row after which no higher rate is tried: the margins make acceptance not quite monotone."""
 
 
