@@ -27,6 +27,9 @@ _HEADROOM, _LOW_HEADROOM, _LOW_RATE = 1.2, 1.5, 125.0
 """Section 2.5: the target is 1.2 times the estimate, 1.5 times below 125 req/s."""
 
 
+_GROWTH, _FALL = 1.05, 0.9
+
+
 class Period(TypedDict):
     """What happened in one period."""
 
@@ -42,6 +45,7 @@ class Estimate:
     """The EWMA of each model's arrivals, read every 500 ms."""
 
     rates: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
 
     def read(self, name: str, counts: Sequence[int]) -> None:
         """A period's readings, each of so many arrivals in 500 ms."""
@@ -49,6 +53,13 @@ class Estimate:
             rate = count * _SAMPLES / PERIOD_S
             before = self.rates.get(name, rate)
             self.rates[name] = before + _ALPHA * (rate - before)
+
+    def has_moved(self) -> bool:
+        """Whether some target grew by more than 5 % or fell by more than 10 % since the last plan (section 2.5)."""
+        return any(
+            not _FALL * self.planned.get(n, 0.0) <= target <= _GROWTH * self.planned.get(n, 0.0)
+            for n, target in self.targets().items()
+        )
 
     def targets(self) -> dict[str, float]:
         """What to plan for."""
@@ -98,6 +109,9 @@ def _measure(asked: Problem, seed: int, estimate: Estimate) -> None:
 
 def _planned(measured: Measurements, system: str, estimate: Estimate, before: Plan) -> Plan:
     """On the fewest devices that will do, one less than now at the least; else the plan in force stays (Algorithm 2)."""
+    if not estimate.has_moved():
+        return before
+    estimate.planned = estimate.targets()
     asked = problem(measured, SLO_MS, estimate.targets(), DEVICES)
     for count in range(max(1, before.devices_used - 1), DEVICES + 1):
         outcome = SYSTEMS[system].planner(replace(asked, devices=asked.devices[:count], in_force=before))
