@@ -29,6 +29,7 @@ bench: setup
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/overload.py --kill
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/planning.py
 
 clean:
 	rm -rf .venv build out
