@@ -51,7 +51,10 @@ class ModelSection(_Section):
         0.0, gt=0, allow_inf_nan=False, description="time allowed from arrival to answer; left out: from the profile"
     )
     rate: float = Field(
-        0.0, gt=0, allow_inf_nan=False, description="rows/s the plan is made for; left out: an equal share of the fleet"
+        0.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests/s the plan is made for; left out: an equal share of the fleet",
     )
     shapes: list[str] = Field(
         default_factory=list,
@@ -64,6 +67,7 @@ class ModelSection(_Section):
     input_kib: float = Field(
         0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
     )
+    rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
 
 
 class StageSection(_Section):
@@ -110,6 +114,18 @@ class InterferenceSection(_Section):
     )
 
 
+class BatchDistributionSection(_Section):
+    """How many rows requests bring: `[batch_distribution]`."""
+
+    rows: str = Field("1", description="N, lognormal:MU,SIGMA[,LARGEST] (MU a number or ln4), or weights:W1,W2,...")
+
+
+class MigSection(_Section):
+    """MIG instances: `[mig]`."""
+
+    slices: int = Field(0, gt=0, description="compute slices that a plan may use; left out: all of the devices")
+
+
 class LimitsSection(_Section):
     """Bounds on what is taken in: `[limits]`."""
 
@@ -141,6 +157,8 @@ class FleetFile(_Section):
     applications: list[ApplicationSection] = Field(default_factory=list)
     margins: MarginsSection = MarginsSection()  # type: ignore[call-arg] # as above
     interference: InterferenceSection = InterferenceSection()  # type: ignore[call-arg] # as above
+    batch_distribution: BatchDistributionSection = BatchDistributionSection()  # type: ignore[call-arg] # as above
+    mig: MigSection = MigSection()  # type: ignore[call-arg] # as above
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
     server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
 
@@ -197,6 +215,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "applications.stages": StageSection,
     "margins": MarginsSection,
     "interference": InterferenceSection,
+    "batch_distribution": BatchDistributionSection,
+    "mig": MigSection,
     "limits": LimitsSection,
     "server": ServerSection,
 }

@@ -68,7 +68,7 @@ def _holds_once(problem: Problem, plan: Plan, seed: int, shortest: float) -> boo
     if not rate:
         return True
     seconds = min(_LONGEST_SECONDS, max(shortest, _JUDGED_REQUESTS / rate), _MOST_JUDGED_REQUESTS / rate)
-    arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), seed, poisson)
+    arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), seed, poisson, problem.rows)
     scheduler = make_scheduler(SYSTEMS["gpulet"], problem, plan, Limits())
     metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
     rows = metrics.report(arrivals.duration)["models"]

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from gpulet.errors import ConfigError
 from gpulet.model import Model
 from gpulet.request import Request
+from gpulet.rows import SINGLE, RowDistribution
 from gpulet.units import SECOND, Duration
 
 Times = NDArray[np.int64]
 """Arrival instants, ascending."""
 Draw = Callable[[np.random.Generator, float, Duration], Times]
 """(source of randomness, requests/s, duration) to arrival instants."""
+_NO_ROWS: Mapping[str, RowDistribution] = {}
 
 
 def poisson(random: np.random.Generator, rate: float, duration: Duration) -> Times:
@@ -88,16 +90,32 @@ class Arrivals:
             yield Request(number, name, time, time + slo, rows)
 
 
-def drawn(models: Sequence[Model], demand: Mapping[str, float], duration: Duration, seed: int, draw: Draw) -> Arrivals:
-    """Arrivals of every model at its demand. Each model has a random stream of its own, spawned from `seed`."""
+def drawn(
+    models: Sequence[Model],
+    rates: Mapping[str, float],
+    duration: Duration,
+    seed: int,
+    draw: Draw,
+    rows: Mapping[str, RowDistribution] = _NO_ROWS,
+) -> Arrivals:
+    """Requests of every model at its rate (requests/s), with `rows` each. Each model has a random stream of its own,
+    spawned from `seed`; its instants do not depend on its rows.
+    """
     streams = np.random.SeedSequence(seed).spawn(len(models))
-    times = [
-        draw(np.random.default_rng(stream), demand.get(model.name, 0.0), duration)
-        if demand.get(model.name, 0.0) > 0
-        else np.empty(0, np.int64)
-        for model, stream in zip(models, streams, strict=True)
-    ]
-    return _merged(models, times, [np.ones(t.size, np.int64) for t in times], duration)
+    times: list[Times] = []
+    brought: list[NDArray[np.int64]] = []
+    for model, stream in zip(models, streams, strict=True):
+        random, rate = np.random.default_rng(stream), rates.get(model.name, 0.0)
+        times.append(draw(random, rate, duration) if rate > 0 else np.empty(0, np.int64))
+        brought.append(draw_rows(random, rows.get(model.name, SINGLE), times[-1].size))
+    return _merged(models, times, brought, duration)
+
+
+def draw_rows(random: np.random.Generator, rows: RowDistribution, count: int) -> NDArray[np.int64]:
+    """The rows of `count` requests, each drawn by itself."""
+    if rows.weights[-1] == 1:
+        return np.full(count, rows.largest, np.int64)
+    return random.choice(np.arange(1, rows.largest + 1), count, p=rows.weights)
 
 
 def _merged(models: Sequence[Model], times: Sequence[Times], rows: Sequence[Times], duration: Duration) -> Arrivals:
