@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
+from math import inf
 
 import numpy as np
 
@@ -233,7 +234,7 @@ def parse_profile(text: str, sms_of: Callable[[float], int], source: str) -> Pro
 def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: str) -> Point:
     mean = _number(row, "mean_ms" if "mean_ms" in row else "latency_ms", where)
     share = row.get("share_pct")
-    size = sms_of(_number(row, "share_pct", where)) if share else int(_number(row, "size", where))
+    size = sms_of(_number(row, "share_pct", where, most=100)) if share else int(_number(row, "size", where))
     p95, p99 = (from_ms(_number(row, name, where)) if row.get(name) else from_ms(mean) for name in ("p95_ms", "p99_ms"))
     samples = int(row.get("samples") or 0)
     shape = row.get("shape") or PLAIN
@@ -258,14 +259,17 @@ def _within(row: Mapping[str, str], name: str, whole: float, where: str) -> floa
     return value
 
 
-def _number(row: Mapping[str, str], name: str, where: str) -> float:
+def _number(row: Mapping[str, str], name: str, where: str, most: float = inf) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         msg = f"{where}: {name} must be a number, is {row.get(name)!r}"
         raise ProfileError(msg) from None
-    if not 0 < value < float("inf"):
+    if not 0 < value < inf:
         msg = f"{where}: {name} must be above 0, is {value:g}"
+        raise ProfileError(msg)
+    if value > most:
+        msg = f"{where}: {name} must be at most {most:g}, is {value:g}"
         raise ProfileError(msg)
     return value
 
