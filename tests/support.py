@@ -28,6 +28,7 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Placement, Size, overcut
+from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle, Route
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
@@ -383,6 +384,9 @@ SHAPES = {
 }
 CARVES = {"one central queue", "size per run", "loads and evicts"}
 OPTIONS = {
+    "elsa": Elsa,
+    "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
+    "least work": partial(Elsa, rule=Rule.LEAST_WORK),
     "fifs": Fifs,
     "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
     "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
