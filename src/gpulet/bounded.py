@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpulet.core.messages import Answer, Command, Drop, Event, Fail, Reject
-from gpulet.core.ports import Problem
-from gpulet.core.scheduler import Scheduler
+from gpulet.core.ports import MakeDispatcher, Problem
+from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.plan import Plan
@@ -23,6 +23,9 @@ from gpulet.units import SECOND, Instant
 from gpulet.workload import Arrivals, draw_rows
 
 PERCENTILE = 95.0
+PLANNED_PERCENTILE = 99.0
+UNBOUNDED = Limits(10**9)
+"""Queues are not limited while a rate is searched: what waits too long is late, and given up."""
 REQUESTS = 20_000
 WARM_UP = 0.1
 HALVINGS = 9
@@ -140,3 +143,33 @@ def largest_rate(
         middle = (low + high) / 2
         low, high = (middle, high) if holds_at(middle) else (low, middle)
     return low
+
+
+_JUDGED_SEED = 101
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """A short search: how many requests, how many halvings, and the percentile that must be in time."""
+
+    requests: int = 6_000
+    halvings: int = 5
+    percentile: float = PLANNED_PERCENTILE
+
+
+def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
+    """How many times its demand a plan holds in a short search; 0 when it does not hold `least` times."""
+    unit, rate = unit_requests(problem, quick.requests, _JUDGED_SEED), sum(problem.rates.values())
+
+    def holds_at(factor: float) -> bool:
+        scheduler = Scheduler(problem.models, plan, make(problem, plan), UNBOUNDED, problem.applications)
+        return holds(scheduler, problem, plan, unit.at(problem, factor * rate), percentile=quick.percentile)
+
+    if least and not holds_at(least):
+        return 0.0
+    return largest_rate(holds_at, least or _guess(plan), halvings=quick.halvings)
+
+
+def _guess(plan: Plan) -> float:
+    """Half of what the planner thinks the plan carries."""
+    return max(min((p.throughput / p.demand for p in plan.promises.values() if p.demand), default=1.0) / 2, 1e-3)

@@ -6,6 +6,7 @@ in time: a linear program, exact for a dispatcher that never wastes a gpulet.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from highspy import Highs
 from highspy.highs import highs_linear_expression, highs_var
@@ -17,6 +18,14 @@ from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.units import NEVER, SECOND, Duration, to_ms
 
 _ROUNDING = 1e-9
+
+
+class Worth(Protocol):
+    """How many times the demand a plan holds when it is simulated; 0 when it does not hold `least` times."""
+
+    def __call__(self, problem: Problem, plan: Plan, *, least: float) -> float:
+        """The factor on all rates."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def pool_plan(problem: Problem, cutter: Cutter, groups: Sequence[Group]) -> Plan
     plan = Plan(problem.devices, tuple(replace(g, id=place) for place, g in enumerate(gpulets)))
     factor = carried(problem, groups)
     plan = replace(plan, promises={name: _promise(problem, name, groups, factor) for name in problem.models})
-    return _refusal(problem, plan, groups, factor) or plan
+    return _refusal(problem, plan, groups, factor) or problem.within_memory(plan)
 
 
 def _turns(problem: Problem, group: Group, groups: Sequence[Group]) -> list[Turn]:
@@ -174,11 +183,8 @@ def _refusal(problem: Problem, plan: Plan, groups: Sequence[Group], factor: floa
     if factor < 1 - _ROUNDING:
         name = max(problem.models, key=lambda n: problem.demand.get(n, 0.0))
         missing = {n: rate * (1 - factor) for n, rate in problem.demand.items()}
-        constraint = f"{len(plan.gpulets)} gpulets carry {factor:.3f} of the rates at most"
+        rate = problem.demand.get(name, 0.0)
+        constraint = f"{len(plan.gpulets)} gpulets carry {factor * rate:.1f} of {rate:.1f} rows/s at most"
         nearest = f"lower its rate by {missing[name]:.1f}/s, or add a device"
         return Infeasible(name, constraint, nearest, missing, plan)
-    crowded = problem.overfull(plan)
-    if crowded:
-        name = max(problem.models.values(), key=lambda m: m.memory).name
-        return Infeasible(name, crowded, "add a device", {name: problem.demand.get(name, 0.0)}, plan)
     return None

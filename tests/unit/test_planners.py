@@ -72,7 +72,7 @@ def test_too_much_demand_is_refused_with_the_model_the_reason_and_a_way_out(name
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_an_slo_below_one_row_is_refused(name):
-    outcome = SYSTEMS[name].planner(problem({"a": 1.0}, slo=1))
+    outcome = SYSTEMS[name].planner(problem({"a": 1.0}, slo=1, per_row=3))
     assert isinstance(outcome, Infeasible)
 
 

@@ -3,33 +3,48 @@
 GPU(max) is the one of them that holds the most in a simulation; the judge is given, since planners know no simulator.
 """
 
-from collections.abc import Callable
-
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.cutting import Cutter
 from gpulet.device import Size
 from gpulet.errors import PlanError
 from gpulet.plan import Plan
-from gpulet.pools import group, pool_plan, usable
+from gpulet.pools import Worth, group, pool_plan, usable
 
-Worth = Callable[[Problem, Plan], float]
-"""How much of the demand a plan holds."""
+MIG_SLICES = 7
 
 
-def homogeneous(problem: Problem, *, slices: int = 0, worth: Worth | None = None) -> Plan | Infeasible:
-    """As many gpulets of `slices` compute slices (units of other cuts) as fit, each for every model.
+def homogeneous(problem: Problem, *, slices: int) -> Plan | Infeasible:
+    """GPU(slices): as many gpulets of that many compute slices as fit, each for every model.
 
-    0: the size that holds the most, by `worth`, else by what it carries at most. Raises `PlanError` for a size that the
-    devices cannot be cut into.
+    On devices that MIG does not cut it is the smallest size of at least `slices` sevenths. Raises `PlanError` for slices
+    that no MIG type has.
     """
     cutter = Cutter(problem.devices, problem.slices)
-    sizes = [size for size in cutter.sizes if not slices or cutter.units(size) == slices]
-    if not sizes:
+    return _pool(problem, cutter, _size(problem, cutter, slices))
+
+
+def largest_homogeneous(problem: Problem, *, worth: Worth) -> Plan | Infeasible:
+    """GPU(max): of the pools of every size, the one that holds the most; the largest size where none holds anything."""
+    cutter = Cutter(problem.devices, problem.slices)
+    outcomes = [_pool(problem, cutter, size) for size in cutter.sizes]
+    best, chosen = 0.0, outcomes[-1]
+    for outcome in outcomes:
+        plan = outcome.partial if isinstance(outcome, Infeasible) else outcome
+        factor = worth(problem, plan, least=best) if plan.gpulets else 0.0
+        if factor > best:
+            best, chosen = factor, outcome
+    return chosen
+
+
+def _size(problem: Problem, cutter: Cutter, slices: int) -> Size:
+    if not cutter.is_mig:
+        return next(size for size in cutter.sizes if size.share_pct >= min(100, 100 * slices / MIG_SLICES) - 1)
+    found = [size for size in cutter.sizes if cutter.units(size) == slices]
+    if not found:
         known = ", ".join(f"{cutter.units(size):g}" for size in cutter.sizes)
         msg = f"no size has {slices} slices; {problem.devices[0].kind.name} has sizes of {known}"
         raise PlanError(msg)
-    outcomes = [_pool(problem, cutter, size) for size in sizes]
-    return outcomes[0] if len(outcomes) == 1 else max(outcomes, key=lambda outcome: _rank(problem, outcome, worth))
+    return found[0]
 
 
 def _pool(problem: Problem, cutter: Cutter, size: Size) -> Plan | Infeasible:
@@ -40,9 +55,3 @@ def _pool(problem: Problem, cutter: Cutter, size: Size) -> Plan | Infeasible:
         name = small or next(iter(problem.models))
         return Infeasible(name, constraint, "choose a larger size", dict(problem.demand), Plan(problem.devices))
     return pool_plan(problem, cutter, [group(problem, size, problem.models, count)])
-
-
-def _rank(problem: Problem, outcome: Plan | Infeasible, worth: Worth | None) -> tuple[bool, float]:
-    plan = outcome if isinstance(outcome, Plan) else outcome.partial
-    carried = min((p.headroom for p in plan.promises.values()), default=-1.0)
-    return isinstance(outcome, Plan), worth(problem, plan) if worth and plan.gpulets else carried

@@ -14,7 +14,7 @@ what their requests cost, each with its own knees. Sizes of green contexts and M
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import floor
 
@@ -66,13 +66,15 @@ class Segment:
 class Partitioning:
     """Every step of PARIS: segments of each model by ascending size, fractional counts, whole ones.
 
-    `moved` are the segments that got no gpulet and went to the next larger size.
+    `moved` are the segments that got no gpulet and went to the next larger size; `tops` are the most rows of a request
+    that each size is then meant for, 0 for none.
     """
 
     segments: Mapping[str, tuple[Segment, ...]]
     fractional: Mapping[Key, float]
     counts: Mapping[Key, int]
-    moved: tuple[Key, ...] = field(default=())
+    tops: Mapping[Key, int]
+    moved: tuple[Key, ...] = ()
 
 
 def paris(
@@ -95,8 +97,9 @@ def paris(
 
 
 def groups_of(problem: Problem, found: Partitioning) -> tuple[Group, ...]:
-    """The counts as groups of gpulets, each with the most rows it can hold of its model's requests."""
-    return tuple(group(problem, size, [name], count) for (name, size), count in found.counts.items() if count)
+    """The counts as groups of gpulets. One that only keeps requests in time is for all that it can hold."""
+    groups = (group(problem, size, [name], count) for (name, size), count in found.counts.items() if count)
+    return tuple(replace(g, models={n: found.tops[n, g.size] or top for n, top in g.models.items()}) for g in groups)
 
 
 def partition(
@@ -128,7 +131,8 @@ def partition(
             continue
         missing = _unserved(problem, counts, cutter.sizes)
         if missing is None or missing in least:
-            return Partitioning(segments, fractional, counts, tuple(moved))
+            tops = {key: high if high > low else 0 for key, (low, high) in spans.items()}
+            return Partitioning(segments, fractional, counts, tops, tuple(moved))
         least[missing] = 1
 
 
