@@ -71,7 +71,7 @@ def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[st
     outcome = site.system.planner(problem)
     if isinstance(outcome, Infeasible):
         return outcome.model, 0.0
-    arrivals = drawn(problem.sources, problem.rates, round(duration * SECOND), seed, poisson)
+    arrivals = drawn(problem.sources, problem.rates, round(duration * SECOND), seed, poisson, problem.rows)
     report = simulated(site, problem, outcome, arrivals)["models"]
     worst = min(report, key=lambda name: report[name]["attainment"])
     return worst, report[worst]["attainment"]

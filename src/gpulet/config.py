@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -30,13 +30,20 @@ class FleetSection(_Section):
 class DeviceSection(_Section):
     """Devices of one kind: `[[devices]]`."""
 
-    kind: str = Field(description="cpu, rtx2080ti, v100, t4, a30, a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200")
+    kind: str = Field(
+        description="cpu, rtx2080ti, v100, t4, a30, a100-40gb, a100-80gb, h100-80gb, h100-94gb, h100-96gb, h200-141gb, "
+        "b200, gb200, rtxpro6000"
+    )
     count: int = Field(1, gt=0, le=1024, description="how many of them")
     cores: int = Field(0, ge=0, le=1024, description="kind cpu: how many cores; 0: all that this process may use")
     mechanism: Literal["", "whole", "mps", "mig", "green", "cpu"] = Field(
         "", description="how it is cut; left out: cpu for kind cpu, mps for GPUs"
     )
     executor: Literal["", "simulated", "cpu"] = Field("", description="who runs batches; left out: the real one")
+    mig_sms: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description='mechanism mig: SMs by MIG type as the device reports them, {"1g.23gb" = 18}; left out: on record',
+    )
     profile: str = Field("", description="a profile table, relative to this file; left out: the profile store")
     contention: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="mechanism whole: extra slowdown by each overlapping run"
@@ -51,7 +58,10 @@ class ModelSection(_Section):
         0.0, gt=0, allow_inf_nan=False, description="time allowed from arrival to answer; left out: from the profile"
     )
     rate: float = Field(
-        0.0, gt=0, allow_inf_nan=False, description="rows/s the plan is made for; left out: an equal share of the fleet"
+        0.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests/s the plan is made for; left out: an equal share of the fleet",
     )
     shapes: list[str] = Field(
         default_factory=list,
@@ -64,6 +74,7 @@ class ModelSection(_Section):
     input_kib: float = Field(
         0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
     )
+    rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
 
 
 class StageSection(_Section):
@@ -110,6 +121,18 @@ class InterferenceSection(_Section):
     )
 
 
+class BatchDistributionSection(_Section):
+    """How many rows requests bring: `[batch_distribution]`."""
+
+    rows: str = Field("1", description="N, lognormal:MU,SIGMA[,LARGEST] (MU a number or ln4), or weights:W1,W2,...")
+
+
+class MigSection(_Section):
+    """MIG instances: `[mig]`."""
+
+    slices: int = Field(0, gt=0, description="compute slices that a plan may use; left out: all of the devices")
+
+
 class LimitsSection(_Section):
     """Bounds on what is taken in: `[limits]`."""
 
@@ -141,6 +164,8 @@ class FleetFile(_Section):
     applications: list[ApplicationSection] = Field(default_factory=list)
     margins: MarginsSection = MarginsSection()  # type: ignore[call-arg] # as above
     interference: InterferenceSection = InterferenceSection()  # type: ignore[call-arg] # as above
+    batch_distribution: BatchDistributionSection = BatchDistributionSection()  # type: ignore[call-arg] # as above
+    mig: MigSection = MigSection()  # type: ignore[call-arg] # as above
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
     server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
 
@@ -197,6 +222,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "applications.stages": StageSection,
     "margins": MarginsSection,
     "interference": InterferenceSection,
+    "batch_distribution": BatchDistributionSection,
+    "mig": MigSection,
     "limits": LimitsSection,
     "server": ServerSection,
 }

@@ -14,13 +14,13 @@ from gpulet.interference import CONSTANT, Interference, parse_interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.profile import Point, Profile, Statistic, parse_profile
+from gpulet.rows import SINGLE, RowDistribution, parse_rows
 from gpulet.units import MIB, MS, SECOND, Duration, from_ms
 
 DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
 _DEFAULT_SLO_LEAST = 25 * MS
 _EQUAL_SHARE_LOAD = 0.7
-_WHOLE_PCT = 100
 
 
 def load_profile(site: Site) -> Profile:
@@ -36,7 +36,7 @@ def load_profile(site: Site) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             msg = f"profile {path} cannot be read: {error}"
             raise ProfileError(msg) from None
-        profile = parse_profile(text, lambda share: _sms(kind, share, str(path)), str(path))
+        profile = parse_profile(text, lambda share: mps_size(kind, share).sms, str(path))
         _refuse_oversize(profile, kind, str(path))
     else:
         profile = Profile(tuple(stored_points(site)))
@@ -46,14 +46,6 @@ def load_profile(site: Site) -> Profile:
         msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`, or bring a table with `gpulet import-profile`"
         raise ProfileError(msg)
     return profile
-
-
-def _sms(kind: Kind, share: float, source: str) -> int:
-    """A share of the device as SMs; raises `ProfileError` for more than all of it."""
-    if share > _WHOLE_PCT:
-        msg = f"{source}: share_pct must be at most 100, is {share:g}"
-        raise ProfileError(msg)
-    return mps_size(kind, share).sms
 
 
 def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:
@@ -83,15 +75,27 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
     margins = site.config.margins
     chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
     models = {s.name: _model(s, chosen) for s in site.sections}
-    own = {s.name: s.rate for s in site.sections if s.rate}
-    bare = Problem(models, own, _measured_devices(site), chosen, sent=own, interference=_interference(site))
+    sent = {s.name: s.rate for s in site.sections if s.rate}
+    rows = _rows(site, models)
+    own = {name: rate * rows[name].mean if name in rows else rate for name, rate in sent.items()}
+    bare = Problem(
+        models,
+        own,
+        _measured_devices(site),
+        chosen,
+        sent=sent,
+        interference=_interference(site),
+        rows=rows,
+        slices=site.config.mig.slices,
+    )
     if site.applications:
         rates = {section.name: section.rate for section in site.config.applications}
         bare = with_applications(site.applications, rates, site.sections, bare)
     _refuse_unknown_use(bare)
     if len(bare.demand) < len(models):
         shares = {name: rate for name, rate in _equal_share(site, bare).items() if name not in bare.demand}
-        bare = replace(bare, demand={**bare.demand, **shares}, sent={**bare.sent, **shares})
+        sent = {name: rate / bare.rows_of(name).mean for name, rate in shares.items()}
+        bare = replace(bare, demand={**bare.demand, **shares}, sent={**bare.sent, **sent})
     bare = replace(bare, demand=_times(factor, bare.demand), sent=_times(factor, bare.sent))
     share = front_end_share(site, bare)
     if share >= 1:
@@ -99,6 +103,20 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
         msg = f"the front-end alone would take {share:.0%} of the cores at {rate:.0f} requests/s"
         raise ConfigError(msg)
     return _beside_front_end(site, bare)
+
+
+def _rows(site: Site, models: Mapping[str, Model]) -> dict[str, RowDistribution]:
+    """The rows of each model's requests, where they are not single; raises `ConfigError` for more than it may run."""
+    every = site.config.batch_distribution.rows
+    found: dict[str, RowDistribution] = {}
+    for section in site.sections:
+        rows = parse_rows(section.rows or every)
+        if rows.largest > models[section.name].max_batch:
+            msg = f"model {section.name}: requests of up to {rows.largest} rows, but its max_batch is "
+            raise ConfigError(msg + f"{models[section.name].max_batch}")
+        if rows != SINGLE:
+            found[section.name] = rows
+    return found
 
 
 def _refuse_unknown_use(problem: Problem) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
+from math import inf
 
 import numpy as np
 
@@ -63,10 +64,14 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Latency by (model, shape, size in SMs or cores, rows); `statistic` says which of a point's numbers is meant."""
+    """Latency by (model, shape, size in SMs or cores, rows); `statistic` says which of a point's numbers is meant.
+
+    With `is_monotone` off the curves go the wrong ways that were measured: what a device takes, not what to plan with.
+    """
 
     points: tuple[Point, ...]
     statistic: Statistic = Statistic.MEAN
+    is_monotone: bool = True
     _curves: dict[tuple[str, str], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
     _interpolated: dict[tuple[str, str, int], Curve] = field(default_factory=dict, compare=False, repr=False)
     _uses: dict[tuple[str, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -74,11 +79,14 @@ class Profile:
     def __post_init__(self) -> None:
         for key in dict.fromkeys((p.model, p.shape) for p in self.points):
             mine = [p for p in self.points if (p.model, p.shape) == key]
-            self._curves[key] = _monotone_curves(mine, self.statistic)
+            self._curves[key] = self._curves_of(mine)
         for model in self.models:
             if (model, PLAIN) not in self._curves:
                 mine = [p for p in self.points if p.model == model]
-                self._curves[model, PLAIN] = _monotone_curves(mine, self.statistic)
+                self._curves[model, PLAIN] = self._curves_of(mine)
+
+    def _curves_of(self, points: list[Point]) -> dict[int, Curve]:
+        return _monotone_curves(points, self.statistic) if self.is_monotone else _raw_curves(points, self.statistic)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -142,13 +150,22 @@ class Profile:
             self._uses[key] = tuple(map(Use, l2.tolist(), dram.tolist(), host.tolist()))
         return self._uses[key]
 
+    def measured(self, model: str, size: int) -> Curve:
+        """Latency by rows as it was measured, wrong ways included, linear between the points; `curve` at other sizes."""
+        mine = [p for p in self.points if (p.model, p.size) == (model, size)]
+        return _raw_curves(mine, self.statistic)[size] if mine else self.curve(model, size)
+
+    def as_measured(self) -> "Profile":
+        """The same points, wrong ways included."""
+        return Profile(self.points, self.statistic, is_monotone=False)
+
     def of(self, statistic: Statistic) -> "Profile":
         """The same points read by another statistic."""
-        return Profile(self.points, statistic)
+        return Profile(self.points, statistic, self.is_monotone)
 
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
-        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic)
+        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic, self.is_monotone)
 
     def _measured(self, model: str, shape: str) -> dict[int, Curve]:
         if (model, shape) not in self._curves:
@@ -163,16 +180,22 @@ def _stretched(point: Point, factor: float) -> Point:
     return replace(point, mean=mean, p95=p95, p99=p99, host=host)
 
 
-def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
-    """From the largest size down, each curve is at least its own running maximum and the curve of the size above."""
+def _raw_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
+    """By ascending size, linear between what was measured; of a point that was measured twice, the slower."""
     by_size: dict[int, dict[int, Duration]] = {}
     for point in points:
         row = by_size.setdefault(point.size, {})
         row[point.rows] = max(row.get(point.rows, 0), _statistic(point, statistic))
+    return {size: tuple(_dense(by_size[size])) for size in sorted(by_size)}
+
+
+def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
+    """From the largest size down, each curve is at least its own running maximum and the curve of the size above."""
+    raw = _raw_curves(points, statistic)
     curves: dict[int, Curve] = {}
     above: Curve = ()
-    for size in sorted(by_size, reverse=True):
-        own = _dense(by_size[size])
+    for size in sorted(raw, reverse=True):
+        own = raw[size]
         above = tuple(accumulate((max(latency, *above[i : i + 1], 0) for i, latency in enumerate(own)), max))
         curves[size] = above
     return dict(sorted(curves.items()))
@@ -233,7 +256,7 @@ def parse_profile(text: str, sms_of: Callable[[float], int], source: str) -> Pro
 def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: str) -> Point:
     mean = _number(row, "mean_ms" if "mean_ms" in row else "latency_ms", where)
     share = row.get("share_pct")
-    size = sms_of(_number(row, "share_pct", where)) if share else int(_number(row, "size", where))
+    size = sms_of(_number(row, "share_pct", where, most=100)) if share else int(_number(row, "size", where))
     p95, p99 = (from_ms(_number(row, name, where)) if row.get(name) else from_ms(mean) for name in ("p95_ms", "p99_ms"))
     samples = int(row.get("samples") or 0)
     shape = row.get("shape") or PLAIN
@@ -258,14 +281,17 @@ def _within(row: Mapping[str, str], name: str, whole: float, where: str) -> floa
     return value
 
 
-def _number(row: Mapping[str, str], name: str, where: str) -> float:
+def _number(row: Mapping[str, str], name: str, where: str, most: float = inf) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         msg = f"{where}: {name} must be a number, is {row.get(name)!r}"
         raise ProfileError(msg) from None
-    if not 0 < value < float("inf"):
+    if not 0 < value < inf:
         msg = f"{where}: {name} must be above 0, is {value:g}"
+        raise ProfileError(msg)
+    if value > most:
+        msg = f"{where}: {name} must be at most {most:g}, is {value:g}"
         raise ProfileError(msg)
     return value
 

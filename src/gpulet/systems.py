@@ -14,11 +14,11 @@ from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.dispatchers.gslice import Gslice
-from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
+from gpulet.judge import holds
 from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
-from gpulet.planners.best import Care, best
+from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
@@ -28,8 +28,6 @@ from gpulet.planners.ideal import ideal
 from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
 from gpulet.planners.shared import shared
-from gpulet.units import SECOND
-from gpulet.workload import drawn, poisson
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +45,6 @@ class System:
 
 
 _UNLIMITED = 10**6
-_ATTAINED = 0.995
-_LONGEST_SECONDS = 10.0
-_QUICK = ((1,), 1.5)
-_THOROUGH = ((1, 2, 3), 10.0)
-"""Seeds, and the seconds that are simulated at least."""
-_JUDGED_REQUESTS = 12_000
-_MOST_JUDGED_REQUESTS = 60_000
-
-
-def _holds(problem: Problem, plan: Plan, care: Care) -> bool:
-    """A short run; with care, three long ones."""
-    seeds, shortest = _QUICK if care is Care.QUICK else _THOROUGH
-    return all(_holds_once(problem, plan, seed, shortest) for seed in seeds)
-
-
-def _holds_once(problem: Problem, plan: Plan, seed: int, shortest: float) -> bool:
-    """Whether everything that clients send attains 99.5 % in a short simulation of Poisson arrivals: 99 % in a long one."""
-    rate = sum(problem.demand.values())
-    if not rate:
-        return True
-    seconds = min(_LONGEST_SECONDS, max(shortest, _JUDGED_REQUESTS / rate), _MOST_JUDGED_REQUESTS / rate)
-    arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), seed, poisson)
-    scheduler = make_scheduler(SYSTEMS["gpulet"], problem, plan, Limits())
-    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
-    rows = metrics.report(arrivals.duration)["models"]
-    return all(rows[source.name]["attainment"] >= _ATTAINED for source in problem.sources)
-
 
 CANDIDATES: tuple[Planner, ...] = (
     packing,
@@ -96,9 +67,9 @@ def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
 
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
-        partial(best, candidates=CANDIDATES, judge=_holds),
+        partial(best, candidates=CANDIDATES, judge=partial(holds, DutyCycle)),
         DutyCycle,
-        about="ours: the plan with the most headroom of several, batches started as soon as a gpulet is idle",
+        about="ours: the safest of several planners' plans that holds in simulation; batches start once a gpulet is idle",
     ),
     "elastic": System(
         partial(autoscaled, planner=elastic),

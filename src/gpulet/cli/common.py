@@ -70,7 +70,7 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
             msg = f"trace {path} cannot be read: {error}"
             raise ConfigError(msg) from None
         return parse_trace(text, models, nanoseconds, seed, str(path))
-    return drawn(models, problem.rates, nanoseconds, seed, parse_process(workload))
+    return drawn(models, problem.rates, nanoseconds, seed, parse_process(workload), problem.rows)
 
 
 def check_attainment(report: Rows, *, wanted: bool) -> None:

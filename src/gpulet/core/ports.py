@@ -18,6 +18,7 @@ from gpulet.model import Model
 from gpulet.plan import GpuletId, Plan
 from gpulet.profile import Profile
 from gpulet.request import Request
+from gpulet.rows import SINGLE, RowDistribution
 from gpulet.units import NEVER, Duration, Instant
 
 __all__ = [
@@ -106,8 +107,10 @@ class Problem:
     """What a planner is given: `demand` in rows/s by model, `in_force` the plan that serves now.
 
     Safety margins and the front-end's own CPU are already in the profile's latencies, and what applications ask of their
-    models is already in the demand. `sent` is what clients themselves send, in rows/s by model or application; where
-    nothing is said, it is the demand. `interference` is how neighbours slow each other, where anybody has measured it.
+    models is already in the demand. `sent` is what clients themselves send, in requests/s by model or application; where
+    nothing is said, it is the demand. `rows` is how many rows a request of a model brings, one where nothing is said.
+    `interference` is how neighbours slow each other, where anybody has measured it. `slices` is a budget of compute
+    slices for systems that count MIG instances, 0: all there are.
     """
 
     models: Mapping[str, Model]
@@ -118,6 +121,8 @@ class Problem:
     applications: tuple[Application, ...] = ()
     sent: Mapping[str, float] = field(default_factory=dict)
     interference: Interference | None = None
+    rows: Mapping[str, RowDistribution] = field(default_factory=dict)
+    slices: int = 0
 
     def needs_interference(self) -> Interference:
         """The interference model; raises `PlanError` where none was given."""
@@ -130,10 +135,22 @@ class Problem:
         """Why a plan's models do not fit into the devices' memory; empty where they do or nobody knows."""
         return next(plan.overfull({name: model.memory for name, model in self.models.items()}), "")
 
+    def within_memory(self, plan: Plan) -> "Plan | Infeasible":
+        """The plan where it is not `overfull`; else a refusal that names the model with the most memory."""
+        crowded = self.overfull(plan)
+        if not crowded:
+            return plan
+        name = max(self.models.values(), key=lambda m: m.memory).name
+        return Infeasible(name, crowded, "add a device", {name: self.demand.get(name, 0.0)}, plan)
+
     @property
     def rates(self) -> Mapping[str, float]:
-        """Rows/s by everything that clients send requests for."""
-        return self.sent or self.demand
+        """Requests/s by everything that clients send requests for."""
+        return self.sent or {name: rate / self.rows_of(name).mean for name, rate in self.demand.items()}
+
+    def rows_of(self, name: str) -> RowDistribution:
+        """How many rows a request for this model or application brings."""
+        return self.rows.get(name, SINGLE)
 
     @property
     def sources(self) -> tuple[Model, ...]:
