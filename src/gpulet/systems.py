@@ -185,5 +185,6 @@ def _import_system(name: str) -> System:
 
 
 def make_scheduler(system: System, problem: Problem, plan: Plan, limits: Limits) -> Scheduler:
-    """A fresh core for a plan."""
+    """A fresh core for a plan, each process of a gpulet by itself."""
+    plan = plan.unfolded()
     return Scheduler(problem.models, plan, system.dispatcher(problem, plan), limits, problem.applications)

@@ -29,9 +29,11 @@ _PER_ROW = 4
 
 
 def gpulet_table(plan: Plan) -> Table:
-    """One row per turn."""
+    """One row per turn; processes have a column where some gpulet has several."""
     table = Table(title=f"{len(plan.gpulets)} gpulets on {plan.devices_used} of {len(plan.devices)} devices")
-    for name in ("device", "gpulet", "size", "duty cycle", "model", "batch", "rate", "latency"):
+    shares = any(g.processes > 1 for g in plan.gpulets)
+    several = ["processes"] if shares else []
+    for name in ("device", "gpulet", "size", *several, "duty cycle", "model", "batch", "rate", "latency"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for g in plan.gpulets:
         for turn in g.turns:
@@ -39,6 +41,7 @@ def gpulet_table(plan: Plan) -> Table:
                 str(g.device),
                 str(g.id),
                 f"{g.size.sms} ({g.size.share_pct:g} %)",
+                *([str(g.processes)] if shares else []),
                 f"{to_ms(g.duty_cycle):.2f} ms",
                 turn.model,
                 str(turn.batch),
@@ -116,7 +119,8 @@ def _draw_gpulet(axes: "Axes", g: Gpulet, low: float, extent: float, height: flo
         left += width
     axes.bar(0, extent, 1, low, align="edge", fill=False, edgecolor="#333333", linewidth=1)
     lines = [f"{turn.model}  {turn.rate:.0f}/s, batch {turn.batch}" for turn in g.turns]
-    share = f"{g.size.sms} ({g.size.share_pct:g} %), duty {to_ms(g.duty_cycle):.1f} ms"
+    processes = f", {g.processes} processes" if g.processes > 1 else ""
+    share = f"{g.size.sms} ({g.size.share_pct:g} %){processes}, duty {to_ms(g.duty_cycle):.1f} ms"
     fits = extent / height > 0.05 * (len(lines) + 1)
     text = "\n".join([*lines, share]) if fits else ", ".join(turn.model for turn in g.turns)
     box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
