@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -30,13 +30,20 @@ class FleetSection(_Section):
 class DeviceSection(_Section):
     """Devices of one kind: `[[devices]]`."""
 
-    kind: str = Field(description="cpu, rtx2080ti, v100, t4, a30, a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200")
+    kind: str = Field(
+        description="cpu, rtx2080ti, v100, t4, a30, a100-40gb, a100-80gb, h100-80gb, h100-94gb, h100-96gb, h200-141gb, "
+        "b200, gb200, rtxpro6000"
+    )
     count: int = Field(1, gt=0, le=1024, description="how many of them")
     cores: int = Field(0, ge=0, le=1024, description="kind cpu: how many cores; 0: all that this process may use")
     mechanism: Literal["", "whole", "mps", "mig", "green", "cpu"] = Field(
         "", description="how it is cut; left out: cpu for kind cpu, mps for GPUs"
     )
     executor: Literal["", "simulated", "cpu"] = Field("", description="who runs batches; left out: the real one")
+    mig_sms: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description='mechanism mig: SMs by MIG type as the device reports them, {"1g.23gb" = 18}; left out: on record',
+    )
     profile: str = Field("", description="a profile table, relative to this file; left out: the profile store")
     contention: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="mechanism whole: extra slowdown by each overlapping run"

@@ -5,17 +5,16 @@ gives are absent rather than guessed: asking for them raises `ConfigError`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
 from gpulet.errors import ConfigError
-from gpulet.units import MIB
+from gpulet.mig import GEOMETRIES, NO_MIG, Geometry, MigType, clashes
+from gpulet.units import GIB
 
-GIB = 1024 * MIB
 GREEN_GROUP = 8
 """SMs in one group of a Hopper green context (specification of cuDevSmResourceSplitByCount, compute capability 9.0)."""
-MIG_MEMORY_SLICES = 8
 
 
 class Mechanism(StrEnum):
@@ -38,24 +37,22 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class MigType:
-    """One of NVIDIA's MIG profiles: memory slices `span` taken from any of the slots `starts`."""
-
-    label: str
-    sms: int
-    span: int
-    starts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of device: SMs, memory in bytes, and what is known of its MIG types."""
+    """A kind of device: SMs, memory in bytes, and what is known of its MIG types.
+
+    `sms` is 0 where no source gives them: such a kind makes no `Device` before somebody has read them (`with_mig_sms`).
+    """
 
     name: str
     sms: int
     memory: int
-    mig_types: tuple[MigType, ...] = ()
+    geometry: Geometry = NO_MIG
     mps_shares: tuple[int, ...] = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+
+    @property
+    def mig_types(self) -> tuple[MigType, ...]:
+        """All its MIG types; none: it has no MIG."""
+        return self.geometry.types
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,9 @@ class Device:
     kind: Kind
     mechanism: Mechanism
     contention: float = 0.0
+
+    def __post_init__(self) -> None:
+        _refuse_unread(self.kind)
 
     def sizes(self) -> tuple[Size, ...]:
         """The sizes this device can be cut into, ascending."""
@@ -89,20 +89,13 @@ class Placement:
     offset: int
 
 
-def _a100_types(*labels: str) -> tuple[MigType, ...]:
-    """MIG User Guide, A100: the SMs of 1g..7g are 14 a slice, the starts lie on the memory-slice axis."""
-    one, two, three, four, seven = labels
-    return (
-        MigType(one, 14, 1, (0, 1, 2, 3, 4, 5, 6)),
-        MigType(two, 28, 2, (0, 2, 4)),
-        MigType(three, 42, 4, (0, 4)),
-        MigType(four, 56, 4, (0,)),
-        MigType(seven, 98, 8, (0,)),
-    )
-
-
 GPULETS_SHARES = (20, 40, 50, 60, 80, 100)
 """The six partition sizes of gpu-lets (ATC'22, section 4)."""
+
+
+def _cut_by_mig(name: str, sms: int, gib: int) -> Kind:
+    return Kind(name, sms, gib * GIB, GEOMETRIES[name])
+
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
@@ -110,12 +103,16 @@ KINDS: Mapping[str, Kind] = {
         Kind("rtx2080ti", 68, 11 * GIB, mps_shares=GPULETS_SHARES),
         Kind("v100", 80, 16 * GIB),
         Kind("t4", 40, 16 * GIB),
-        Kind("a30", 56, 24 * GIB),
-        Kind("a100-40gb", 108, 40 * GIB, _a100_types("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb")),
-        Kind("a100-80gb", 108, 80 * GIB, _a100_types("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")),
-        Kind("h100-80gb", 132, 80 * GIB),
-        Kind("h200-141gb", 132, 141 * GIB),
-        Kind("b200", 148, 180 * GIB),
+        _cut_by_mig("a30", 56, 24),
+        _cut_by_mig("a100-40gb", 108, 40),
+        _cut_by_mig("a100-80gb", 108, 80),
+        _cut_by_mig("h100-80gb", 132, 80),
+        _cut_by_mig("h100-94gb", 132, 94),
+        _cut_by_mig("h100-96gb", 132, 96),
+        _cut_by_mig("h200-141gb", 132, 141),
+        _cut_by_mig("b200", 148, 180),
+        _cut_by_mig("gb200", 0, 186),
+        _cut_by_mig("rtxpro6000", 0, 96),
     )
 }
 
@@ -137,23 +134,67 @@ def sizes(kind: Kind, mechanism: Mechanism) -> tuple[Size, ...]:
     """The sizes that `mechanism` can cut `kind` into, ascending; raises `ConfigError` where nobody has written them."""
     match mechanism:
         case Mechanism.WHOLE:
+            _refuse_unread(kind)
             return (Size(kind.sms, 100.0, "whole"),)
         case Mechanism.CPU:
             return tuple(Size(n, 100 * n / kind.sms, f"{n} cores") for n in range(1, kind.sms + 1))
         case Mechanism.MPS:
             return tuple(mps_size(kind, share) for share in kind.mps_shares)
         case Mechanism.GREEN:
+            _refuse_unread(kind)
             groups = range(1, kind.sms // GREEN_GROUP + 1)
             return tuple(Size(n * GREEN_GROUP, 100 * n * GREEN_GROUP / kind.sms, f"{n} groups") for n in groups)
         case Mechanism.MIG:
-            if not kind.mig_types:
-                msg = f"device kind {kind.name} has no MIG types on record; known for a100-40gb and a100-80gb"
-                raise ConfigError(msg)
-            return tuple(Size(t.sms, 100 * t.sms / kind.sms, t.label) for t in kind.mig_types)
+            return _mig_sizes(kind)
+
+
+def _mig_sizes(kind: Kind) -> tuple[Size, ...]:
+    """Plain types alone: the others differ in memory and engines, which no profile tells apart."""
+    if not kind.mig_types:
+        msg = f"device kind {kind.name} has no MIG; kinds that have: {', '.join(GEOMETRIES)}"
+        raise ConfigError(msg)
+    unread = [t.label for t in kind.geometry.plain if not t.sms]
+    if unread:
+        asked = ", ".join(f'"{label}" = SMS' for label in unread)
+        msg = f"device kind {kind.name}: nobody has read the SMs of MIG types {', '.join(unread)}; read them from the "
+        raise ConfigError(msg + f"device (nvidia-smi mig -lgip) and write mig_sms = {{{asked}}} under [[devices]]")
+    return tuple(Size(t.sms, 100 * t.sms / kind.sms, t.label) for t in kind.geometry.plain)
+
+
+def with_mig_sms(kind: Kind, reading: Mapping[str, int]) -> Kind:
+    """The kind with the SMs of its MIG types as read from a device.
+
+    Where the SMs of the whole kind are not on record, its widest type stands for all of it: in MIG mode there is no more.
+    Raises `ConfigError` for a label that the kind does not have, and for more SMs than its device or a wider type has.
+    """
+    known = {t.label: t for t in kind.mig_types}
+    for label in reading:
+        if label not in known:
+            msg = f"mig_sms: device kind {kind.name} has no MIG type {label}; it has {', '.join(known) or 'none'}"
+            raise ConfigError(msg)
+    types = tuple(replace(t, sms=reading.get(t.label, t.sms)) for t in kind.mig_types)
+    read = replace(kind, geometry=replace(kind.geometry, types=types))
+    read = replace(read, sms=kind.sms or max(read.geometry.plain, key=lambda t: t.slices).sms)
+    for label, sms in reading.items():
+        if read.sms and sms > read.sms:
+            msg = f"mig_sms: {label} = {sms}, but a {kind.name} has {read.sms} SMs"
+            raise ConfigError(msg)
+    for narrow, wide in pairwise(t for t in read.geometry.plain if t.sms):
+        if narrow.sms >= wide.sms:
+            msg = f"mig_sms: {narrow.label} has {narrow.sms} SMs, {wide.label} only {wide.sms}"
+            raise ConfigError(msg)
+    return read
+
+
+def _refuse_unread(kind: Kind) -> None:
+    if not kind.sms:
+        msg = f"device kind {kind.name}: its SMs are not on record; cut it by MIG, with mig_sms read from the device"
+        raise ConfigError(msg)
 
 
 def mps_size(kind: Kind, share_pct: float) -> Size:
     """An MPS percentage as SMs: 20 % of a 2080 Ti (68 SMs) is 14 SMs with nominal share 20."""
+    _refuse_unread(kind)
     return Size(max(1, round(kind.sms * share_pct / 100)), float(share_pct), f"{share_pct:g} %")
 
 
@@ -169,20 +210,8 @@ def overcut(device: Device, placements: Iterable[Placement]) -> tuple[str, ...]:
         case Mechanism.CPU | Mechanism.GREEN:
             return _overlaps(device, [(p.offset, p.offset + p.size.sms, p.size.label) for p in placed], device.kind.sms)
         case Mechanism.MIG:
-            return _mig_overcut(device, placed)
-
-
-def _mig_overcut(device: Device, placed: tuple[Placement, ...]) -> tuple[str, ...]:
-    types = {t.label: t for t in device.kind.mig_types}
-    wrong = [
-        f"device {device.index}: {p.size.label} cannot start at slot {p.offset}"
-        for p in placed
-        if p.size.label not in types or p.offset not in types[p.size.label].starts
-    ]
-    if wrong:
-        return tuple(wrong)
-    spans = [(p.offset, p.offset + types[p.size.label].span, p.size.label) for p in placed]
-    return _overlaps(device, spans, MIG_MEMORY_SLICES)
+            spots = ((p.size.label, p.offset) for p in placed)
+            return tuple(f"device {device.index}: {why}" for why in clashes(device.kind.geometry, spots))
 
 
 def _overlaps(device: Device, spans: list[tuple[int, int, str]], end: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from gpulet.application import Application, models_of
 from gpulet.applicationfile import read_applications
 from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_file
 from gpulet.core.scheduler import Limits
-from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, sizes
+from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, sizes, with_mig_sms
 from gpulet.errors import ConfigError
 from gpulet.repository import Artifact, scan
 from gpulet.store import ProfileStore, cache_directory, device_tag
@@ -128,6 +128,7 @@ def _system(config: FleetFile, override: str) -> System:
 
 def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
     _only("kind", [s.kind for s in sections])
+    _only("mig_sms", [str(dict(sorted(s.mig_sms.items()))) for s in sections])
     devices: list[Device] = []
     for section in sections:
         kind = _kind(section)
@@ -137,6 +138,9 @@ def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
         if name not in allowed:
             msg = f"a device of kind {section.kind} cannot be cut by mechanism {name}"
             raise ConfigError(msg)
+        if section.mig_sms and mechanism is not Mechanism.MIG:
+            msg = f"mig_sms are for devices that mechanism mig cuts, not {name}"
+            raise ConfigError(msg)
         sizes(kind, mechanism)
         devices += [Device(len(devices) + n, kind, mechanism, section.contention) for n in range(section.count)]
     return tuple(devices)
@@ -144,7 +148,7 @@ def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
 
 def _kind(section: DeviceSection) -> Kind:
     if section.kind != "cpu":
-        return find_kind(section.kind)
+        return with_mig_sms(find_kind(section.kind), section.mig_sms)
     cores = len(usable_cores())
     is_real = section.executor != "simulated"
     if is_real and (section.cores > cores or section.count > 1):

@@ -16,6 +16,7 @@ SECOND: Duration = 1_000_000_000
 NEVER: Instant = 2**63 - 1
 
 MIB = 2**20
+GIB = 2**30
 
 PLAIN = ""
 """The shape class of models without variable dimensions."""

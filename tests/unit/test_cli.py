@@ -157,7 +157,7 @@ def test_config_show_and_systems_list_what_there_is(gpulet):
     assert {("models", "name", "(required)"), ("models", "max_batch", 0)} <= {
         (row["section"], row["key"], str(row["default"]) if row["key"] == "name" else row["default"])
         for row in json.loads(out)
-        if not isinstance(row["default"], list)
+        if not isinstance(row["default"], list | dict)
     }
     assert "elastic" in gpulet("systems")[1]
     assert gpulet("version")[1].strip()

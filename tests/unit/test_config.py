@@ -82,6 +82,17 @@ def test_margins_are_in_the_problems_latencies(site_of):
         ("count = 2", "count = 0", r"line 7: devices\[0\].count = 0: must be greater than 0"),
         ('mechanism = "mps"', 'mechanism = "scissors"', r"line 8: devices\[0\].mechanism = 'scissors': must be"),
         ('mechanism = "mps"', 'mechanism = "cpu"', "a device of kind rtx2080ti cannot be cut by mechanism cpu"),
+        (
+            'mechanism = "mps"',
+            'mechanism = "mig"',
+            "device kind rtx2080ti has no MIG; kinds that have: a30, a100-40gb",
+        ),
+        (
+            "count = 2",
+            'mig_sms = {"1g.5gb" = 14}',
+            "mig_sms: device kind rtx2080ti has no MIG type 1g.5gb; it has none",
+        ),
+        ("count = 2", 'mig_sms = {"1g.5gb" = 0}', r"line 7: devices\[0\].mig_sms.1g.5gb = 0: must be greater than 0"),
         ('kind = "rtx2080ti"', 'kind = "gtx9"', "unknown device kind 'gtx9'; known are cpu, rtx2080ti"),
         ('kind = "rtx2080ti"\n', "", r"devices\[0\].kind is missing"),
         ('executor = "simulated"\n', "", "no executor for real devices of kind rtx2080ti yet"),
@@ -101,6 +112,20 @@ def test_a_bad_fleet_file_is_refused_in_one_line(site_of, old, new, message):
     with pytest.raises(BadInput, match=message) as raised:
         make_problem(site := site_of(GOOD.replace(old, new)), load_profile(site))
     assert "\n" not in str(raised.value)
+
+
+BLACKWELL = GOOD.replace('kind = "rtx2080ti"', 'kind = "b200"')
+READING = 'mig_sms = {"2g.45gb" = 36, "3g.90gb" = 66, "4g.90gb" = 72, "7g.180gb" = 148}'
+
+
+def test_what_a_device_says_of_its_mig_types_is_read_from_the_file(site_of):
+    text = BLACKWELL.replace('mechanism = "mps"', 'mechanism = "mig"')
+    with pytest.raises(ConfigError, match=r"device kind b200: nobody has read the SMs of MIG types 2g.45gb"):
+        site_of(text)
+    site = site_of(text.replace("count = 2", f"count = 2\n{READING}"))
+    assert [s.sms for s in site.devices[1].sizes()] == [18, 36, 66, 72, 148]
+    with pytest.raises(ConfigError, match="mig_sms are for devices that mechanism mig cuts, not mps"):
+        site_of(BLACKWELL.replace("count = 2", READING))
 
 
 def test_no_models_and_no_file_are_refused(site_of, tmp_path):

@@ -217,7 +217,7 @@ def test_an_unknown_format_and_a_device_without_mig_are_refused():
         ProfileError, match="no column mig_slices, processes, throughput_per_process, which parvagpu has"
     ):
         imported(GLET + "g,20,1,9\n", form="parvagpu")
-    with pytest.raises(ConfigError, match="device kind rtx2080ti has no MIG types"):
+    with pytest.raises(ConfigError, match="device kind rtx2080ti has no MIG;"):
         imported(MIG + "g,1,1,9\n")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from gpulet.device import MIG_MEMORY_SLICES, Device, Mechanism
+from gpulet.device import Device, Mechanism
 from gpulet.plan import Gpulet, Plan
 from gpulet.units import to_ms
 
@@ -146,7 +146,7 @@ def _height(device: Device, gpulets: Sequence[Gpulet]) -> float:
         case Mechanism.MPS:
             return 100
         case Mechanism.MIG:
-            return MIG_MEMORY_SLICES
+            return device.kind.geometry.slots
         case Mechanism.WHOLE:
             return max(device.kind.sms, sum(g.size.sms for g in gpulets))
         case Mechanism.CPU | Mechanism.GREEN:
