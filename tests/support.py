@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from gpulet.core.fleet import CENTRAL
 from gpulet.core.messages import (
@@ -27,6 +28,8 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
+from gpulet.dispatchers.elsa import Elsa, Rule, Within
+from gpulet.dispatchers.fifs import Fifs, Idle, Route
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
@@ -382,7 +385,18 @@ SHAPES = {
     "loads and evicts": LoadsAndEvicts,
 }
 CARVES = {"one central queue", "size per run", "loads and evicts"}
-_REGISTERED = {repr(system.dispatcher): (name, system.dispatcher) for name, system in reversed(SYSTEMS.items())}
+OPTIONS = {
+    "elsa": Elsa,
+    "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
+    "least work": partial(Elsa, rule=Rule.LEAST_WORK),
+    "fifs": Fifs,
+    "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
+    "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
+    "segments": partial(Fifs, idle=Idle.SMALLEST, route=Route.SEGMENT),
+}
+"""Dispatchers with options that no system has by default."""
+_SYSTEMS = {name: system.dispatcher for name, system in reversed(SYSTEMS.items())}
+_REGISTERED = {repr(make): (name, make) for name, make in [*OPTIONS.items(), *_SYSTEMS.items()]}
 DISPATCHERS = {**SHAPES, **dict(_REGISTERED.values())}
 """One of each shape, and every registered dispatcher once, under the name of the first system that has it."""
 

@@ -31,25 +31,25 @@ class Cutter:
             raise PlanError(msg)
         self._devices = tuple(devices)
         self._device = devices[0]
-        self._is_mig = self._device.mechanism is Mechanism.MIG
+        self.is_mig = self._device.mechanism is Mechanism.MIG
         self.sizes: tuple[Size, ...] = self._device.sizes()
         geometry = self._device.kind.geometry
-        total = geometry.slices * len(devices) if self._is_mig else sum(d.room for d in devices)
-        if slices and (not self._is_mig or not 0 < slices <= total):
-            what = f"of the {total:g} there are" if self._is_mig else f"on devices that {self._device.mechanism} cuts"
+        total = geometry.slices * len(devices) if self.is_mig else sum(d.room for d in devices)
+        if slices and (not self.is_mig or not 0 < slices <= total):
+            what = f"of the {total:g} there are" if self.is_mig else f"on devices that {self._device.mechanism} cuts"
             msg = f"a budget of {slices} compute slices {what}"
             raise PlanError(msg)
         self.room: float = slices or total
 
     def units(self, size: Size) -> float:
         """What a size takes of `room`: compute slices on MIG, percent under MPS, SMs or cores elsewhere."""
-        return self._device.kind.geometry.find(size.label).slices if self._is_mig else self._device.length(size)
+        return self._device.kind.geometry.find(size.label).slices if self.is_mig else self._device.length(size)
 
     def fits(self, counts: Mapping[Size, int]) -> bool:
         """Whether so many gpulets of each size can be cut within the room."""
         if sum(self.units(size) * n for size, n in counts.items()) > self.room + _ROUNDING:
             return False
-        if self._is_mig:
+        if self.is_mig:
             return mig.fits(self._device.kind.geometry, _labelled(counts), len(self._devices))
         return len(tuple(self._first_fit(counts))) == sum(counts.values())
 
@@ -59,7 +59,7 @@ class Cutter:
             wanted = ", ".join(f"{n} x {size.label or size.sms}" for size, n in counts.items() if n)
             msg = f"{wanted} do not fit on {len(self._devices)} x {self._device.kind.name}, {self.room:g} units of room"
             raise PlanError(msg)
-        placed = self._instances(counts) if self._is_mig else self._first_fit(counts)
+        placed = self._instances(counts) if self.is_mig else self._first_fit(counts)
         return tuple(sorted(placed, key=lambda spot: (spot[0], spot[1].offset)))
 
     def _instances(self, counts: Mapping[Size, int]) -> Iterator[tuple[int, Placement]]:

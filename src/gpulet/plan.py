@@ -124,13 +124,17 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Devices and what stands on each of them. `violations()` says whether it can be carved and kept."""
+    """Devices and what stands on each of them. `violations()` says whether it can be carved and kept.
+
+    `dispatcher` is who must serve it, where its planner chose among several.
+    """
 
     devices: tuple[Device, ...]
     gpulets: tuple[Gpulet, ...] = ()
     timelines: tuple[Timeline, ...] = ()
     residents: tuple[Resident, ...] = ()
     promises: Mapping[str, Promise] = field(default_factory=dict)
+    dispatcher: str = ""
 
     @property
     def devices_used(self) -> int:

@@ -67,6 +67,7 @@ class PlanDoc(msgspec.Struct):
     reason: str | UnsetType = UNSET
     timelines: list[Timeline] = msgspec.field(default_factory=list)
     residents: list[Resident] = msgspec.field(default_factory=list)
+    dispatcher: str = ""
 
 
 def to_doc(outcome: Plan | Infeasible, system: str, planning: Duration) -> PlanDoc:
@@ -84,6 +85,7 @@ def to_doc(outcome: Plan | Infeasible, system: str, planning: Duration) -> PlanD
         str(outcome) if isinstance(outcome, Infeasible) else UNSET,
         list(plan.timelines),
         list(plan.residents),
+        plan.dispatcher,
     )
 
 
@@ -141,6 +143,7 @@ def _plan(doc: PlanDoc, problem: Problem, source: str) -> Plan:
             n: Promise(p.demand, p.throughput, from_ms(p.worst_latency_ms), from_ms(p.slo_ms))
             for n, p in doc.models.items()
         },
+        doc.dispatcher,
     )
 
 

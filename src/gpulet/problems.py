@@ -21,7 +21,6 @@ DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
 _DEFAULT_SLO_LEAST = 25 * MS
 _EQUAL_SHARE_LOAD = 0.7
-_WHOLE_PCT = 100
 
 
 def load_profile(site: Site) -> Profile:
@@ -37,7 +36,7 @@ def load_profile(site: Site) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             msg = f"profile {path} cannot be read: {error}"
             raise ProfileError(msg) from None
-        profile = parse_profile(text, lambda share: _sms(kind, share, str(path)), str(path))
+        profile = parse_profile(text, lambda share: mps_size(kind, share).sms, str(path))
         _refuse_oversize(profile, kind, str(path))
     else:
         profile = Profile(tuple(stored_points(site)))
@@ -47,14 +46,6 @@ def load_profile(site: Site) -> Profile:
         msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`, or bring a table with `gpulet import-profile`"
         raise ProfileError(msg)
     return profile
-
-
-def _sms(kind: Kind, share: float, source: str) -> int:
-    """A share of the device as SMs; raises `ProfileError` for more than all of it."""
-    if share > _WHOLE_PCT:
-        msg = f"{source}: share_pct must be at most 100, is {share:g}"
-        raise ProfileError(msg)
-    return mps_size(kind, share).sms
 
 
 def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
+from math import inf
 from operator import itemgetter
 
 import numpy as np
@@ -70,10 +71,12 @@ class Profile:
     """Latency by (model, shape, size in SMs or cores, processes, rows); `statistic` says which of a point's numbers counts.
 
     Where `processes` of a model share a gpulet, each runs a batch at a time, and the latency is that of one such batch.
+    With `is_monotone` off the curves go the wrong ways that were measured: what a device takes, not what to plan with.
     """
 
     points: tuple[Point, ...]
     statistic: Statistic = Statistic.MEAN
+    is_monotone: bool = True
     _curves: dict[tuple[str, str, int], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
     _interpolated: dict[tuple[str, str, int, int], Curve] = field(default_factory=dict, compare=False, repr=False)
     _uses: dict[tuple[str, int, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -86,7 +89,9 @@ class Profile:
             unshaped.setdefault((p.model, PLAIN, p.processes), []).append(p)
         fewer: dict[tuple[str, str], dict[int, Curve]] = {}
         for key, mine in sorted({**unshaped, **own}.items(), key=itemgetter(0)):
-            curves = _monotone_curves(mine, self.statistic, fewer.get(key[:2], {}))
+            curves = _raw_curves(mine, self.statistic)
+            if self.is_monotone:
+                curves = _monotone(curves, fewer.get(key[:2], {}))
             self._curves[key] = curves
             fewer[key[:2]] = {**fewer.get(key[:2], {}), **curves}
 
@@ -157,13 +162,25 @@ class Profile:
             self._uses[key] = tuple(map(Use, l2.tolist(), dram.tolist(), host.tolist()))
         return self._uses[key]
 
+    def measured(self, model: str, size: int) -> Curve:
+        """What one process takes by rows as it was measured, wrong ways included, linear between the points.
+
+        At other sizes it is `curve`.
+        """
+        mine = [p for p in self.points if (p.model, p.size, p.processes) == (model, size, 1)]
+        return _raw_curves(mine, self.statistic)[size] if mine else self.curve(model, size)
+
+    def as_measured(self) -> "Profile":
+        """The same points, wrong ways included."""
+        return Profile(self.points, self.statistic, is_monotone=False)
+
     def of(self, statistic: Statistic) -> "Profile":
         """The same points read by another statistic."""
-        return Profile(self.points, statistic)
+        return Profile(self.points, statistic, self.is_monotone)
 
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
-        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic)
+        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic, self.is_monotone)
 
     def _measured(self, model: str, shape: str, processes: int) -> dict[int, Curve]:
         curves = self._curves.get((model, shape, processes))
@@ -185,19 +202,24 @@ def _stretched(point: Point, factor: float) -> Point:
     return replace(point, mean=mean, p95=p95, p99=p99, host=host)
 
 
-def _monotone_curves(points: list[Point], statistic: Statistic, fewer: Mapping[int, Curve]) -> dict[int, Curve]:
-    """From the largest size down, each curve is at least its own running maximum and the curve of the size above.
-
-    It is also at least what `fewer` processes take at its size.
-    """
+def _raw_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
+    """By ascending size, linear between what was measured; of a point that was measured twice, the slower."""
     by_size: dict[int, dict[int, Duration]] = {}
     for point in points:
         row = by_size.setdefault(point.size, {})
         row[point.rows] = max(row.get(point.rows, 0), _statistic(point, statistic))
+    return {size: tuple(_dense(by_size[size])) for size in sorted(by_size)}
+
+
+def _monotone(raw: Mapping[int, Curve], fewer: Mapping[int, Curve]) -> dict[int, Curve]:
+    """From the largest size down, each curve is at least its own running maximum and the curve of the size above.
+
+    It is also at least what `fewer` processes take at its size.
+    """
     curves: dict[int, Curve] = {}
     above: Curve = ()
-    for size in sorted(by_size, reverse=True):
-        own, less = _dense(by_size[size]), fewer.get(size, ())
+    for size in sorted(raw, reverse=True):
+        own, less = raw[size], fewer.get(size, ())
         least = (max(latency, *above[i : i + 1], *less[i : i + 1], 0) for i, latency in enumerate(own))
         above = tuple(accumulate(least, max))
         curves[size] = above
@@ -259,7 +281,7 @@ def parse_profile(text: str, sms_of: Callable[[float], int], source: str) -> Pro
 def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: str) -> Point:
     mean = _number(row, "mean_ms" if "mean_ms" in row else "latency_ms", where)
     share = row.get("share_pct")
-    size = sms_of(_number(row, "share_pct", where)) if share else int(_number(row, "size", where))
+    size = sms_of(_number(row, "share_pct", where, most=100)) if share else int(_number(row, "size", where))
     p95, p99 = (from_ms(_number(row, name, where)) if row.get(name) else from_ms(mean) for name in ("p95_ms", "p99_ms"))
     samples = int(row.get("samples") or 0)
     shape = row.get("shape") or PLAIN
@@ -294,14 +316,17 @@ def _within(row: Mapping[str, str], name: str, whole: float, where: str) -> floa
     return value
 
 
-def _number(row: Mapping[str, str], name: str, where: str) -> float:
+def _number(row: Mapping[str, str], name: str, where: str, most: float = inf) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         msg = f"{where}: {name} must be a number, is {row.get(name)!r}"
         raise ProfileError(msg) from None
-    if not 0 < value < float("inf"):
+    if not 0 < value < inf:
         msg = f"{where}: {name} must be above 0, is {value:g}"
+        raise ProfileError(msg)
+    if value > most:
+        msg = f"{where}: {name} must be at most {most:g}, is {value:g}"
         raise ProfileError(msg)
     return value
 

@@ -8,28 +8,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from gpulet.core.ports import Infeasible, MakeDispatcher, Planner, Problem
+from gpulet.bounded import PERCENTILE, Quick, worth
+from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.device import Mechanism
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
+from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
+from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.dispatchers.gslice import Gslice
-from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
+from gpulet.judge import holds
 from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
-from gpulet.planners.best import Care, best
+from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
 from gpulet.planners.glet import NONE, Cuts, Style, glet
 from gpulet.planners.gslice import gslice
+from gpulet.planners.homogeneous import homogeneous, largest_homogeneous
 from gpulet.planners.ideal import ideal
 from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
+from gpulet.planners.paris import paris
+from gpulet.planners.pooled import MERGING, pooled
+from gpulet.planners.random_mig import random_mig
 from gpulet.planners.shared import shared
-from gpulet.units import SECOND
-from gpulet.workload import drawn, poisson
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +53,6 @@ class System:
 
 
 _UNLIMITED = 10**6
-_ATTAINED = 0.995
-_LONGEST_SECONDS = 10.0
-_QUICK = ((1,), 1.5)
-_THOROUGH = ((1, 2, 3), 10.0)
-"""Seeds, and the seconds that are simulated at least."""
-_JUDGED_REQUESTS = 12_000
-_MOST_JUDGED_REQUESTS = 60_000
-
-
-def _holds(problem: Problem, plan: Plan, care: Care) -> bool:
-    """A short run; with care, three long ones."""
-    seeds, shortest = _QUICK if care is Care.QUICK else _THOROUGH
-    return all(_holds_once(problem, plan, seed, shortest) for seed in seeds)
-
-
-def _holds_once(problem: Problem, plan: Plan, seed: int, shortest: float) -> bool:
-    """Whether everything that clients send attains 99.5 % in a short simulation of Poisson arrivals: 99 % in a long one."""
-    rate = sum(problem.demand.values())
-    if not rate:
-        return True
-    seconds = min(_LONGEST_SECONDS, max(shortest, _JUDGED_REQUESTS / rate), _MOST_JUDGED_REQUESTS / rate)
-    arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), seed, poisson, problem.rows)
-    scheduler = make_scheduler(SYSTEMS["gpulet"], problem, plan, Limits())
-    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
-    rows = metrics.report(arrivals.duration)["models"]
-    return all(rows[source.name]["attainment"] >= _ATTAINED for source in problem.sources)
-
 
 CANDIDATES: tuple[Planner, ...] = (
     packing,
@@ -89,6 +68,31 @@ CANDIDATES: tuple[Planner, ...] = (
 """What `gpulet` tries: the published planners and its own, all without margins, since it keeps its own allowance."""
 
 
+def _as_planned(problem: Problem, plan: Plan) -> Dispatcher:
+    """The dispatcher that the plan was made for."""
+    return _CHOSEN[plan.dispatcher](problem, plan)
+
+
+_CHOSEN: Mapping[str, MakeDispatcher] = {
+    "": DutyCycle,
+    MERGING: DutyCycle,
+    "elsa": Elsa,
+    "fifs": partial(Fifs, idle=Idle.LARGEST),
+}
+POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3, 4, 7)), paris)
+"""What `gpulet` starts from where gpulets are counted by size."""
+
+
+def ours(problem: Problem, *, quick: Quick = Quick()) -> Plan | Infeasible:  # noqa: B008 (frozen)
+    """Counts of gpulets on MIG; elsewhere the safest plan of several planners'."""
+    if any(device.mechanism is Mechanism.MIG for device in problem.devices):
+        return pooled(problem, starts=POOLS, worth=partial(worth, _as_planned, quick))
+    return best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
+
+
+_ROUGH = Quick(2_000, 3, PERCENTILE)
+
+
 def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
     """The artifact's placement, with interference where anybody has measured it."""
     return glet(problem, cuts=cuts, with_interference=problem.interference is not None)
@@ -96,9 +100,9 @@ def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
 
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
-        partial(best, candidates=CANDIDATES, judge=_holds),
-        DutyCycle,
-        about="ours: the plan with the most headroom of several, batches started as soon as a gpulet is idle",
+        ours,
+        _as_planned,
+        about="ours: the safest of several planners' plans that holds in simulation; batches start once a gpulet is idle",
     ),
     "elastic": System(
         partial(autoscaled, planner=elastic),
@@ -145,6 +149,27 @@ SYSTEMS: Mapping[str, System] = {
         DutyCycle,
         about="Nexus (SOSP'19): squishy bin packing on whole devices, turns without idling, early drop",
     ),
+    "paris-elsa": System(
+        paris,
+        Elsa,
+        drops_early=False,
+        about="PARIS and ELSA (DAC'22): counts of sizes by the batches that come, the smallest gpulet with slack",
+    ),
+    "paris-fifs": System(paris, Fifs, drops_early=False, about="PARIS' counts, first idle first served"),
+    "fifs": System(
+        partial(largest_homogeneous, worth=partial(worth, Fifs, _ROUGH)),
+        Fifs,
+        drops_early=False,
+        about="GPU(max) of PARIS and ELSA: the homogeneous pool that holds most, first idle first served",
+    ),
+    **{
+        f"gpu{n}": System(
+            partial(homogeneous, slices=n), Fifs, drops_early=False, about=f"GPU({n}): gpulets of {n} slices, FIFS"
+        )
+        for n in (1, 2, 3, 7)
+    },
+    "random-fifs": System(random_mig, Fifs, drops_early=False, about="a random mix of sizes, first idle first served"),
+    "random-elsa": System(random_mig, Elsa, drops_early=False, about="a random mix of sizes, ELSA"),
     "gslice": System(
         gslice,
         Gslice,

@@ -1,7 +1,7 @@
 """Arrival processes and trace rows to requests: seeded, pure, in order of time."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import islice
@@ -132,92 +132,112 @@ def parse_trace(text: str, models: Sequence[Model], duration: Duration, seed: in
     Without a model column every arrival is of the fleet's first model. Arrivals after `duration` are left out. Raises
     `ConfigError` that names source, line and value.
     """
-    reader = csv.reader(StringIO(text))
-    header = next(reader, [])
+    lines = csv.reader(StringIO(text))
+    header = next(lines, [])
+    trace = _Trace(source, header, lines, models, duration, seed)
     if header[:1] == ["arrival_s"]:
-        return _listed(header, reader, models, duration, source)
+        return _listed(trace)
     if header == ["second", "model", "rate"]:
-        return _rated(header, reader, models, duration, seed, source)
+        return _rated(trace)
     if header[:1] == ["second"]:
-        return _counted(header, reader, models, duration, seed, source)
+        return _counted(trace)
     msg = f"{source}: line 1: columns {','.join(header)}; a trace starts with arrival_s or second"
     raise ConfigError(msg)
 
 
-def _listed(
-    header: Sequence[str], lines: Iterator[list[str]], models: Sequence[Model], duration: Duration, source: str
-) -> Arrivals:
-    places = {model.name: place for place, model in enumerate(models)}
-    times: list[list[int]] = [[] for _ in models]
-    rows: list[list[int]] = [[] for _ in models]
-    for number, line in enumerate(lines, start=2):
-        cells = dict(zip(header, line, strict=False))
-        name = cells.get("model", models[0].name)
-        if name not in places:
-            msg = f"{source}: line {number}: model {name!r} is not in the fleet"
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of a trace, by column; `where` says which line."""
+
+    cells: Mapping[str, str]
+    where: str
+
+    def model(self, fleet: Container[str], default: str = "") -> str:
+        """Whose arrivals these are; raises `ConfigError` for a model that is not in the fleet."""
+        name = self.cells.get("model", default)
+        if name not in fleet:
+            msg = f"{self.where}: model {name!r} is not in the fleet"
             raise ConfigError(msg)
-        time = round(_cell(cells, "arrival_s", source, number) * SECOND)
-        if time < duration:
-            times[places[name]].append(time)
-            rows[places[name]].append(int(_cell(cells, "rows", source, number)) if "rows" in cells else 1)
-    return _merged(models, [np.array(t, np.int64) for t in times], [np.array(r, np.int64) for r in rows], duration)
+        return name
+
+    def number(self, column: str) -> float:
+        """A number of 0 or more; raises `ConfigError` for anything else."""
+        try:
+            value = float(self.cells[column])
+        except (KeyError, ValueError):
+            msg = f"{self.where}: {column} must be a number, is {self.cells.get(column)!r}"
+            raise ConfigError(msg) from None
+        if not 0 <= value < float("inf"):
+            msg = f"{self.where}: {column} must not be below 0, is {value:g}"
+            raise ConfigError(msg)
+        return value
 
 
-def _counted(
-    header: Sequence[str],
-    lines: Iterator[list[str]],
-    models: Sequence[Model],
-    duration: Duration,
-    seed: int,
-    source: str,
-) -> Arrivals:
-    random = np.random.default_rng(seed)
-    places = {name: header.index(name) for name in (m.name for m in models) if name in header}
-    if not places:
-        msg = f"{source}: no column is one of the fleet's models"
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """A trace that is being read: its lines once, whose arrivals they are, and the seed of what they leave open."""
+
+    source: str
+    header: Sequence[str]
+    lines: Iterator[list[str]]
+    models: Sequence[Model]
+    duration: Duration
+    seed: int
+
+    def rows(self) -> Iterator[_Row]:
+        for number, line in enumerate(self.lines, start=2):
+            yield _Row(dict(zip(self.header, line, strict=False)), f"{self.source}: line {number}")
+
+
+def _listed(trace: _Trace) -> Arrivals:
+    places = {model.name: place for place, model in enumerate(trace.models)}
+    times: list[list[int]] = [[] for _ in trace.models]
+    rows: list[list[int]] = [[] for _ in trace.models]
+    for row in trace.rows():
+        place = places[row.model(places, trace.models[0].name)]
+        time = round(row.number("arrival_s") * SECOND)
+        if time < trace.duration:
+            times[place].append(time)
+            rows[place].append(int(row.number("rows")) if "rows" in row.cells else 1)
+    joined, sizes = ([np.array(column, np.int64) for column in columns] for columns in (times, rows))
+    return _merged(trace.models, joined, sizes, trace.duration)
+
+
+def _counted(trace: _Trace) -> Arrivals:
+    random = np.random.default_rng(trace.seed)
+    counted = {model.name for model in trace.models} & set(trace.header)
+    if not counted:
+        msg = f"{trace.source}: no column is one of the fleet's models"
         raise ConfigError(msg)
-    times: list[list[Times]] = [[np.empty(0, np.int64)] for _ in models]
-    for number, line in enumerate(islice(lines, -(-duration // SECOND)), start=2):
-        cells = dict(zip(header, line, strict=False))
-        second = _cell(cells, "second", source, number)
-        for place, model in enumerate(models):
-            if model.name in places:
-                count = int(_cell(cells, model.name, source, number))
+    times: list[list[Times]] = [[np.empty(0, np.int64)] for _ in trace.models]
+    for row in islice(trace.rows(), -(-trace.duration // SECOND)):
+        second = row.number("second")
+        for place, model in enumerate(trace.models):
+            if model.name in counted:
+                count = int(row.number(model.name))
                 times[place].append(_nanoseconds(second + np.sort(random.random(count))))
-    joined = [np.concatenate(t) for t in times]
-    kept = [t[t < duration] for t in joined]
-    return _merged(models, kept, [np.ones(t.size, np.int64) for t in kept], duration)
+    return _single(trace, times)
 
 
-def _rated(
-    header: Sequence[str],
-    lines: Iterator[list[str]],
-    models: Sequence[Model],
-    duration: Duration,
-    seed: int,
-    source: str,
-) -> Arrivals:
+def _rated(trace: _Trace) -> Arrivals:
     """The last rate of a model holds as long as the one before it."""
-    steps: dict[str, list[tuple[float, float]]] = {model.name: [] for model in models}
-    for number, line in enumerate(lines, start=2):
-        cells = dict(zip(header, line, strict=False))
-        name = cells.get("model", "")
-        if name not in steps:
-            msg = f"{source}: line {number}: model {name!r} is not in the fleet"
-            raise ConfigError(msg)
-        steps[name].append(
-            (_cell(cells, "second", source, number), _cell(cells, "rate", source, number)),
-        )
-    random = np.random.default_rng(seed)
-    times = []
-    for model in models:
-        pieces = [np.empty(0, np.int64)]
+    steps: dict[str, list[tuple[float, float]]] = {model.name: [] for model in trace.models}
+    for row in trace.rows():
+        steps[row.model(steps)].append((row.number("second"), row.number("rate")))
+    random = np.random.default_rng(trace.seed)
+    times: list[list[Times]] = [[np.empty(0, np.int64)] for _ in trace.models]
+    for pieces, model in zip(times, trace.models, strict=True):
         for start, end, rate in _periods(steps[model.name]):
             count = random.poisson(rate * (end - start))
             pieces.append(_nanoseconds(start + np.sort(random.random(count)) * (end - start)))
-        joined = np.concatenate(pieces)
-        times.append(joined[joined < duration])
-    return _merged(models, times, [np.ones(t.size, np.int64) for t in times], duration)
+    return _single(trace, times)
+
+
+def _single(trace: _Trace, times: Sequence[Sequence[Times]]) -> Arrivals:
+    """Requests of one row, of each model in pieces; what is beyond the duration is left out."""
+    joined = [np.concatenate(pieces) for pieces in times]
+    kept = [t[t < trace.duration] for t in joined]
+    return _merged(trace.models, kept, [np.ones(t.size, np.int64) for t in kept], trace.duration)
 
 
 def _periods(steps: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float, float]]:
@@ -227,18 +247,6 @@ def _periods(steps: Sequence[tuple[float, float]]) -> Iterator[tuple[float, floa
     for (start, rate), following in zip(ordered, [*ordered[1:], None], strict=True):
         length = following[0] - start if following else length
         yield start, start + length, rate
-
-
-def _cell(cells: Mapping[str, str], name: str, source: str, number: int) -> float:
-    try:
-        value = float(cells[name])
-    except (KeyError, ValueError):
-        msg = f"{source}: line {number}: {name} must be a number, is {cells.get(name)!r}"
-        raise ConfigError(msg) from None
-    if not 0 <= value < float("inf"):
-        msg = f"{source}: line {number}: {name} must not be below 0, is {value:g}"
-        raise ConfigError(msg)
-    return value
 
 
 def parse_process(text: str) -> Draw:

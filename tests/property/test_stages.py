@@ -14,13 +14,11 @@ from gpulet.core.messages import Answer, Gather, Spawn
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.model import Model
 from gpulet.plan import Plan
-from gpulet.systems import SYSTEMS
 from gpulet.units import MS, SECOND
-from support import CARVES, SHAPES, World, models_of, problem_of, requests_of, tiny_plan
+from support import CARVES, DISPATCHERS, World, models_of, problem_of, requests_of, tiny_plan
 
 NAMES = ["m0", "m1", "m2"]
 LAYOUTS = [[[(8, NAMES)]], [[(2, NAMES), (2, ["m0"]), (4, ["m1", "m2"])], [(8, NAMES)]]]
-DISPATCHERS = {**SHAPES, **{name: system.dispatcher for name, system in SYSTEMS.items()}}
 LEAST = 3 * MS
 """One row on all of a device of `tiny_profile`."""
 

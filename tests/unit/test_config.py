@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpulet.config import describe, parse_fleet_file, read_fleet_file
-from gpulet.errors import BadInput, ConfigError
+from gpulet.errors import BadInput, ConfigError, ProfileError
 from gpulet.fleetfile import open_site, servable
 from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.store import Machine
@@ -112,6 +112,18 @@ def test_a_bad_fleet_file_is_refused_in_one_line(site_of, old, new, message):
     with pytest.raises(BadInput, match=message) as raised:
         make_problem(site := site_of(GOOD.replace(old, new)), load_profile(site))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("share_pct,batch,latency_ms\na,150,1,2\n", "p.csv: line 2: share_pct must be at most 100, is 150"),
+        ("size,batch,mean_ms\na,68,1,2\nb,69,1,2\n", "p.csv: model b was measured on 69 SMs; a rtx2080ti has 68"),
+    ],
+)
+def test_a_table_of_more_than_the_device_has_is_refused(site_of, table, message):
+    with pytest.raises(ProfileError, match=message):
+        load_profile(site_of(profile="model," + table))
 
 
 BLACKWELL = GOOD.replace('kind = "rtx2080ti"', 'kind = "b200"')

@@ -10,6 +10,7 @@ from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
+from gpulet.planners.packing import packing
 from gpulet.planners.shared import shared
 from gpulet.profile import Point, Profile
 from gpulet.systems import SYSTEMS
@@ -71,8 +72,20 @@ def test_too_much_demand_is_refused_with_the_model_the_reason_and_a_way_out(name
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_an_slo_below_one_row_is_refused(name):
-    outcome = SYSTEMS[name].planner(problem({"a": 1.0}, slo=1))
+    outcome = SYSTEMS[name].planner(problem({"a": 1.0}, slo=1, per_row=3))
     assert isinstance(outcome, Infeasible)
+
+
+@pytest.mark.parametrize("planner", [elastic, packing])
+def test_models_that_overfill_a_devices_memory_are_refused_with_both_numbers(planner):
+    asked = problem({"a": 20.0, "b": 20.0})
+    devices = (replace(asked.devices[0], kind=replace(asked.devices[0].kind, memory=100)),)
+    models = {"a": Model("a", 100 * MS, 8, memory=50), "b": Model("b", 100 * MS, 8, memory=51)}
+    assert isinstance(planner(replace(asked, devices=devices)), Plan)
+    outcome = planner(replace(asked, devices=devices, models=models))
+    assert isinstance(outcome, Infeasible)
+    assert str(outcome) == "model b: device 0: its gpulets' models need 101 of 100 bytes; add a device"
+    assert outcome.unserved == {"b": 20.0}
 
 
 def test_dedicated_needs_a_device_for_each_model():

@@ -186,6 +186,7 @@ def test_a_published_table_is_read_with_shares_as_sms():
         ("model,share_pct,batch,latency_ms\ng,20,1,fast\n", "line 2: latency_ms must be a number, is 'fast'"),
         ("model,share_pct,batch,latency_ms\ng,20,1,-3\n", "line 2: latency_ms must be above 0, is -3"),
         ("model,share_pct,batch,latency_ms\ng,20,1,nan\n", "line 2: latency_ms must be above 0, is nan"),
+        ("model,share_pct,batch,latency_ms\ng,20,1,3\ng,150,1,3\n", "line 3: share_pct must be at most 100, is 150"),
         ("model,share_pct,batch,latency_ms\ng,20,0,1\n", "line 2: batch must be above 0, is 0"),
         ("model,size,batch,mean_ms,host_ms\ng,20,1,2,nan\n", "line 2: host_ms must be between 0 and 2, is nan"),
         ("model,size,batch,mean_ms,host_ms\ng,20,1,2,2.5\n", "line 2: host_ms must be between 0 and 2, is 2.5"),

@@ -15,7 +15,7 @@ from gpulet.importing.cells import Oddity
 from gpulet.importing.formats import EVERY
 from gpulet.importing.overheads import USAGE, parse_overhead
 from gpulet.importing.table import Table, read_table
-from gpulet.profile import format_profile
+from gpulet.profile import Point, format_profile
 
 _OVERHEAD = f"host time beside the measured one, repeatable, adds up: {USAGE}; FILE has columns shape, batch, concat_ms"
 _UTILIZATION = (
@@ -41,12 +41,7 @@ def import_profile(
 
     Example: gpulet import-profile latency.csv --kind rtx2080ti --overhead concat.csv:3x224x224:1.9:vgg16 --out p.csv
     """
-    if as_json and not out_file:
-        msg = "--json needs --out FILE: the table itself goes to standard output"
-        raise BadInput(msg)
-    if kind == "cpu":
-        msg = "--kind cpu: published tables are of GPUs; measure a CPU with `gpulet profile`"
-        raise BadInput(msg)
+    _refuse_misuse(kind, out_file, as_json=as_json)
     points, odd = import_tables(
         [_read(path) for path in tables],
         find_kind(kind),
@@ -57,14 +52,17 @@ def import_profile(
     )
     _write(format_profile(points), out_file)
     _tell(odd)
-    models = list(dict.fromkeys(p.model for p in points))
-    if as_json:
-        warnings = [{"kind": o.kind, "model": o.model, "where": o.where, "value": o.value} for o in odd]
-        print_json({"written": len(points), "models": models, "warnings": warnings})
-    elif out_file:
-        out.print(
-            f"{len(points)} points of {len(models)} models in {out_file}", markup=False, highlight=False, soft_wrap=True
-        )
+    if out_file:
+        _report(points, odd, out_file, as_json=as_json)
+
+
+def _refuse_misuse(kind: str, out_file: Path | None, *, as_json: bool) -> None:
+    if as_json and not out_file:
+        msg = "--json needs --out FILE: the table itself goes to standard output"
+        raise BadInput(msg)
+    if kind == "cpu":
+        msg = "--kind cpu: published tables are of GPUs; measure a CPU with `gpulet profile`"
+        raise BadInput(msg)
 
 
 def _parse_processes(text: str) -> int:
@@ -101,3 +99,14 @@ def _tell(odd: Sequence[Oddity]) -> None:
     err = Console(stderr=True, soft_wrap=True)
     for o in odd:
         err.print(f"{o.kind.replace('_', ' ')}: {o.model}: {o.where}: {o.value}", markup=False, highlight=False)
+
+
+def _report(points: Sequence[Point], odd: Sequence[Oddity], path: Path, *, as_json: bool) -> None:
+    """What was written to `path`."""
+    models = list(dict.fromkeys(p.model for p in points))
+    if as_json:
+        warnings = [{"kind": o.kind, "model": o.model, "where": o.where, "value": o.value} for o in odd]
+        print_json({"written": len(points), "models": models, "warnings": warnings})
+    else:
+        line = f"{len(points)} points of {len(models)} models in {path}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

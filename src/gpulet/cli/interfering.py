@@ -13,9 +13,11 @@ from gpulet.cli.common import AsJson, out, print_json, write_text
 from gpulet.errors import BadInput, ProfileError
 from gpulet.fitting import PREDICTORS, Errors, Seen, errors_of, held_back_mean, pair_left_out, percentiles, read_pairs
 from gpulet.importing.table import Table, read_table
-from gpulet.interference import format_interference
+from gpulet.interference import Interference, format_interference
 
 _FEWEST_PAIRS = 20
+Tables = dict[str, dict[str, Errors]]
+"""Errors by table and predictor; the first table is the one that was asked for."""
 
 
 def fit(
@@ -42,30 +44,16 @@ def fit(
         msg = f"--model {model!r}: known are {', '.join(PREDICTORS)}"
         raise BadInput(msg)
     alone = _read(solo or _beside(pairs, test))
-    seen = read_pairs(_read(pairs), alone)
-    if len({s.pair for s in seen}) < _FEWEST_PAIRS:
-        msg = f"{pairs}: {len(seen) // 2} pairs; at least {_FEWEST_PAIRS} are needed to fit and to test"
-        raise ProfileError(msg)
+    seen = _seen(pairs, alone)
     fitted = {name: predictor(seen) for name, predictor in PREDICTORS.items()}
     tables = _tables(seen, read_pairs(_read(test), alone) if test else ())
     written = format_interference(fitted[model])
     if out_file:
         write_text(out_file, json.dumps(written, indent=1) + "\n")
-    first = next(iter(tables.values()))
     if as_json:
-        print_json(
-            {
-                "coefficients": {n: dict(zip(m.features, m.coefficients, strict=True)) for n, m in fitted.items()},
-                "predictors": {name: asdict(errors) for name, errors in first.items()},
-                "tables": {title: {n: asdict(e) for n, e in table.items()} for title, table in tables.items()},
-                "model": written,
-            }
-        )
-        return
-    for title, table in tables.items():
-        out.print(_grid(title, table))
-    for name, value in zip(fitted[model].features, fitted[model].coefficients, strict=True):
-        out.print(f"  {name:36} {value: .6g}", markup=False, highlight=False)
+        print_json({**_document(fitted, tables), "model": written})
+    else:
+        _print(tables, fitted[model])
 
 
 def _beside(pairs: Path, test: Path | None) -> Path:
@@ -78,14 +66,39 @@ def _beside(pairs: Path, test: Path | None) -> Path:
     return found
 
 
-def _tables(seen: tuple[Seen, ...], other: tuple[Seen, ...]) -> dict[str, dict[str, Errors]]:
-    """Errors by table and predictor; the first table is the one that was asked for."""
+def _seen(pairs: Path, alone: Table) -> tuple[Seen, ...]:
+    """Both sides of every pair; raises `ProfileError` for fewer pairs than say anything."""
+    seen = read_pairs(_read(pairs), alone)
+    if len({s.pair for s in seen}) < _FEWEST_PAIRS:
+        msg = f"{pairs}: {len(seen) // 2} pairs; at least {_FEWEST_PAIRS} are needed to fit and to test"
+        raise ProfileError(msg)
+    return seen
+
+
+def _tables(seen: tuple[Seen, ...], other: tuple[Seen, ...]) -> Tables:
+    """On the other pairs; without any, on what each fit has not seen of its own."""
     if other:
         return {"test": {n: percentiles(errors_of(p(seen), other)) for n, p in PREDICTORS.items()}}
     return {
         "held_back": {name: held_back_mean(predictor, seen) for name, predictor in PREDICTORS.items()},
         "pair_left_out": {name: pair_left_out(predictor, seen) for name, predictor in PREDICTORS.items()},
     }
+
+
+def _document(fitted: dict[str, Interference], tables: Tables) -> dict[str, object]:
+    errors = {title: {name: asdict(e) for name, e in table.items()} for title, table in tables.items()}
+    return {
+        "coefficients": {n: dict(zip(m.features, m.coefficients, strict=True)) for n, m in fitted.items()},
+        "predictors": next(iter(errors.values())),
+        "tables": errors,
+    }
+
+
+def _print(tables: Tables, chosen: Interference) -> None:
+    for title, table in tables.items():
+        out.print(_grid(title, table))
+    for name, value in zip(chosen.features, chosen.coefficients, strict=True):
+        out.print(f"  {name:36} {value: .6g}", markup=False, highlight=False)
 
 
 def _grid(title: str, table: dict[str, Errors]) -> Grid:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,28 +23,33 @@ from gpulet.cli.common import (
     print_json,
     refuse,
 )
-from gpulet.core.ports import Infeasible
+from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput
-from gpulet.fleetfile import open_site
+from gpulet.fleetfile import Site, open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
 from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.remedies import Remedies, remedies
+from gpulet.reports.carving import emitted, find_form
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table
-from gpulet.units import to_ms
+from gpulet.units import Duration, to_ms
 
 
 def plan(
     target: Target,
     system: SystemName = "",
     picture: Annotated[Path | None, typer.Option("--picture", help="draw it to this .png or .svg")] = None,
+    emit: Annotated[
+        str, typer.Option("--emit", help="instead print it for those who carve: mig, nvidia-smi, dra, env")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Cut the devices for the models' rates and SLOs.
 
     Example: gpulet plan fleet.toml --picture plan.png
     """
+    _check_emit(emit, as_json=as_json)
     site = open_site(target, system=system)
     problem = make_problem(site, load_profile(site))
     outcome, took = planned(site, problem)
@@ -56,14 +61,11 @@ def plan(
     if picture:
         _draw(shown, picture)
     if as_json:
-        doc = to_json(to_doc(outcome, site.name, took))
-        if site.executor == "cpu":
-            doc["front_end_share"] = front_end_share(site, problem)
-        if isinstance(outcome, Infeasible):
-            doc["remedies"] = {"devices": found.devices, "slo_ms": to_ms(found.slo), "rate": found.rate}
-        print_json(doc)
-    else:
+        print_json(_plan_doc(site, problem, outcome, took, found))
+    elif not emit:
         out.print(gpulet_table(shown), promise_table(shown))
+    elif isinstance(outcome, Plan):
+        typer.echo(emitted(outcome, emit), nl=False)
     if isinstance(outcome, Infeasible):
         refuse(outcome, quiet=as_json)
 
@@ -145,6 +147,26 @@ def simulate(
         raise typer.Exit(1)
     for report in reports.values():
         check_attainment(report, wanted=check)
+
+
+def _check_emit(emit: str, *, as_json: bool) -> None:
+    """Before anything is planned."""
+    if emit and as_json:
+        msg = "--emit and --json both want standard output: ask for one of them"
+        raise BadInput(msg)
+    if emit:
+        find_form(emit)
+
+
+def _plan_doc(
+    site: Site, problem: Problem, outcome: Plan | Infeasible, took: Duration, found: Remedies
+) -> dict[str, Any]:
+    doc = to_json(to_doc(outcome, site.name, took))
+    if site.executor == "cpu":
+        doc["front_end_share"] = front_end_share(site, problem)
+    if isinstance(outcome, Infeasible):
+        doc["remedies"] = {"devices": found.devices, "slo_ms": to_ms(found.slo), "rate": found.rate}
+    return doc
 
 
 def _names(compare: str) -> list[str]:

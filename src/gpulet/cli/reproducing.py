@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -42,32 +42,37 @@ def atc22(
 
     Example: gpulet reproduce atc22 --levels 0,100,200,400 --only schedulable --systems sbp,glet
     """
-    asked = Asked(
-        data,
-        _numbers(levels),
-        tuple(systems.split(",")),
-        tuple(only.split(",")) if only else tuple(part for part in PARTS if part not in ON_REQUEST),
-        workers or len(os.sched_getaffinity(0)),
-    )
+    parts = tuple(only.split(",")) if only else tuple(part for part in PARTS if part not in ON_REQUEST)
+    asked = Asked(data, _numbers(levels), tuple(systems.split(",")), parts, workers or len(os.sched_getaffinity(0)))
+    _refuse_unknown(asked)
+    place = folder or (None if as_json else Path("out/atc22"))
+    if place:
+        _make(place)
+    result = _reproduced(asked)
+    report = write_report(result, place) if place else None
+    if as_json:
+        print_json(result)
+    else:
+        out.print(f"report: {report}", markup=False)
+
+
+def _refuse_unknown(asked: Asked) -> None:
+    """What is misspelt or missing is said before the bar is drawn."""
     for name in asked.systems:
         find_system(name)
     unknown = [part for part in asked.only if part not in PARTS]
     if unknown:
         msg = f"--only {unknown[0]!r}: known are {', '.join(PARTS)}"
         raise BadInput(msg)
-    load(asked.data)  # what is missing is said before the bar is drawn
-    place = folder or (None if as_json else Path("out/atc22"))
-    if place:
-        _make(place)
+    load(asked.data)
+
+
+def _reproduced(asked: Asked) -> dict[str, Any]:
+    """Everything that was asked for, with a bar on standard error meanwhile."""
     columns = (TextColumn("reproduce atc22"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("jobs", total=None)
-        result = reproduce(asked, lambda done, of: progress.update(task, completed=done, total=of))
-    report = write_report(result, place) if place else None
-    if as_json:
-        print_json(result)
-    else:
-        out.print(f"report: {report}", markup=False)
+        return reproduce(asked, lambda done, of: progress.update(task, completed=done, total=of))
 
 
 def _make(folder: Path) -> None:

@@ -135,6 +135,14 @@ class Problem:
         """Why a plan's models do not fit into the devices' memory; empty where they do or nobody knows."""
         return next(plan.overfull({name: model.memory for name, model in self.models.items()}), "")
 
+    def within_memory(self, plan: Plan) -> "Plan | Infeasible":
+        """The plan where it is not `overfull`; else a refusal that names the model with the most memory."""
+        crowded = self.overfull(plan)
+        if not crowded:
+            return plan
+        name = max(self.models.values(), key=lambda m: m.memory).name
+        return Infeasible(name, crowded, "add a device", {name: self.demand.get(name, 0.0)}, plan)
+
     @property
     def rates(self) -> Mapping[str, float]:
         """Requests/s by everything that clients send requests for."""

@@ -5,6 +5,7 @@ Of things due at one instant, what was scheduled first comes first; arrivals com
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
+from typing import Protocol
 
 from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Gather, Load, Reject, Spawn, Start, Unload
 from gpulet.core.metrics import Metrics
@@ -20,6 +21,14 @@ from gpulet.workload import Arrivals
 
 Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 """Sees every step: a journal, or a test."""
+
+
+class Recorder(Protocol):
+    """Folds every step into what a run was worth."""
+
+    def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
+        """Take one step's messages into account."""
+        ...
 
 
 class VirtualTimer:
@@ -44,7 +53,7 @@ class Simulation:
     """Drives one core and one executor through a workload."""
 
     def __init__(
-        self, scheduler: Scheduler, timer: VirtualTimer, metrics: Metrics, observers: Sequence[Observe] = ()
+        self, scheduler: Scheduler, timer: VirtualTimer, metrics: Recorder, observers: Sequence[Observe] = ()
     ) -> None:
         self._scheduler = scheduler
         self._timer = timer

@@ -5,8 +5,8 @@ Poisson arrivals need within an objective (`duty.bunched`) and more; if nobody c
 allowance, down to the bare rates. Of the plans of one level the one wins whose tightest model has the most headroom,
 then the one that takes least of the fleet. Neighbours are counted in where an interference model is given.
 
-A plan is valid when `judge` says so (in systems.py: a simulation in which every model attains 99 %). The planners and
-the judge are given, since planners know neither each other nor a simulator.
+A plan is valid when `judge` says so (judge.py: a simulation in which everything attains 99.5 %). The planners and the
+judge are given, since planners know neither each other nor a simulator.
 """
 
 from collections.abc import Callable, Iterator, Sequence

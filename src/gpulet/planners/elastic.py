@@ -165,12 +165,7 @@ class _Board:
             tuple(_gpulet(place, item) for place, item in enumerate(placed)),
             promises={name: self._promise(model) for name, model in self._problem.models.items()},
         )
-        crowded = self._problem.overfull(plan)
-        if crowded and not self._unserved:
-            name = max(self._problem.models.values(), key=lambda m: m.memory).name
-            unserved = {name: self._problem.demand.get(name, 0.0)}
-            return Infeasible(name, crowded, "add a device", unserved, plan)
-        return self._refusal(plan) if self._unserved else plan
+        return self._refusal(plan) if self._unserved else self._problem.within_memory(plan)
 
     def _share(self, model: Model, size: Size, rate: float) -> Share:
         return Share(self._curves(model.name, size), model.slo, rate, model.max_batch)

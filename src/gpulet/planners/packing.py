@@ -142,12 +142,7 @@ class _Packing:
         placed = [piece for piece in pieces if piece not in homeless]
         promises = {m.name: self._promise(m, placed) for m in self._problem.models.values()}
         plan = Plan(self._problem.devices, numbered, promises=promises)
-        crowded = self._problem.overfull(plan)
-        if crowded and not homeless:
-            name = max(self._problem.models.values(), key=lambda m: m.memory).name
-            unserved = {name: self._problem.demand.get(name, 0.0)}
-            return Infeasible(name, crowded, "add a device", unserved, plan)
-        return self._refusal(homeless, plan) if homeless else plan
+        return self._refusal(homeless, plan) if homeless else self._problem.within_memory(plan)
 
     def _promise(self, model: Model, placed: Sequence[_Piece]) -> Promise:
         """A gpulet that is asked for more than planned goes round without idling."""

@@ -1,0 +1,177 @@
+"""Latency-bounded throughput: the highest rate at which so many percent of the requests are still in time.
+
+As PARIS and ELSA (DAC 2022, section 5) measure it: the rate is doubled until it fails, then bisected; the first tenth of
+the requests is not counted; every plan sees the same requests, drawn once at one request per second and squeezed.
+A percentile of latency is within the objective exactly when no more than the rest is late, so late ones are counted; a
+request that gets no result is late.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpulet.core.messages import Answer, Command, Drop, Event, Fail, Reject
+from gpulet.core.ports import MakeDispatcher, Problem
+from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.drivers.sim import Simulation, VirtualTimer
+from gpulet.executors.simulated import Simulated
+from gpulet.plan import Plan
+from gpulet.profile import Profile
+from gpulet.units import SECOND, Instant
+from gpulet.workload import Arrivals, draw_rows
+
+PERCENTILE = 95.0
+PLANNED_PERCENTILE = 99.0
+UNBOUNDED = Limits(10**9)
+"""Queues are not limited while a rate is searched: what waits too long is late, and given up."""
+REQUESTS = 20_000
+WARM_UP = 0.1
+HALVINGS = 9
+_MOST_DOUBLINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Requests at one per second in all: instants in seconds, model by place, rows."""
+
+    times: NDArray[np.float64]
+    which: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def at(self, problem: Problem, rate: float) -> Arrivals:
+        """The same requests at `rate` per second in all."""
+        times = np.rint(self.times * (SECOND / rate)).astype(np.int64)
+        return Arrivals(problem.sources, times, self.which, self.rows, int(times[-1]) + 1)
+
+
+def unit_requests(problem: Problem, count: int, seed: int) -> Unit:
+    """Poisson arrivals over the sources in proportion to their rates, each with rows of its own."""
+    random = np.random.default_rng(seed)
+    rates = np.array([problem.rates.get(source.name, 0.0) for source in problem.sources])
+    times = np.cumsum(random.exponential(1.0, count))
+    which = np.zeros(count, np.int64)
+    if len(rates) > 1:
+        which = random.choice(len(rates), count, p=rates / rates.sum()).astype(np.int64)
+    rows = np.ones(count, np.int64)
+    for place, source in enumerate(problem.sources):
+        mine = which == place
+        rows[mine] = draw_rows(random, problem.rows_of(source.name), int(mine.sum()))
+    return Unit(times, which, rows)
+
+
+class _TooLate(Exception):  # noqa: N818 (not an error: the answer is no)
+    """More requests are late than may be: the rest of the run says nothing new."""
+
+
+class _Lateness:
+    """Counts the late among the counted requests of each model; stops the run when there are too many."""
+
+    def __init__(self, arrivals: Arrivals, percentile: float) -> None:
+        self._first = int(len(arrivals) * WARM_UP)
+        slos = np.array([model.slo for model in arrivals.models])
+        self._deadlines = (arrivals.times + slos[arrivals.which]).tolist()
+        self._which = arrivals.which.tolist()
+        counted = np.bincount(arrivals.which[self._first :], minlength=len(arrivals.models))
+        self._allowed = np.floor(counted * (1 - percentile / 100) + 1e-9).astype(int).tolist()
+
+    def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
+        """Take one step's answers and refusals into account."""
+        for command in commands:
+            match command:
+                case Answer():
+                    for request in command.requests:
+                        if now > self._deadlines[request - 1]:
+                            self._count(request)
+                case Reject() | Drop() | Fail():
+                    self._count(command.request)
+                case _:
+                    pass
+
+    def _count(self, request: int) -> None:
+        if request > self._first:
+            place = self._which[request - 1]
+            self._allowed[place] -= 1
+            if self._allowed[place] < 0:
+                raise _TooLate
+
+
+def holds(
+    scheduler: Scheduler,
+    problem: Problem,
+    plan: Plan,
+    arrivals: Arrivals,
+    *,
+    percentile: float = PERCENTILE,
+    times: Profile | None = None,
+) -> bool:
+    """Whether at least `percentile` percent of each source's requests are in time, the first tenth left out.
+
+    Runs take what `times` says, where that is not the profile that the scheduler knows.
+    """
+    plan = plan.unfolded()
+    timer = VirtualTimer()
+    simulation = Simulation(scheduler, timer, _Lateness(arrivals, percentile))
+    executor = Simulated(times or problem.profile, plan, timer, simulation.feed, interference=problem.interference)
+    simulation.attach(executor)
+    executor.carve()
+    try:
+        simulation.run(arrivals.requests())
+    except _TooLate:
+        return False
+    return True
+
+
+def largest_rate(
+    holds_at: Callable[[float], bool], start: float, *, halvings: int = HALVINGS, give_up: int = 6
+) -> float:
+    """The largest rate that holds, to 1 part in 2^halvings of its doubling; 0 when `start` / 2^give_up does not.
+
+    It is taken for granted that what holds at one rate holds at every lower one.
+    """
+    low, high = 0.0, start
+    while holds_at(high) and high < start * 2**_MOST_DOUBLINGS:
+        low, high = high, high * 2
+    tries = 0
+    while not low and tries < give_up:
+        tries += 1
+        middle = high / 2
+        low, high = (middle, high) if holds_at(middle) else (0.0, middle)
+    if not low:
+        return 0.0
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds_at(middle) else (low, middle)
+    return low
+
+
+_JUDGED_SEED = 101
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """A short search: how many requests, how many halvings, and the percentile that must be in time."""
+
+    requests: int = 6_000
+    halvings: int = 5
+    percentile: float = PLANNED_PERCENTILE
+
+
+def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
+    """How many times its demand a plan holds in a short search; 0 when it does not hold `least` times."""
+    plan = plan.unfolded()
+    unit, rate = unit_requests(problem, quick.requests, _JUDGED_SEED), sum(problem.rates.values())
+
+    def holds_at(factor: float) -> bool:
+        scheduler = Scheduler(problem.models, plan, make(problem, plan), UNBOUNDED, problem.applications)
+        return holds(scheduler, problem, plan, unit.at(problem, factor * rate), percentile=quick.percentile)
+
+    if least and not holds_at(least):
+        return 0.0
+    return largest_rate(holds_at, least or _guess(plan), halvings=quick.halvings)
+
+
+def _guess(plan: Plan) -> float:
+    """Half of what the planner thinks the plan carries."""
+    return max(min((p.throughput / p.demand for p in plan.promises.values() if p.demand), default=1.0) / 2, 1e-3)
