@@ -1,23 +1,28 @@
-"""A linear program that maximises the least of some sums, in HiGHS."""
+"""A linear program over counts of gpulets, in HiGHS: the least of some sums as large as can be, or one sum as small."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
-from highspy import Highs, HighsModelStatus, HighsVarType
+from highspy import Highs, HighsModelStatus, HighsVarType, SolutionStatus
 from highspy.highs import highs_linear_expression, highs_var
 
 from gpulet.device import Size
 
 _GAP = 1e-7
-_OPTIONS = {"output_flag": False, "threads": 1, "mip_rel_gap": _GAP, "mip_abs_gap": 0.0}
+_EVERY_NODE = 2**31 - 1
+_TOLERANCE = 1e-9
+"""Plans are held to their promises that closely."""
 
 
 class Program:
-    """Silent, on one thread, always the same."""
+    """Silent, on one thread, always the same: it ends within a `gap` or after `most_nodes`, never by the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, gap: float = _GAP, most_nodes: int = _EVERY_NODE) -> None:
         self._solver = Highs()  # type: ignore[no-untyped-call] # its stubs forgot this one
-        for option, value in _OPTIONS.items():
+        limits = {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "mip_max_nodes": most_nodes}
+        tolerances = {"mip_feasibility_tolerance": _TOLERANCE, "primal_feasibility_tolerance": _TOLERANCE}
+        for option, value in {"output_flag": False, "threads": 1, **limits, **tolerances}.items():
             self._solver.setOptionValue(option, value)
 
     def variable(self, *, is_whole: bool = False) -> highs_var:
@@ -26,9 +31,13 @@ class Program:
         variable: highs_var = self._solver.addVariable(type=kind)
         return variable
 
-    def at_most(self, less: highs_linear_expression, more: highs_linear_expression) -> None:
+    def at_most(self, less: highs_linear_expression, more: highs_linear_expression | float) -> None:
         """One sum must not exceed another."""
         self._solver.addConstr(less <= more)
+
+    def at_least(self, more: highs_linear_expression, less: float) -> None:
+        """A sum must not fall short of a number."""
+        self._solver.addConstr(more >= less)
 
     def cut(
         self, devices: int, ways: Sequence[Counter[Size]], *, is_whole: bool
@@ -40,16 +49,28 @@ class Program:
         slots = {s: Highs.qsum([n * way[s] for n, way in zip(chosen, ways, strict=True) if way[s]]) for s in sizes}
         return chosen, slots
 
-    def maximise_least(self, sums: Iterable[highs_linear_expression]) -> float:
-        """Solve; the least of the sums."""
-        least = self.variable()
+    def maximise_least(self, sums: Iterable[highs_linear_expression], most: float = inf) -> float:
+        """Solve; the least of the sums, where more than `most` of any is worth no more."""
+        least = self._solver.addVariable(ub=most)
         for each in sums:
             self._solver.addConstr(each - least >= 0)
         self._solver.maximize(least)
-        status = self._solver.getModelStatus()
-        assert status == HighsModelStatus.kOptimal, self._solver.modelStatusToString(status)
+        assert self._is_solved(), "nothing of everything is always possible"
         return float(self._solver.val(least))
+
+    def minimise(self, total: highs_linear_expression) -> bool:
+        """Solve for the smallest total; whether anything was found that keeps the constraints."""
+        self._solver.minimize(total)
+        return self._is_solved()
 
     def whole(self, variables: Iterable[highs_var]) -> list[int]:
         """The values of whole-numbered variables."""
         return [round(self._solver.val(variable)) for variable in variables]
+
+    def _is_solved(self) -> bool:
+        """Whether there is a solution, be it the best of the nodes that were looked at."""
+        status = self._solver.getModelStatus()
+        ends = {HighsModelStatus.kOptimal, HighsModelStatus.kSolutionLimit, HighsModelStatus.kInfeasible}
+        assert status in ends, self._solver.modelStatusToString(status)
+        found: bool = self._solver.getInfo().primal_solution_status == SolutionStatus.kSolutionStatusFeasible
+        return found
