@@ -29,7 +29,7 @@ from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
-from gpulet.dispatchers.fifs import Fifs, Idle, Route
+from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
@@ -385,6 +385,13 @@ SHAPES = {
     "loads and evicts": LoadsAndEvicts,
 }
 CARVES = {"one central queue", "size per run", "loads and evicts"}
+
+
+def segments(problem, plan):
+    """Up to one row on size 1, up to two rows on size 2, and so on."""
+    return {(name, size): size for name in problem.models for size in (1, 2, 4, 8)}
+
+
 OPTIONS = {
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
@@ -392,7 +399,7 @@ OPTIONS = {
     "fifs": Fifs,
     "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
     "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
-    "segments": partial(Fifs, idle=Idle.SMALLEST, route=Route.SEGMENT),
+    "segments": partial(Fifs, idle=Idle.SMALLEST, segments=segments),
 }
 """Dispatchers with options that no system has by default."""
 _SYSTEMS = {name: system.dispatcher for name, system in reversed(SYSTEMS.items())}

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import importing, interfering, planning, reproducing, running, scenarios, showing
+from gpulet.cli import importing, interfering, planning, reproducing, reproducing_dac22, running, scenarios, showing
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -33,11 +33,7 @@ app.command()(showing.version)
 config_app.command("show")(showing.show_config)
 interference_app.command("fit")(interfering.fit)
 reproduce_app.command("atc22")(reproducing.atc22)
-
-
-@reproduce_app.callback()
-def _reproduce() -> None:
-    """Keep `atc22` a command of its own while it is the only one."""
+reproduce_app.command("dac22")(reproducing_dac22.dac22)
 
 
 @interference_app.callback()

@@ -8,11 +8,11 @@ meaning, large requests get to small gpulets even when all is idle, with `LARGES
 Departures: what no idle gpulet can run (another model, too many rows) is passed over. The line is the core's central
 queues: urgent requests of a model overtake others of it.
 
-`Route.SEGMENT` is a baseline of ours: a request runs only on the size that PARIS plans for its rows, which is the
-smallest size whose planned batch it does not exceed, or the largest.
+With `segments` it is a baseline of ours: a request runs only on the size that PARIS had in mind for its rows, of the
+sizes that the plan has the smallest whose segment does not end below them, or the largest that can run them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from random import Random
@@ -38,18 +38,21 @@ class Idle(StrEnum):
     RANDOM = "random"
 
 
-class Route(StrEnum):
-    """Which sizes may run a request: all that can, or that of its segment of PARIS."""
-
-    ANY = "any"
-    SEGMENT = "segment"
+Segments: TypeAlias = Callable[[Problem, Plan], Mapping[tuple[str, int], int]]
+"""The most rows of each segment, by model and SMs of the size."""
 
 
 class Fifs:
     """One line for all gpulets. `seed` is that of `Idle.RANDOM`."""
 
     def __init__(
-        self, problem: Problem, plan: Plan, *, idle: Idle = Idle.FIRST, route: Route = Route.ANY, seed: int = 0
+        self,
+        problem: Problem,
+        plan: Plan,
+        *,
+        idle: Idle = Idle.FIRST,
+        segments: Segments | None = None,
+        seed: int = 0,
     ) -> None:
         self._profile = problem.profile
         self._rule = idle
@@ -57,8 +60,7 @@ class Fifs:
         self._size: list[Cut] = [(g.size.sms, g.processes) for g in plan.gpulets]
         self._models = [g.models for g in plan.gpulets]
         self._hosts = {name: frozenset(g.id for g in plan.hosts(name)) for name in problem.models}
-        self._segments = {name: _segments(plan, name) for name in problem.models}
-        self._route = route
+        self._segments = segments and segments(problem, plan)
         self._idle: dict[GpuletId, None] = {}
         self._sizes: dict[tuple[str, int, str], frozenset[Cut]] = {}
 
@@ -121,7 +123,7 @@ class Fifs:
         key = request.model, request.rows, request.shape
         found = self._sizes.get(key)
         if found is None:
-            hosted = dict.fromkeys(size for _, size in self._segments[request.model])
+            hosted = sorted({self._size[g] for g in self._hosts[request.model]})
             able = [cut for cut in hosted if request.rows <= self._most(request, cut)]
             found = self._sizes[key] = frozenset(self._routed(request, able))
         return found
@@ -131,18 +133,10 @@ class Fifs:
 
     def _routed(self, request: Request, able: list[Cut]) -> list[Cut]:
         """Of sizes that can run it, ascending, those that may."""
-        if self._route is Route.ANY or not able:
+        if self._segments is None or not able:
             return able
-        planned = self._segments[request.model]
-        return [next((size for most, size in planned if size in able and request.rows <= most), able[-1])]
-
-
-def _segments(plan: Plan, model: str) -> list[tuple[int, Cut]]:
-    """Planned batches and sizes of a model's gpulets, ascending by size."""
-    turns = {
-        ((g.size.sms, g.processes), turn.batch) for g in plan.hosts(model) for turn in g.turns if turn.model == model
-    }
-    return [(batch, size) for size, batch in sorted(turns)]
+        tops = self._segments
+        return [next((cut for cut in able if request.rows <= tops.get((request.model, cut[0]), 0)), able[-1])]
 
 
 def _age(request: Request) -> tuple[Instant, int]:

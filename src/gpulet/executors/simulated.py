@@ -6,6 +6,8 @@ device part of each run goes slower by what its neighbours on the same device co
 what is left of each run is re-timed.
 """
 
+from collections.abc import Callable
+
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletUp, Load, Loaded, Start, Unload, Unloaded
 from gpulet.device import Device, Mechanism
 from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
@@ -18,6 +20,10 @@ EMULATED = Signature(
     inputs=(Tensor("input", "FP32", (-1, -1)),), outputs=(Tensor("output", "FP32", (-1, 1)),), platform="emulated"
 )
 """What every emulated model takes and gives: any row of numbers, answered by a zero."""
+
+
+Noise = Callable[[Duration], Duration]
+"""How long a run takes instead of what its profile says."""
 
 
 class _Overlapping:
@@ -79,7 +85,9 @@ class Simulated:
         load_time: Duration = 0,
         keeps_rows: bool = False,
         interference: Interference | None = None,
+        noise: Noise | None = None,
     ) -> None:
+        self._noise = noise
         self._profile = profile
         self._timer = timer
         self._emit = emit
@@ -110,6 +118,8 @@ class Simulated:
         if curve is None:
             curve = self._curves[key] = self._profile.curve(*key)
         latency = curve[command.rows - 1]
+        if self._noise:
+            latency = self._noise(latency)
         if device in self._crowds:
             self._join(self._crowds[device], command, latency, sms, processes)
         else:
