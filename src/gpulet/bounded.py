@@ -118,6 +118,7 @@ def holds(
 
     Runs take what `times` says, where that is not the profile that the scheduler knows, with `noise`.
     """
+    plan = plan.unfolded()
     timer = VirtualTimer()
     simulation = Simulation(scheduler, timer, _Lateness(arrivals, percentile))
     executor = Simulated(
@@ -169,6 +170,7 @@ class Quick:
 
 def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
     """How many times its demand a plan holds in a short search; 0 when it does not hold `least` times."""
+    plan = plan.unfolded()
     unit, rate = unit_requests(problem, quick.requests, _JUDGED_SEED), sum(problem.rates.values())
 
     def holds_at(factor: float) -> bool:

@@ -146,10 +146,11 @@ class Counts:
 
 @dataclass(slots=True)
 class GpuletUse:
-    """One gpulet's batches: how long they ran, how long they were predicted to."""
+    """One gpulet's batches: how long they ran, how long they were predicted to; `fellows` share its SMs with it."""
 
     device: int
     sms: int
+    fellows: int = 1
     busy: Duration = 0
     predicted: Duration = 0
     batches: int = 0
@@ -175,11 +176,11 @@ class Metrics:
         self.stages = Counts()
         self.estimates = Estimates(models)
         self._has_stages = False
-        self.gpulets = {g.id: GpuletUse(g.device, g.size.sms) for g in plan.gpulets}
+        self.gpulets = {g.id: GpuletUse(g.device, g.size.sms, g.fellows) for g in plan.gpulets}
         self.reasons: dict[tuple[str, Reason], int] = {}
         self._sms = {d.index: d.kind.sms for d in plan.devices}
         self._carved = dict.fromkeys(self._sms, 0)
-        self._allocated = {d: sum(g.size.sms for g in plan.gpulets if g.device == d) for d in self._sms}
+        self._allocated = {d: sum(g.size.sms / g.fellows for g in plan.gpulets if g.device == d) for d in self._sms}
         self._open: dict[RequestId, Request] = {}
         self._running: dict[BatchId, _Run] = {}
 
@@ -236,9 +237,9 @@ class Metrics:
         """Share of SM-time in use, and share of SMs given to gpulets."""
         if not duration:
             return []
-        busy = dict(self._carved)
+        busy = dict[int, float](self._carved)
         for use in self.gpulets.values():
-            busy[use.device] += use.busy * use.sms
+            busy[use.device] += use.busy * use.sms / use.fellows
         return [
             {"busy": busy[d] / (duration * sms), "allocated": self._allocated[d] / sms} for d, sms in self._sms.items()
         ]

@@ -25,6 +25,9 @@ from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
 from gpulet.units import Instant
 
+Cut: TypeAlias = tuple[int, int]
+"""A gpulet's size in SMs, and how many processes share it."""
+
 
 class Idle(StrEnum):
     """Which of several idle gpulets takes a request: the one that is idle longest, the largest, the smallest, any."""
@@ -54,12 +57,12 @@ class Fifs:
         self._profile = problem.profile
         self._rule = idle
         self._random = Random(seed)
-        self._size = [g.size.sms for g in plan.gpulets]
+        self._size: list[Cut] = [(g.size.sms, g.processes) for g in plan.gpulets]
         self._models = [g.models for g in plan.gpulets]
         self._hosts = {name: frozenset(g.id for g in plan.hosts(name)) for name in problem.models}
         self._segments = segments and segments(problem, plan)
         self._idle: dict[GpuletId, None] = {}
-        self._sizes: dict[tuple[str, int, str], frozenset[int]] = {}
+        self._sizes: dict[tuple[str, int, str], frozenset[Cut]] = {}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; what no gpulet can run alone is refused."""
@@ -76,7 +79,8 @@ class Fifs:
             return Decision()
         chosen = self._choose(oldest, fleet)
         del self._idle[chosen]
-        expected = self._profile.latency(oldest.model, self._size[chosen], oldest.rows, oldest.shape)
+        sms, processes = self._size[chosen]
+        expected = self._profile.latency(oldest.model, sms, oldest.rows, oldest.shape, processes)
         return Decision((Run(chosen, (oldest,), expected),), more=True)
 
     def _runnable(self, changed: Changed, fleet: Fleet) -> Iterator[Request]:
@@ -114,22 +118,25 @@ class Fifs:
         hosts, sizes, gpulets = self._hosts[request.model], self._sizes_for(request), fleet.gpulets
         return (g for g in self._idle if g in hosts and self._size[g] in sizes and gpulets[g].is_idle)
 
-    def _sizes_for(self, request: Request) -> frozenset[int]:
+    def _sizes_for(self, request: Request) -> frozenset[Cut]:
         """The sizes that may run it."""
         key = request.model, request.rows, request.shape
         found = self._sizes.get(key)
         if found is None:
             hosted = sorted({self._size[g] for g in self._hosts[request.model]})
-            able = [s for s in hosted if request.rows <= self._profile.max_batch(request.model, s, request.shape)]
+            able = [cut for cut in hosted if request.rows <= self._most(request, cut)]
             found = self._sizes[key] = frozenset(self._routed(request, able))
         return found
 
-    def _routed(self, request: Request, able: list[int]) -> list[int]:
+    def _most(self, request: Request, cut: Cut) -> int:
+        return self._profile.max_batch(request.model, cut[0], request.shape, cut[1])
+
+    def _routed(self, request: Request, able: list[Cut]) -> list[Cut]:
         """Of sizes that can run it, ascending, those that may."""
         if self._segments is None or not able:
             return able
         tops = self._segments
-        return [next((s for s in able if request.rows <= tops.get((request.model, s), 0)), able[-1])]
+        return [next((cut for cut in able if request.rows <= tops.get((request.model, cut[0]), 0)), able[-1])]
 
 
 def _age(request: Request) -> tuple[Instant, int]:
