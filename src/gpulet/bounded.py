@@ -9,6 +9,7 @@ request that gets no result is late.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from random import Random
 
 import numpy as np
@@ -169,8 +170,10 @@ class Quick:
 
 
 def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
-    """How many times its demand a plan holds in a short search; 0 when it does not hold `least` times."""
+    """How many times its demand a plan holds in a short search, infinite without any; 0 when not `least` times."""
     plan = plan.unfolded()
+    if problem.is_idle:
+        return inf
     unit, rate = unit_requests(problem, quick.requests, _JUDGED_SEED), sum(problem.rates.values())
 
     def holds_at(factor: float) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from math import inf
 
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
@@ -20,6 +21,8 @@ ATTAINED = 0.99
 FRONT_END = "(front-end)"
 """What limits a fleet whose front-end takes every core."""
 _NO_BOUND = 1e6
+_MOST_PROMISES = 6
+"""So often is what a plan says it carries asked next: many planners are right about it, and some are slow."""
 _HALVINGS = 10
 
 
@@ -31,26 +34,30 @@ class SimulationReport(RunReport):
 
 def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-3) -> tuple[float, str]:
     """The largest factor on all rates that the system's planner accepts, and the model that stops the next one."""
-    low, high, limiting = 0.0, 1.0, ""
-    while high < _NO_BOUND and not (limiting := _refuses(site, profile, high)):
-        low, high = high, high * 2
-    while high - low > precision * high:
-        middle = (low + high) / 2
-        refused = _refuses(site, profile, middle)
+    low, high, limiting, asked = 0.0, inf, "", 1.0
+    promises = _MOST_PROMISES
+    while low < _NO_BOUND and (high == inf or high - low > precision * high):
+        refused, promised = _refuses(site, profile, asked)
         if refused:
-            high, limiting = middle, refused
+            high, limiting = asked, refused
         else:
-            low = middle
+            low = asked
+        near = [promised * (1 - precision / 4), promised * (1 + precision / 2)]
+        believed = [factor for factor in near if low < factor < high] if promises else []
+        promises -= 1 if believed else 0
+        asked = believed[0] if believed else 2 * low if high == inf else (low + high) / 2
     return low, limiting
 
 
-def _refuses(site: Site, profile: Profile, factor: float) -> str:
-    """The model for which the planner refuses the scaled rates; empty when it does not."""
+def _refuses(site: Site, profile: Profile, factor: float) -> tuple[str, float]:
+    """The model for which the planner refuses the scaled rates, empty when it does not; what its plan says it carries."""
     try:
         outcome = site.system.planner(make_problem(site, profile, factor=factor))
     except ConfigError:  # the front-end has no core left
-        return FRONT_END
-    return outcome.model if isinstance(outcome, Infeasible) else ""
+        return FRONT_END, 0.0
+    plan = outcome.partial if isinstance(outcome, Infeasible) else outcome
+    carried = min((p.throughput / p.demand for p in plan.promises.values() if p.demand), default=0.0)
+    return outcome.model if isinstance(outcome, Infeasible) else "", factor * carried
 
 
 def simulated_factor(site: Site, profile: Profile, duration: float, seed: int) -> tuple[float, str]:
@@ -94,6 +101,6 @@ def fewest_devices(site: Site, problem: Problem) -> int | Infeasible:
     low, high = 0, len(problem.devices)
     while high - low > 1:
         middle = (low + high) // 2
-        fits = isinstance(site.system.planner(replace(problem, devices=problem.devices[:middle])), Plan)
+        fits = isinstance(site.system.probe(replace(problem, devices=problem.devices[:middle])), Plan)
         low, high = (low, middle) if fits else (middle, high)
     return high

@@ -119,10 +119,15 @@ def _read_target(target: Path) -> tuple[FleetFile, Path]:
 
 def _system(config: FleetFile, override: str) -> System:
     base = find_system(override or config.fleet.system)
-    planner = find_system(config.fleet.planner).planner if config.fleet.planner else base.planner
+    plans = find_system(config.fleet.planner) if config.fleet.planner else base
     other = find_system(config.fleet.dispatcher) if config.fleet.dispatcher else base
     return replace(
-        base, planner=planner, dispatcher=other.dispatcher, drops_early=other.drops_early, carves=other.carves
+        base,
+        planner=plans.planner,
+        prober=plans.prober,
+        dispatcher=other.dispatcher,
+        drops_early=other.drops_early,
+        carves=other.carves,
     )
 
 

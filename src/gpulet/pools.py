@@ -7,6 +7,7 @@ in time: a linear program, exact for a dispatcher that never wastes a gpulet.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 from highspy import Highs
@@ -93,11 +94,10 @@ def uncovered(problem: Problem, model: str, sizes: Sequence[Size]) -> int:
 def carried(problem: Problem, groups: Sequence[Group], *, spared: float = 0.0) -> float:
     """How many times the rates that clients send the groups can carry at most, every request run once and in time.
 
-    A bound on every dispatcher that does not merge requests: gpulets are never idle and requests split at will. `spared`
+    Infinite without rates. A bound on every dispatcher that does not merge requests: gpulets are never idle and requests split at will. `spared`
     is the part of each model's requests that need not be run at all.
     """
-    program = _Flow(problem, groups, spared)
-    return program.factor()
+    return inf if problem.is_idle else _Flow(problem, groups, spared).factor()
 
 
 class _Flow:
@@ -182,7 +182,7 @@ def _promise(problem: Problem, name: str, groups: Sequence[Group], factor: float
     sizes = [group.size for group in groups if name in group.models and group.count]
     rows, demand = problem.rows_of(name), problem.demand.get(name, 0.0)
     worst = max(soonest(problem, name, b, sizes) for b, weight in enumerate(rows.weights, start=1) if weight)
-    return Promise(demand, factor * demand, worst, problem.models[name].slo)
+    return Promise(demand, factor * demand if demand else 0.0, worst, problem.models[name].slo)
 
 
 def _refusal(problem: Problem, plan: Plan, groups: Sequence[Group], factor: float) -> Infeasible | None:

@@ -202,7 +202,7 @@ def _equal_share(site: Site, bare: Problem) -> dict[str, float]:
         asked = replace(bare, demand={**known, **{name: rate * factor for name, rate in unknown.items()}})
         if front_end_share(site, asked) >= 1:
             return False
-        return isinstance(site.system.planner(_beside_front_end(site, asked)), Plan)
+        return isinstance(site.system.probe(_beside_front_end(site, asked)), Plan)
 
     low, high = 0.0, 1.0
     for _ in range(12):

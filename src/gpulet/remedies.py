@@ -75,9 +75,11 @@ def _least(accepts: Callable[[float], bool]) -> float:
 
 
 def _with_devices(problem: Problem, extra: int) -> Problem:
+    """A budget of slices grows by as much for each device as it had for each."""
     last = problem.devices[-1]
     more = tuple(replace(last, index=last.index + 1 + n) for n in range(extra))
-    return replace(problem, devices=(*problem.devices, *more))
+    slices = problem.slices + extra * -(-problem.slices // len(problem.devices))
+    return replace(problem, devices=(*problem.devices, *more), slices=slices)
 
 
 def _longer(problem: Problem, name: str, part: float) -> Duration:

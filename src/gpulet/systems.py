@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from gpulet.bounded import PERCENTILE, Quick, worth
 from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
@@ -43,7 +44,8 @@ from gpulet.planners.shared import shared
 class System:
     """A planner and a dispatcher that belong together.
 
-    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run.
+    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `prober`:
+    a quicker planner, left out where the planner is quick.
     """
 
     planner: Planner
@@ -51,6 +53,12 @@ class System:
     drops_early: bool = True
     carves: bool = False
     about: str = ""
+    prober: Planner | None = None
+
+    @property
+    def probe(self) -> Planner:
+        """For callers that only ask, many times, whether there is a plan: what it accepts the planner accepts too."""
+        return self.prober or self.planner
 
 
 _UNLIMITED = 10**6
@@ -84,11 +92,14 @@ POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3
 """What `gpulet` starts from where gpulets are counted by size."""
 
 
-def ours(problem: Problem, *, quick: Quick = Quick()) -> Plan | Infeasible:  # noqa: B008 (frozen)
-    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners'."""
+def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Plan | Infeasible:  # noqa: B008 (frozen)
+    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners'.
+
+    With `enough` the first pool that holds so many times the demand is taken.
+    """
     if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
         return best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
-    search = partial(pooled, starts=POOLS, worth=partial(worth, _as_planned, quick))
+    search = partial(pooled, starts=POOLS, worth=partial(worth, _as_planned, quick), enough=enough)
     if all(point.processes == 1 for point in problem.profile.points):
         return search(problem)
     segmented = best(problem, candidates=(segments,), judge=partial(holds, DutyCycle))
@@ -110,6 +121,7 @@ SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
         ours,
         _as_planned,
+        prober=partial(ours, enough=1.0),
         about="ours: the safest of several planners' plans that holds in simulation; batches start once a gpulet is idle",
     ),
     "elastic": System(

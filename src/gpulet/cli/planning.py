@@ -55,7 +55,7 @@ def plan(
     outcome, took = planned(site, problem)
     found = Remedies()
     if isinstance(outcome, Infeasible):
-        found = remedies(site.system.planner, problem, outcome, adds_devices=site.executor != "cpu")
+        found = remedies(site.system.probe, problem, outcome, adds_devices=site.executor != "cpu")
         outcome = replace(outcome, nearest=str(found))
     shown = outcome.partial if isinstance(outcome, Infeasible) else outcome
     if picture:

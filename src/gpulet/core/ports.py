@@ -148,6 +148,11 @@ class Problem:
         """Requests/s by everything that clients send requests for."""
         return self.sent or {name: rate / self.rows_of(name).mean for name, rate in self.demand.items()}
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody sends anything."""
+        return not any(self.rates.values())
+
     def rows_of(self, name: str) -> RowDistribution:
         """How many rows a request for this model or application brings."""
         return self.rows.get(name, SINGLE)

@@ -111,7 +111,8 @@ def partition(
     utilization: Utilization = saturation,
 ) -> Partitioning:
     """Steps A to C with every intermediate."""
-    segments = {name: segments_of(problem, name, cutter.sizes, theta, utilization) for name in problem.models}
+    sizes = [size for size in cutter.sizes if cutter.fits({size: 1})]
+    segments = {name: segments_of(problem, name, sizes, theta, utilization) for name in problem.models}
     spans = {(name, s.size): (s.low, s.high) for name, mine in segments.items() for s in mine}
     wanted = {key: _load(problem, key, span) for key, span in spans.items()}
     units = sum(w * cutter.units(size) for (_, size), w in wanted.items())
@@ -129,7 +130,7 @@ def partition(
             wanted |= {key: _load(problem, key, spans[key]) for key in (smallest, following)}
             moved.append(smallest)
             continue
-        missing = _unserved(problem, counts, cutter.sizes)
+        missing = _unserved(problem, counts, sizes)
         if missing is None or missing in least:
             tops = {key: high if high > low else 0 for key, (low, high) in spans.items()}
             return Partitioning(segments, fractional, counts, tops, tuple(moved))
@@ -164,8 +165,9 @@ def _cost(problem: Problem, key: Key, span: tuple[int, int]) -> float:
 
 
 def _load(problem: Problem, key: Key, span: tuple[int, int]) -> float:
-    """Gpulets that a model's requests of that span keep busy at the rates that clients send."""
-    return problem.rates.get(key[0], 0.0) * _cost(problem, key, span)
+    """Gpulets that a model's requests of that span keep busy at the rates that clients send, or at equal ones."""
+    rate = 1.0 if problem.is_idle else problem.rates.get(key[0], 0.0)
+    return rate * _cost(problem, key, span)
 
 
 def _whole(

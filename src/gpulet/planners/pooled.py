@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from math import inf
 
 from gpulet.core.ports import Infeasible, Planner, Problem
 from gpulet.cutting import Cutter
@@ -34,13 +35,15 @@ Key = tuple[Size, tuple[str, ...]]
 """A kind of gpulet in a pool: its size, and the models that it serves."""
 
 
-def pooled(problem: Problem, *, starts: Sequence[Planner], worth: Worth) -> Plan | Infeasible:
+def pooled(problem: Problem, *, starts: Sequence[Planner], worth: Worth, enough: float = inf) -> Plan | Infeasible:
     """The pool and the dispatcher that hold the most, with what the simulation held as its throughput.
 
+    With `enough` the first start that holds so many times the demand is taken: for callers that only ask whether there is
+    a plan.
     A start that cannot plan such devices or models (`PlanError`, `ProfileError`) is passed over; raises the first error
     when all are.
     """
-    search = _Search(problem, worth)
+    search = _Search(problem, worth, enough)
     errors: list[PlanError | ProfileError] = []
     for start in starts:
         try:
@@ -58,11 +61,12 @@ def pooled(problem: Problem, *, starts: Sequence[Planner], worth: Worth) -> Plan
 class _Search:
     """Judges pools under every dispatcher; each set of counts once."""
 
-    def __init__(self, problem: Problem, worth: Worth) -> None:
+    def __init__(self, problem: Problem, worth: Worth, enough: float) -> None:
         self.factor = 0.0
         self.plan = Plan(problem.devices)
         self._problem = problem
         self._worth = worth
+        self._enough = enough
         self._cutter = Cutter(problem.devices, problem.slices)
         self._judged = 0
         self._seen: set[frozenset[tuple[Key, int]]] = set()
@@ -71,14 +75,17 @@ class _Search:
         """Whether a pool holds more than the best so far, which it then is."""
         before = self.factor
         key = frozenset(_pool(plan).items())
-        if not plan.gpulets or key in self._seen:
+        if not plan.gpulets or key in self._seen or self.factor >= self._enough:
             return False
         self._seen.add(key)
         for variant in _variants(self._problem, plan):
             self._judged += 1
-            factor = self._worth(self._problem, variant, least=self.factor * GAIN)
+            least = self.factor * GAIN if self._enough == inf else self._enough
+            factor = self._worth(self._problem, variant, least=least)
             if factor > self.factor:
                 self.factor, self.plan = factor, variant
+            if self.factor >= self._enough:
+                break
         return self.factor > before
 
     def climb(self) -> None:
@@ -147,7 +154,7 @@ def _merging(problem: Problem, gpulet: Gpulet, part: float) -> Gpulet:
 def _outcome(problem: Problem, search: _Search) -> Plan | Infeasible:
     """The best plan with what it held; too late is given up, so nothing that is served takes longer than allowed."""
     promises = {
-        name: Promise(rate, search.factor * rate, problem.models[name].slo, problem.models[name].slo)
+        name: Promise(rate, search.factor * rate if rate else 0.0, problem.models[name].slo, problem.models[name].slo)
         for name, rate in problem.demand.items()
     }
     plan = replace(search.plan, promises=promises)
