@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,7 +244,7 @@ def _periods(steps: Sequence[tuple[float, float]]) -> Iterator[tuple[float, floa
     """(start, end, rate) of each step, in order of time."""
     ordered = sorted(steps)
     length = 1.0
-    for (start, rate), following in zip(ordered, [*ordered[1:], None], strict=True):
+    for (start, rate), following in zip_longest(ordered, ordered[1:]):
         length = following[0] - start if following else length
         yield start, start + length, rate
 

@@ -95,3 +95,10 @@ def test_a_trace_of_rates_is_poisson_until_the_next_rate():
     assert mine.max() < 40 * SECOND
     with pytest.raises(ConfigError, match=r"t.csv: line 2: model 'z' is not in the fleet"):
         parse_trace("second,model,rate\n0,z,1\n", [Model("a", MS)], SECOND, 1, "t.csv")
+
+
+def test_a_trace_of_rates_may_leave_out_models_of_the_fleet():
+    arrivals = parse_trace("second,model,rate\n0,b,100\n5,b,0\n", (A, B), 10 * SECOND, 1, "t.csv")
+    assert {r.model for r in arrivals.requests()} == {"b"}
+    assert 400 < len(arrivals) < 600
+    assert len(parse_trace("second,model,rate\n", (A, B), 10 * SECOND, 1, "t.csv")) == 0
