@@ -136,6 +136,8 @@ def test_check_turns_a_missed_slo_into_exit_code_1(gpulet, tmp_path):
         (("profile", FLEET), "nothing to measure"),
         (("bench", "here", "--load", "a:1"), "give HOST:PORT"),
         (("bench", "127.0.0.1:1", "--load", "a:0"), "give MODEL:RATE"),
+        (("bench", "127.0.0.1:1", "--load", "a:1", "--rows", "0"), "rows of a request: must be 1 to 4096, is 0"),
+        (("bench", "127.0.0.1:1", "--load", "a:1", "--rows", "many"), "give N, lognormal:MU,SIGMA"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(gpulet, arguments, message):
