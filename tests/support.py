@@ -27,13 +27,13 @@ from gpulet.core.messages import (
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
-from gpulet.device import Device, Kind, Mechanism, Placement, Size, overcut
+from gpulet.device import Device, Kind, Mechanism, Size, overcut
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
-from gpulet.dispatchers.fifs import Fifs, Idle, Route
+from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
-from gpulet.plan import Gpulet, Plan, Resident, Turn
+from gpulet.plan import Gpulet, Plan, Resident, Turn, placements
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS
@@ -44,30 +44,32 @@ TINY = Kind("tiny", SMS, 100)
 
 
 def tiny_profile(models, base=2 * MS, per_row=MS, sizes=(1, 2, 4, 8), largest=8):
-    """Latency base + per_row x rows, doubled whenever the size halves."""
+    """Latency base + per_row x rows, doubled whenever the size halves; two processes take half as long again."""
     return Profile(
         tuple(
-            Point(name, size, rows, *[(base + per_row * rows) * (SMS // size)] * 3, 0)
+            Point(name, size, rows, *[(base + per_row * rows) * (SMS // size) * (1 + n) // 2] * 3, processes=n)
             for name in models
             for size in sizes
             for rows in (1, largest)
+            for n in (1, 2)
         )
     )
 
 
 def tiny_plan(layout, models, mechanism=Mechanism.GREEN):
-    """`layout[d]` lists the (size, models) of the gpulets on device d, side by side."""
+    """`layout[d]` lists the (size, models) or (size, models, processes) of the gpulets on device d, side by side."""
     profile = tiny_profile(models)
     devices = tuple(Device(d, TINY, mechanism) for d in range(len(layout)))
     gpulets = []
     for d, cut in enumerate(layout):
         offset = 0
-        for size, names in cut:
-            turns = tuple(Turn(name, 4, 10.0, profile.latency(name, size, 4)) for name in names)
+        for size, names, *several in cut:
+            n = several[0] if several else 1
+            turns = tuple(Turn(name, 4, 10.0, profile.latency(name, size, 4, processes=n)) for name in names)
             duty = sum(t.latency for t in turns)
-            gpulets.append(Gpulet(len(gpulets), d, Size(size, 100 * size / SMS), offset, duty, turns))
+            gpulets.append(Gpulet(len(gpulets), d, Size(size, 100 * size / SMS), offset, duty, turns, n))
             offset += 0 if mechanism is Mechanism.WHOLE else size
-    return Plan(devices, tuple(gpulets))
+    return Plan(devices, tuple(gpulets)).unfolded()
 
 
 def problem_of(models, plan, profile=None):
@@ -183,7 +185,7 @@ class Watch:
             on = [s.on for s in self.running.values()]
             carved = sum(c.size for c in on if isinstance(c, Carve) and c.device == device.index)
             used = [self.plan.gpulets[g] for g in on if not isinstance(g, Carve)]
-            mine = [Placement(g.size, g.offset) for g in used if g.device == device.index]
+            mine = placements([g for g in used if g.device == device.index])
             assert not overcut(device, mine)
             if device.mechanism is not Mechanism.WHOLE:
                 assert carved + sum(p.size.sms for p in mine) <= device.kind.sms, "over-cut"
@@ -383,6 +385,13 @@ SHAPES = {
     "loads and evicts": LoadsAndEvicts,
 }
 CARVES = {"one central queue", "size per run", "loads and evicts"}
+
+
+def segments(problem, plan):
+    """Up to one row on size 1, up to two rows on size 2, and so on."""
+    return {(name, size): size for name in problem.models for size in (1, 2, 4, 8)}
+
+
 OPTIONS = {
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
@@ -390,7 +399,7 @@ OPTIONS = {
     "fifs": Fifs,
     "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
     "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
-    "segments": partial(Fifs, idle=Idle.SMALLEST, route=Route.SEGMENT),
+    "segments": partial(Fifs, idle=Idle.SMALLEST, segments=segments),
 }
 """Dispatchers with options that no system has by default."""
 _SYSTEMS = {name: system.dispatcher for name, system in reversed(SYSTEMS.items())}

@@ -8,6 +8,8 @@ request that gets no result, or is never answered at all, is late.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,11 @@ from gpulet.core.messages import Answer, Command, Drop, Event, Fail, Gather, Rej
 from gpulet.core.ports import MakeDispatcher, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.drivers.sim import Simulation, VirtualTimer
-from gpulet.executors.simulated import Simulated
+from gpulet.executors.simulated import Noise, Simulated
 from gpulet.plan import Plan
 from gpulet.profile import Profile
 from gpulet.units import NEVER, SECOND, Instant
-from gpulet.workload import Arrivals, draw_rows
+from gpulet.workload import Arrivals
 
 PERCENTILE = 95.0
 PLANNED_PERCENTILE = 99.0
@@ -48,18 +50,23 @@ class Unit:
 
 
 def unit_requests(problem: Problem, count: int, seed: int) -> Unit:
-    """Poisson arrivals over the sources in proportion to their rates, each with rows of its own."""
-    random = np.random.default_rng(seed)
-    rates = np.array([problem.rates.get(source.name, 0.0) for source in problem.sources])
-    times = np.cumsum(random.exponential(1.0, count))
-    which = np.zeros(count, np.int64)
-    if len(rates) > 1:
-        which = random.choice(len(rates), count, p=rates / rates.sum()).astype(np.int64)
-    rows = np.ones(count, np.int64)
-    for place, source in enumerate(problem.sources):
-        mine = which == place
-        rows[mine] = draw_rows(random, problem.rows_of(source.name), int(mine.sum()))
-    return Unit(times, which, rows)
+    """Poisson arrivals over the sources in proportion to their rates, each with rows of its own.
+
+    Drawn one request after the other: its gap, its source where there are several, its rows.
+    """
+    random = Random(seed)
+    sources = problem.sources
+    shares = list(accumulate(problem.rates.get(source.name, 0.0) for source in sources))
+    rows = [list(accumulate(problem.rows_of(source.name).weights)) for source in sources]
+    places, now = range(len(sources)), 0.0
+    times, which, brought = np.empty(count), np.zeros(count, np.int64), np.ones(count, np.int64)
+    for number in range(count):
+        now += random.expovariate(1.0)
+        place = random.choices(places, cum_weights=shares)[0] if len(places) > 1 else 0
+        times[number], which[number] = now, place
+        if len(rows[place]) > 1:
+            brought[number] = 1 + random.choices(range(len(rows[place])), cum_weights=rows[place])[0]
+    return Unit(times, which, brought)
 
 
 class _TooLate(Exception):  # noqa: N818 (not an error: the answer is no)
@@ -125,12 +132,13 @@ def holds(
     *,
     percentile: float = PERCENTILE,
     times: Profile | None = None,
+    noise: Noise | None = None,
 ) -> bool:
     """Whether at least `percentile` percent of each source's requests are in time, the first tenth left out.
 
-    Runs take what `times` says, where that is not the profile that the scheduler knows.
+    Runs take what `times` says, where that is not the profile that the scheduler knows, with `noise`.
     """
-    return not late_source(scheduler, problem, plan, arrivals, percentile=percentile, times=times)
+    return not late_source(scheduler, problem, plan, arrivals, percentile=percentile, times=times, noise=noise)
 
 
 def late_source(
@@ -141,12 +149,16 @@ def late_source(
     *,
     percentile: float = PERCENTILE,
     times: Profile | None = None,
+    noise: Noise | None = None,
 ) -> str:
     """The model or application of which too many requests are late first; empty when all `holds`."""
+    plan = plan.unfolded()
     timer = VirtualTimer()
     lateness = _Lateness(arrivals, percentile)
     simulation = Simulation(scheduler, timer, lateness)
-    executor = Simulated(times or problem.profile, plan, timer, simulation.feed, interference=problem.interference)
+    executor = Simulated(
+        times or problem.profile, plan, timer, simulation.feed, interference=problem.interference, noise=noise
+    )
     simulation.attach(executor)
     executor.carve()
     try:
@@ -194,6 +206,7 @@ class Quick:
 
 def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
     """How many times its demand a plan holds in a short search; 0 when it does not hold `least` times."""
+    plan = plan.unfolded()
     unit, rate = unit_requests(problem, quick.requests, _JUDGED_SEED), sum(problem.rates.values())
 
     def holds_at(factor: float) -> bool:

@@ -12,7 +12,7 @@ from statistics import fmean
 from gpulet.bounded import Unit, guess, largest_rate, late_source, unit_requests
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
-from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.core.scheduler import Limits
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
 from gpulet.fleetfile import Site
@@ -149,8 +149,7 @@ class _Served:
         problem, plan = self.problem, self.plan
         if factor * self.share >= 1:
             return FRONT_END
-        dispatcher = find_system(self.system).dispatcher(problem, plan)
-        scheduler = Scheduler(problem.models, plan, dispatcher, self.limits, problem.applications)
+        scheduler = make_scheduler(find_system(self.system), problem, plan, self.limits)
         arrivals = unit.at(problem, factor * sum(problem.rates.values()))
         # The more the front-end takes, the slower the workers beside it: the profile has what it takes at factor 1.
         times = problem.profile.stretched((1 - self.share) / (1 - factor * self.share)) if self.share else None

@@ -151,10 +151,10 @@ class Footprint:
         return self.latency + self.on_device * (factor - 1)
 
 
-def footprint(profile: Profile, model: str, size: int, share: float, rows: int) -> Footprint:
+def footprint(profile: Profile, model: str, size: int, share: float, rows: int, processes: int = 1) -> Footprint:
     """What a batch of `rows` on `size` SMs (`share` of the device) takes; raises `ProfileError` beyond the profile."""
-    latency = profile.latency(model, size, rows)
-    uses = profile.uses(model, size)
+    latency = profile.latency(model, size, rows, processes=processes)
+    uses = profile.uses(model, size, processes)
     use = uses[min(rows, len(uses)) - 1]
     return Footprint(Side(use.l2, use.dram, share, rows, latency, model), latency, max(0.0, latency - use.host))
 

@@ -30,6 +30,7 @@ def _holds_once(make_dispatcher: MakeDispatcher, problem: Problem, plan: Plan, s
         return True
     seconds = min(_LONGEST_SECONDS, max(shortest, _JUDGED_REQUESTS / rate), _MOST_JUDGED_REQUESTS / rate)
     arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), seed, poisson, problem.rows)
+    plan = plan.unfolded()
     scheduler = Scheduler(problem.models, plan, make_dispatcher(problem, plan), Limits(), problem.applications)
     metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
     rows = metrics.report(arrivals.duration)["models"]

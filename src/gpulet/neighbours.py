@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gpulet.device import Mechanism
-from gpulet.interference import Interference, Side, footprint
+from gpulet.interference import Footprint, Interference, Side, footprint
 from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.profile import Profile
 from gpulet.units import SECOND, Duration
@@ -50,7 +50,7 @@ class _Crowd:
         return replace(gpulet, turns=tuple(turns), duty_cycle=duty)
 
     def _turn(self, turn: Turn, gpulet: Gpulet) -> Turn:
-        mine = footprint(self._profile, turn.model, gpulet.size.sms, gpulet.size.share_pct / 100, turn.batch)
+        mine = _footprint(self._profile, turn, gpulet)
         return replace(turn, latency=round(mine.slowed(self._factor(mine.side, gpulet))))
 
     def _factor(self, victim: Side, gpulet: Gpulet) -> float:
@@ -63,8 +63,12 @@ class _Crowd:
         return min(factor, self._interference.ceiling)
 
     def _sides(self, gpulet: Gpulet) -> list[Side]:
-        size = gpulet.size
-        return [footprint(self._profile, t.model, size.sms, size.share_pct / 100, t.batch).side for t in gpulet.turns]
+        return [_footprint(self._profile, turn, gpulet).side for turn in gpulet.turns]
+
+
+def _footprint(profile: Profile, turn: Turn, gpulet: Gpulet) -> Footprint:
+    size = gpulet.size
+    return footprint(profile, turn.model, size.sms, size.share_pct / 100, turn.batch, gpulet.processes)
 
 
 def _promise(name: str, promise: Promise, gpulets: tuple[Gpulet, ...]) -> Promise:
@@ -73,6 +77,6 @@ def _promise(name: str, promise: Promise, gpulets: tuple[Gpulet, ...]) -> Promis
         runs = sum(turn.latency for turn in gpulet.turns)
         for turn in gpulet.turns:
             if turn.model == name:
-                throughput += turn.batch * SECOND / runs
+                throughput += gpulet.replicas * turn.batch * SECOND / runs
                 worst = max(worst, gpulet.duty_cycle + runs)
     return replace(promise, throughput=throughput, worst_latency=worst)

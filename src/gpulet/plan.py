@@ -6,8 +6,8 @@ One type carries every published way to share a device:
 - only which models are resident (Clockwork, Triton: `residents`).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from gpulet.device import Device, Placement, Size, overcut
@@ -19,7 +19,10 @@ GpuletId = int
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One model's turn on a gpulet: at most `batch` rows, `latency` long, `rate` rows/s planned."""
+    """One model's turn on a gpulet: at most `batch` rows, `latency` long, `rate` rows/s planned.
+
+    On a gpulet of several processes every one of them has this turn: `rate` is that of all together.
+    """
 
     model: str
     batch: int
@@ -29,7 +32,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Gpulet:
-    """A slice of one device: `offset` is its first SM, core or MIG slot; `processes` share it (MPS inside MIG)."""
+    """A slice of one device: `offset` is its first SM, core or MIG slot.
+
+    `processes` share it (MPS inside MIG): each runs a batch at a time and goes round the turns once in a `duty_cycle`,
+    and a turn's latency is that of one batch while the others run theirs. `process` is 0 where all of them are meant;
+    in a plan that was `unfolded` it says which one of them this is, from 1.
+    """
 
     id: GpuletId
     device: int
@@ -38,11 +46,36 @@ class Gpulet:
     duty_cycle: Duration
     turns: tuple[Turn, ...]
     processes: int = 1
+    process: int = 0
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models that take turns here."""
         return tuple(turn.model for turn in self.turns)
+
+    @property
+    def replicas(self) -> int:
+        """How many processes this stands for, each with a replica of every model here."""
+        return 1 if self.process else self.processes
+
+    @property
+    def fellows(self) -> int:
+        """How many gpulets of the plan share its place, itself among them."""
+        return self.processes if self.process else 1
+
+    def apart(self) -> "tuple[Gpulet, ...]":
+        """One for each of the processes that this stands for."""
+        if self.replicas == 1:
+            return (self,)
+        turns = tuple(replace(turn, rate=turn.rate / self.processes) for turn in self.turns)
+        return tuple(replace(self, turns=turns, process=n) for n in range(1, self.processes + 1))
+
+
+def placements(gpulets: Iterable[Gpulet]) -> tuple[Placement, ...]:
+    """What these gpulets take of their device: fellow processes take their place once."""
+    apart = dict.fromkeys((g.size, g.offset, g.processes) for g in gpulets if g.process)
+    together = [Placement(g.size, g.offset) for g in gpulets if not g.process]
+    return (*together, *(Placement(size, offset) for size, offset, _ in apart))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +148,26 @@ class Plan:
     def violations(self) -> tuple[str, ...]:
         """Every reason why this plan cannot hold, one line each; none when it can."""
         return tuple(
-            chain(self._unknown_devices(), self._overcut(), self._late_turns(), self._timelines(), self._lean())
+            chain(
+                self._unknown_devices(),
+                self._odd_processes(),
+                self._overcut(),
+                self._late_turns(),
+                self._timelines(),
+                self._lean(),
+            )
         )
+
+    def unfolded(self) -> "Plan":
+        """The same with a gpulet for each process, since a gpulet runs one batch at a time: for cores and executors.
+
+        Fellow processes stand at one place and have an equal part of the rates each. Where no gpulet stands for several
+        processes it is the plan itself.
+        """
+        if all(g.replicas == 1 for g in self.gpulets):
+            return self
+        apart = [alone for g in self.gpulets for alone in g.apart()]
+        return replace(self, gpulets=tuple(replace(g, id=place) for place, g in enumerate(apart)))
 
     def _used(self) -> Iterator[int]:
         yield from (g.device for g in self.gpulets)
@@ -132,12 +183,26 @@ class Plan:
 
     def _overcut(self) -> Iterator[str]:
         for device in self.devices:
-            yield from overcut(device, [Placement(g.size, g.offset) for g in self.gpulets if g.device == device.index])
+            yield from overcut(device, placements([g for g in self.gpulets if g.device == device.index]))
+
+    def _odd_processes(self) -> Iterator[str]:
+        """A plan holds either all processes of a gpulet in one, or every one of them once."""
+        apart: dict[tuple[int, int, Size, int], list[int]] = {}
+        for g in self.gpulets:
+            if not 0 <= g.process <= g.processes or g.processes < 1:
+                yield f"gpulet {g.id} is process {g.process} of {g.processes}"
+            if g.process:
+                apart.setdefault((g.device, g.offset, g.size, g.processes), []).append(g.process)
+        for (device, offset, size, processes), there in apart.items():
+            if sorted(there) != [*range(1, processes + 1)]:
+                what = f"{size.label or f'{size.sms} SMs'} at {offset}"
+                found = ", ".join(map(str, sorted(there)))
+                yield f"device {device}: {what} has the processes {found}, not each of {processes} once"
 
     def _late_turns(self) -> Iterator[str]:
-        """A gpulet's turns must fit its duty cycle, and cycle plus run must fit every objective (ATC'22, section 4.2)."""
+        """The turns of each process must fit its duty cycle, cycle plus run every objective (ATC'22, section 4.2)."""
         for g in self.gpulets:
-            if sum(t.latency for t in g.turns) > g.duty_cycle * g.processes:
+            if sum(t.latency for t in g.turns) > g.duty_cycle:
                 busy = to_ms(sum(t.latency for t in g.turns))
                 yield f"gpulet {g.id}: turns take {busy:g} ms of a duty cycle of {to_ms(g.duty_cycle):g} ms"
         for name, promise in self.promises.items():
@@ -162,10 +227,11 @@ class Plan:
     def overfull(self, memory: Mapping[str, int]) -> Iterator[str]:
         """The devices whose gpulets hold more than their memory, one line each; `memory` in bytes by model, 0 unknown.
 
-        Every gpulet has a replica of its own of each of its models.
+        Every process of a gpulet has a replica of its own of each of its models.
         """
         for device in self.devices:
-            need = sum(memory.get(name, 0) for g in self.gpulets if g.device == device.index for name in g.models)
+            mine = [g for g in self.gpulets if g.device == device.index]
+            need = sum(g.replicas * memory.get(name, 0) for g in mine for name in g.models)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: its gpulets' models need {need} of {device.kind.memory} bytes"
 

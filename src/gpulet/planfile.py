@@ -175,4 +175,5 @@ def _strangers(plan: Plan, problem: Problem) -> list[str]:
 def _most_rows(problem: Problem, g: Gpulet, turn: Turn) -> int:
     if turn.model not in problem.profile.models:
         return problem.models[turn.model].max_batch
-    return min(problem.models[turn.model].max_batch, problem.profile.max_batch(turn.model, g.size.sms))
+    largest = problem.profile.max_batch(turn.model, g.size.sms, processes=g.processes)
+    return min(problem.models[turn.model].max_batch, largest)

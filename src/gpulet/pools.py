@@ -4,6 +4,7 @@ Requests that bring rows of their own are not merged, so what a pool carries dep
 in time: a linear program, exact for a dispatcher that never wastes a gpulet.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,7 +14,7 @@ from highspy.highs import highs_linear_expression, highs_var
 
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.cutting import Cutter
-from gpulet.device import Size
+from gpulet.device import Mechanism, Size
 from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.units import NEVER, SECOND, Duration, to_ms
 
@@ -44,6 +45,12 @@ def group(problem: Problem, size: Size, models: Iterable[str], count: int) -> Gr
     return Group(size, tops, count)
 
 
+def groups_in(plan: Plan) -> tuple[Group, ...]:
+    """A pool's gpulets by size and models."""
+    found = Counter((g.size, tuple((turn.model, turn.batch) for turn in g.turns)) for g in plan.gpulets)
+    return tuple(Group(size, dict(tops), count) for (size, tops), count in found.items())
+
+
 def counted(groups: Sequence[Group]) -> dict[Size, int]:
     """Gpulets by size."""
     counts: dict[Size, int] = {}
@@ -58,14 +65,21 @@ def latencies(problem: Problem, model: str, size: Size) -> Sequence[Duration]:
 
 
 def usable(problem: Problem, model: str, sizes: Sequence[Size]) -> tuple[Size, ...]:
-    """The sizes at which a model was measured, or between: nobody knows how slow it is below."""
-    smallest = problem.profile.sizes(model)[0]
-    return tuple(size for size in sizes if size.sms >= smallest)
+    """Of all sizes of a device those that a model's profile tells of: nobody knows how slow it is below the smallest.
+
+    MIG types that were not measured count only where none was: their bandwidth does not lie between their neighbours'.
+    """
+    measured = problem.profile.sizes(model)
+    exact = tuple(size for size in sizes if size.sms in measured)
+    if exact and problem.devices[0].mechanism is Mechanism.MIG:
+        return exact
+    return tuple(size for size in sizes if size.sms >= measured[0])
 
 
 def soonest(problem: Problem, model: str, rows: int, sizes: Sequence[Size]) -> Duration:
     """The shortest run of a request of `rows` rows on any of the sizes; `NEVER` where none holds it."""
-    curves = (latencies(problem, model, size) for size in usable(problem, model, sizes))
+    smallest = problem.profile.sizes(model)[0]
+    curves = (latencies(problem, model, size) for size in sizes if size.sms >= smallest)
     return min((curve[rows - 1] for curve in curves if len(curve) >= rows), default=NEVER)
 
 

@@ -1,8 +1,9 @@
-"""A profile: measured latency by (model, shape, size, rows), interpolated so that it never runs the wrong way.
+"""A profile: measured latency by (model, shape, size, processes, rows), interpolated so that it never runs the wrong way.
 
 Raw measurements have odd points (a larger batch that was faster, a larger size that was slower). What planners and
-dispatchers read is the smallest function above them that rises with rows and falls with size; between measured rows
-and between measured sizes it is linear. Beyond the largest measured batch there is no answer: `ProfileError`.
+dispatchers read is the smallest function above them that rises with rows and with processes and falls with size; between
+measured rows and between measured sizes it is linear, between numbers of processes there is nothing. Beyond the largest
+measured batch, and for a number of processes that nobody measured, there is no answer: `ProfileError`.
 """
 
 import csv
@@ -13,6 +14,7 @@ from enum import StrEnum
 from io import StringIO
 from itertools import accumulate, pairwise
 from math import inf
+from operator import itemgetter
 
 import numpy as np
 
@@ -37,6 +39,7 @@ class Point:
 
     `is_last`: the model cannot run more rows than this at once. `host` is the part of the mean that is spent on the host,
     which neighbours on the device do not slow; `l2` and `dram` are fractions of peak, 0 where nobody measured them.
+    `processes` of the model ran such batches side by side at that size (MPS inside a MIG instance).
     """
 
     model: str
@@ -51,6 +54,7 @@ class Point:
     host: Duration = 0
     l2: float = 0.0
     dram: float = 0.0
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,82 +68,90 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Latency by (model, shape, size in SMs or cores, rows); `statistic` says which of a point's numbers is meant.
+    """Latency by (model, shape, size in SMs or cores, processes, rows); `statistic` says which of a point's numbers counts.
 
+    Where `processes` of a model share a gpulet, each runs a batch at a time, and the latency is that of one such batch.
     With `is_monotone` off the curves go the wrong ways that were measured: what a device takes, not what to plan with.
     """
 
     points: tuple[Point, ...]
     statistic: Statistic = Statistic.MEAN
     is_monotone: bool = True
-    _curves: dict[tuple[str, str], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
-    _interpolated: dict[tuple[str, str, int], Curve] = field(default_factory=dict, compare=False, repr=False)
-    _uses: dict[tuple[str, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _curves: dict[tuple[str, str, int], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
+    _interpolated: dict[tuple[str, str, int, int], Curve] = field(default_factory=dict, compare=False, repr=False)
+    _uses: dict[tuple[str, int, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for key in dict.fromkeys((p.model, p.shape) for p in self.points):
-            mine = [p for p in self.points if (p.model, p.shape) == key]
-            self._curves[key] = self._curves_of(mine)
-        for model in self.models:
-            if (model, PLAIN) not in self._curves:
-                mine = [p for p in self.points if p.model == model]
-                self._curves[model, PLAIN] = self._curves_of(mine)
-
-    def _curves_of(self, points: list[Point]) -> dict[int, Curve]:
-        return _monotone_curves(points, self.statistic) if self.is_monotone else _raw_curves(points, self.statistic)
+        own: dict[tuple[str, str, int], list[Point]] = {}
+        unshaped: dict[tuple[str, str, int], list[Point]] = {}
+        for p in self.points:
+            own.setdefault((p.model, p.shape, p.processes), []).append(p)
+            unshaped.setdefault((p.model, PLAIN, p.processes), []).append(p)
+        fewer: dict[tuple[str, str], dict[int, Curve]] = {}
+        for key, mine in sorted({**unshaped, **own}.items(), key=itemgetter(0)):
+            curves = _raw_curves(mine, self.statistic)
+            if self.is_monotone:
+                curves = _monotone(curves, fewer.get(key[:2], {}))
+            self._curves[key] = curves
+            fewer[key[:2]] = {**fewer.get(key[:2], {}), **curves}
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models that were measured, in the order of their first point."""
         return tuple(dict.fromkeys(p.model for p in self.points))
 
-    def sizes(self, model: str, shape: str = PLAIN) -> tuple[int, ...]:
+    def sizes(self, model: str, shape: str = PLAIN, processes: int = 1) -> tuple[int, ...]:
         """The sizes at which `model` was measured, ascending; raises `ProfileError` when it was not."""
-        return tuple(self._measured(model, shape))
+        return tuple(self._measured(model, shape, processes))
 
-    def curve(self, model: str, size: int, shape: str = PLAIN) -> Curve:
-        """Latency by rows at `size`.
+    def processes(self, model: str, size: int) -> tuple[int, ...]:
+        """The numbers of processes for which there is a curve at `size`, ascending; none when nobody measured it."""
+        known = ((n, curves) for (name, shape, n), curves in self._curves.items() if (name, shape) == (model, PLAIN))
+        return tuple(sorted(n for n, curves in known if min(curves) <= size))
+
+    def curve(self, model: str, size: int, shape: str = PLAIN, processes: int = 1) -> Curve:
+        """Latency by rows at `size`, of one batch while every other of the `processes` runs one as well.
 
         A shape class without measurements of its own counts as the plain one; the plain one of a model that was only
         measured by shape is the slowest of its shapes.
 
-        Raises `ProfileError` below the smallest measured size.
+        Raises `ProfileError` below the smallest measured size, and for a number of processes that nobody measured.
         """
-        shape = shape if (model, shape) in self._curves else PLAIN
-        curves = self._measured(model, shape)
+        shape = shape if (model, shape, processes) in self._curves else PLAIN
+        curves = self._measured(model, shape, processes)
         if size in curves:
             return curves[size]
-        key = (model, shape, size)
+        key = (model, shape, size, processes)
         if key not in self._interpolated:
             self._interpolated[key] = _between(model, curves, size)
         return self._interpolated[key]
 
-    def latency(self, model: str, size: int, rows: int, shape: str = PLAIN) -> Duration:
+    def latency(self, model: str, size: int, rows: int, shape: str = PLAIN, processes: int = 1) -> Duration:
         """Latency of a batch of `rows` at `size`; raises `ProfileError` beyond what was measured."""
-        curve = self.curve(model, size, shape)
+        curve = self.curve(model, size, shape, processes)
         if not 1 <= rows <= len(curve):
             msg = f"model {model} is profiled for 1 to {len(curve)} rows at size {size}, not for {rows}"
             raise ProfileError(msg)
         return curve[rows - 1]
 
-    def max_batch(self, model: str, size: int, shape: str = PLAIN) -> int:
+    def max_batch(self, model: str, size: int, shape: str = PLAIN, processes: int = 1) -> int:
         """The largest batch that was measured at `size`."""
-        return len(self.curve(model, size, shape))
+        return len(self.curve(model, size, shape, processes))
 
-    def largest_batch(self, model: str, size: int, budget: Duration, shape: str = PLAIN) -> int:
+    def largest_batch(self, model: str, size: int, budget: Duration, shape: str = PLAIN, processes: int = 1) -> int:
         """The most rows whose latency is within `budget`; 0 when even one row is too slow."""
-        curve = self.curve(model, size, shape)
+        curve = self.curve(model, size, shape, processes)
         low, high = 0, len(curve)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if curve[middle - 1] <= budget else (low, middle - 1)
         return low
 
-    def uses(self, model: str, size: int) -> tuple[Use, ...]:
+    def uses(self, model: str, size: int, processes: int = 1) -> tuple[Use, ...]:
         """L2, DRAM and host time by rows at the measured size nearest to `size`; zeros where nobody measured them."""
-        key = (model, size)
+        key = (model, size, processes)
         if key not in self._uses:
-            mine = [p for p in self.points if p.model == model]
+            mine = [p for p in self.points if (p.model, p.processes) == (model, processes)]
             nearest = min((p.size for p in mine), key=lambda s: (abs(s - size), s))
             at_size = {p.rows: p for p in mine if p.size == nearest}
             rows = sorted(at_size)
@@ -151,8 +163,11 @@ class Profile:
         return self._uses[key]
 
     def measured(self, model: str, size: int) -> Curve:
-        """Latency by rows as it was measured, wrong ways included, linear between the points; `curve` at other sizes."""
-        mine = [p for p in self.points if (p.model, p.size) == (model, size)]
+        """What one process takes by rows as it was measured, wrong ways included, linear between the points.
+
+        At other sizes it is `curve`.
+        """
+        mine = [p for p in self.points if (p.model, p.size, p.processes) == (model, size, 1)]
         return _raw_curves(mine, self.statistic)[size] if mine else self.curve(model, size)
 
     def as_measured(self) -> "Profile":
@@ -167,12 +182,19 @@ class Profile:
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
         return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic, self.is_monotone)
 
-    def _measured(self, model: str, shape: str) -> dict[int, Curve]:
-        if (model, shape) not in self._curves:
-            which = f"model {model}" + (f" with shape {shape}" if shape else "")
-            msg = f"{which} has no profile; profiled are {', '.join(self.models) or 'no models'}"
-            raise ProfileError(msg)
-        return self._curves[model, shape]
+    def _measured(self, model: str, shape: str, processes: int) -> dict[int, Curve]:
+        curves = self._curves.get((model, shape, processes))
+        if curves is None:
+            raise ProfileError(self._unmeasured(model, shape, processes))
+        return curves
+
+    def _unmeasured(self, model: str, shape: str, processes: int) -> str:
+        which = f"model {model}" + (f" with shape {shape}" if shape else "")
+        counts = sorted(n for name, of, n in self._curves if (name, of) == (model, shape))
+        if counts:
+            there = ", ".join(map(str, counts))
+            return f"{which} is profiled with {there} processes sharing a gpulet, not with {processes}"
+        return f"{which} has no profile; profiled are {', '.join(self.models) or 'no models'}"
 
 
 def _stretched(point: Point, factor: float) -> Point:
@@ -189,14 +211,17 @@ def _raw_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
     return {size: tuple(_dense(by_size[size])) for size in sorted(by_size)}
 
 
-def _monotone_curves(points: list[Point], statistic: Statistic) -> dict[int, Curve]:
-    """From the largest size down, each curve is at least its own running maximum and the curve of the size above."""
-    raw = _raw_curves(points, statistic)
+def _monotone(raw: Mapping[int, Curve], fewer: Mapping[int, Curve]) -> dict[int, Curve]:
+    """From the largest size down, each curve is at least its own running maximum and the curve of the size above.
+
+    It is also at least what `fewer` processes take at its size.
+    """
     curves: dict[int, Curve] = {}
     above: Curve = ()
     for size in sorted(raw, reverse=True):
-        own = raw[size]
-        above = tuple(accumulate((max(latency, *above[i : i + 1], 0) for i, latency in enumerate(own)), max))
+        own, less = raw[size], fewer.get(size, ())
+        least = (max(latency, *above[i : i + 1], *less[i : i + 1], 0) for i, latency in enumerate(own))
+        above = tuple(accumulate(least, max))
         curves[size] = above
     return dict(sorted(curves.items()))
 
@@ -230,7 +255,7 @@ def _between(model: str, curves: Mapping[int, Curve], size: int) -> Curve:
 
 COLUMNS = (
     *("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples", "last"),
-    *("host_ms", "l2_pct", "dram_pct"),
+    *("host_ms", "l2_pct", "dram_pct", "processes"),
 )
 """Our own table. Imported tables may give `share_pct` for `size` and `latency_ms` for the three statistics."""
 
@@ -264,7 +289,17 @@ def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: 
     rows = int(_number(row, "batch", where))
     host = from_ms(_within(row, "host_ms", mean, where))
     l2, dram = (_within(row, name, 100, where) / 100 for name in ("l2_pct", "dram_pct"))
-    return Point(row["model"], size, rows, from_ms(mean), p95, p99, samples, shape, is_last, host, l2, dram)
+    used = (host, l2, dram, _processes(row, where))
+    return Point(row["model"], size, rows, from_ms(mean), p95, p99, samples, shape, is_last, *used)
+
+
+def _processes(row: Mapping[str, str], where: str) -> int:
+    """A column that may be absent or empty, which is 1."""
+    text = row.get("processes") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"{where}: processes must be a whole number from 1, is {text!r}"
+        raise ProfileError(msg)
+    return int(text)
 
 
 def _within(row: Mapping[str, str], name: str, whole: float, where: str) -> float:
@@ -304,5 +339,6 @@ def format_profile(points: Iterable[Point]) -> str:
     for p in points:
         *times, host = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99, p.host))
         used = (f"{100 * part:.6g}" for part in (p.l2, p.dram))
-        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, int(p.is_last), host, *used))
+        last = int(p.is_last)
+        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, last, host, *used, p.processes))
     return out.getvalue()

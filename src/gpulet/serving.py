@@ -114,6 +114,7 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
 
     `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
+    plan = plan.unfolded()
     server = site.config.server
     sockets = bind_ports(server.host, server.http_port, server.metrics_port)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)

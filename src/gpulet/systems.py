@@ -35,6 +35,7 @@ from gpulet.planners.packing import packing
 from gpulet.planners.paris import paris
 from gpulet.planners.pooled import MERGING, pooled
 from gpulet.planners.random_mig import random_mig
+from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
 
 
@@ -84,10 +85,17 @@ POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3
 
 
 def ours(problem: Problem, *, quick: Quick = Quick()) -> Plan | Infeasible:  # noqa: B008 (frozen)
-    """Counts of gpulets on MIG; elsewhere the safest plan of several planners'."""
-    if any(device.mechanism is Mechanism.MIG for device in problem.devices):
-        return pooled(problem, starts=POOLS, worth=partial(worth, _as_planned, quick))
-    return best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
+    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners'."""
+    if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
+        return best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
+    search = partial(pooled, starts=POOLS, worth=partial(worth, _as_planned, quick))
+    if all(point.processes == 1 for point in problem.profile.points):
+        return search(problem)
+    segmented = best(problem, candidates=(segments,), judge=partial(holds, DutyCycle))
+    if isinstance(segmented, Plan):
+        return segmented
+    shared_out = search(problem)  # where there are more models than instances, say
+    return shared_out if isinstance(shared_out, Plan) else segmented
 
 
 _ROUGH = Quick(2_000, 3, PERCENTILE)
@@ -170,6 +178,11 @@ SYSTEMS: Mapping[str, System] = {
     },
     "random-fifs": System(random_mig, Fifs, drops_early=False, about="a random mix of sizes, first idle first served"),
     "random-elsa": System(random_mig, Elsa, drops_early=False, about="a random mix of sizes, ELSA"),
+    "segments": System(
+        segments,
+        DutyCycle,
+        about="MIG instances with several processes of one model (ParvaGPU, SC'24), counted by a solver: fewest devices",
+    ),
     "gslice": System(
         gslice,
         Gslice,
@@ -210,5 +223,6 @@ def _import_system(name: str) -> System:
 
 
 def make_scheduler(system: System, problem: Problem, plan: Plan, limits: Limits) -> Scheduler:
-    """A fresh core for a plan."""
+    """A fresh core for a plan, each process of a gpulet by itself."""
+    plan = plan.unfolded()
     return Scheduler(problem.models, plan, system.dispatcher(problem, plan), limits, problem.applications)

@@ -46,7 +46,18 @@ def test_links_and_files_that_pages_name_exist():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-COMMANDS = ["serve", "profile", "import-profile", "plan", "capacity", "simulate", "bench", "replay", "config show"]
+COMMANDS = [
+    "serve",
+    "profile",
+    "import-profile",
+    "import-scenario",
+    "plan",
+    "capacity",
+    "simulate",
+    "bench",
+    "replay",
+    "config show",
+]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

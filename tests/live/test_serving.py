@@ -267,6 +267,8 @@ def test_metrics_carry_tritons_names_and_ours(digits):
     assert 'gpulet_run_seconds_bucket{gpulet="0",le="0.01"}' in text
     assert 'gpulet_latency_seconds_count{model="digits-small"}' in text
     assert 'gpulet_up{gpulet="0"} 1.0' in text
+    assert 'gpulet_estimate_error_mean_seconds{model="digits-small"}' in text
+    assert 'gpulet_estimate_error_p95_seconds{model="digits-small"}' in text
 
 
 def test_a_client_that_goes_away_takes_its_waiting_request_with_it(digits):

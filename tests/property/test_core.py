@@ -16,9 +16,10 @@ LAYOUTS = [
     [[(8, NAMES)]],
     [[(4, ["m0", "m1"]), (4, ["m2", "m0"])]],
     [[(2, NAMES), (2, ["m0"]), (4, ["m1", "m2"])], [(8, NAMES)]],
+    [[(4, NAMES, 2), (2, ["m0"]), (2, ["m1"], 2)]],
     [[(8, NAMES), (8, ["m0"]), (2, ["m1", "m2"])]],
 ]
-WHOLE = 3
+WHOLE = 4
 """The layout whose gpulets overlap: its runs slow each other."""
 
 # Small integers, so that ties happen.

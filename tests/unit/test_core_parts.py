@@ -11,7 +11,7 @@ from gpulet.core.scheduler import Limits
 from gpulet.errors import BadInput
 from gpulet.systems import SYSTEMS, make_scheduler
 from gpulet.units import MS
-from support import World, models_of, problem_of, requests_of, tiny_plan
+from support import SHAPES, MortalExecutor, World, models_of, problem_of, requests_of, tiny_plan, tiny_profile
 
 NAMES = ["m0", "m1"]
 
@@ -58,6 +58,24 @@ def test_counters_add_up_and_reasons_are_kept():
     assert total["attainment"] == (total["served"] - total["late"]) / 60
     assert 0 < report["devices"][0]["busy"] <= 1
     assert report["devices"][0]["allocated"] == 1
+
+
+@pytest.mark.parametrize(("speed", "mean", "p95"), [(1.0, 0, 0), (2.0, 6, 6), (0.5, -3, 0)])
+def test_the_error_of_estimates_is_measured_minus_estimated_time(speed, mean, p95):
+    models = models_of(2, slo=1000 * MS)
+    w = World(models, tiny_plan([[(4, NAMES)]], NAMES), SYSTEMS["dedicated"].dispatcher)
+    w.simulation.attach(MortalExecutor(tiny_profile(NAMES).stretched(speed), w.plan, w.timer, w.simulation.feed))
+    metrics = w.run(requests_of([(n * 20 * MS, n % 2, 1, "", 0, False) for n in range(20)], models))
+    report = metrics.report(400 * MS)["estimates"]
+    assert (report["batches"], report["mean_error_ms"]) == (20, mean)  # 6 ms are estimated
+    assert report["p95_error_ms"] == pytest.approx(p95, rel=0.008)
+
+
+def test_batches_without_an_estimate_have_no_error():
+    models = models_of(1)
+    w = World(models, tiny_plan([[(4, ["m0"])]], NAMES), SHAPES["bound on arrival"])
+    metrics = w.run(requests_of([(0, 0, 1, "", 0, False)], models))
+    assert metrics.report(MS)["estimates"] == {"batches": 0, "mean_error_ms": 0.0, "p95_error_ms": 0.0}
 
 
 def journal_of(w, models):

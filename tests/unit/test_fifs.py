@@ -1,13 +1,10 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpulet.core.messages import Arrived, Finished, GpuletDown, GpuletUp, Reason, Reject, Start
 from gpulet.core.scheduler import Limits
-from gpulet.dispatchers.fifs import Fifs, Idle, Route
-from gpulet.plan import Plan
+from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.units import MS
@@ -18,16 +15,14 @@ NAMES = ["m0", "m1"]
 PLAIN = ("", 0, False)
 
 
-def world(layout, *, profile=None, slo=100 * MS, batches=None, **options):
-    """`batches` are what each gpulet is planned for."""
+def world(layout, *, profile=None, slo=100 * MS, **options):
     names = sorted({name for cut in layout for _, models in cut for name in models})
-    plan = tiny_plan(layout, names)
-    if batches:
-        turned = zip(plan.gpulets, batches, strict=True)
-        gpulets = [replace(g, turns=tuple(replace(t, batch=most) for t in g.turns)) for g, most in turned]
-        plan = Plan(plan.devices, tuple(gpulets))
-    models = models_of(len(names), slo)
+    plan, models = tiny_plan(layout, names), models_of(len(names), slo)
     return World(models, plan, lambda problem, plan: Fifs(problem, plan, **options), Limits(early_drop=False), profile)
+
+
+def tops(by_size):
+    return lambda problem, plan: {("m0", size): top for size, top in by_size.items()}
 
 
 def step(w, now, *events):
@@ -129,16 +124,17 @@ def test_what_is_down_takes_nothing():
     assert [c.on for c in step(w, 2, GpuletUp(0))] == [0]
 
 
-@pytest.mark.parametrize(("rows", "chosen"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (8, 2)])
-def test_a_segment_runs_on_the_size_that_is_planned_for_it(rows, chosen):
-    w = world([[(1, ["m0"]), (2, ["m0"]), (4, ["m0"])]], batches=(2, 4, 6), route=Route.SEGMENT)
+@pytest.mark.parametrize(("rows", "chosen"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (8, 2)])
+def test_a_segment_runs_on_its_size_or_the_next_larger_that_there_is(rows, chosen):
+    segments = tops({1: 2, 2: 4, 3: 4, 4: 5, 8: 7})
+    w = world([[(1, ["m0"])], [(4, ["m0"])], [(8, ["m0"])]], segments=segments)
     assert [c.on for c in arrive(w, 0, 1, rows=rows)] == [chosen]
     assert arrive(w, 0, 2, rows=rows) == []
 
 
 def test_a_segment_whose_size_cannot_run_it_is_the_next_ones():
     profile = Profile(tuple(Point("m0", size, rows, *[rows * MS] * 3) for size in (1, 4) for rows in (1, 2 * size)))
-    w = world([[(1, ["m0"]), (4, ["m0"])]], batches=(6, 8), route=Route.SEGMENT, profile=profile)
+    w = world([[(1, ["m0"]), (4, ["m0"])]], segments=tops({1: 6, 4: 8}), profile=profile)
     assert [c.on for c in arrive(w, 0, 1, rows=3)] == [1]
 
 

@@ -11,6 +11,7 @@ from gpulet.device import find_kind
 from gpulet.duty import Share, saturated, saturated_rate
 from gpulet.errors import BadInput, ConfigError, ProfileError
 from gpulet.importing import import_tables
+from gpulet.importing.formats import EVERY
 from gpulet.importing.overheads import parse_overhead
 from gpulet.importing.table import read_table
 from gpulet.profile import Point, Profile, format_profile, parse_profile
@@ -66,7 +67,32 @@ def test_a_table_keeps_the_utilization_it_was_measured_with():
 def test_a_number_of_processes_is_chosen_and_its_latency_comes_from_throughput():
     text = PARVA + "b,7,4,1,99,100\nb,7,4,2,99,80\n"
     assert cells(imported(text, kind=A100)[0]) == {(98, 4): 40}
-    assert cells(imported(text, kind=A100, processes=2)[0]) == {(98, 4): 50}
+    (point,) = imported(text, kind=A100, processes=2)[0]
+    assert (point.size, point.rows, point.mean, point.processes) == (98, 4, 50 * MS, 2)
+
+
+def test_every_number_of_processes_is_read_except_copied_rows_and_that_is_told():
+    text = PARVA + "b,1,8,1,9,50\nb,1,8,2,9,40\nb,1,8,3,9,40\nb,1,4,3,9,20\nb,7,8,3,9,50\n"
+    points, told = imported(text, kind=A100, processes=EVERY)
+    assert [(p.size, p.processes, p.rows, to_ms(p.mean)) for p in points] == [
+        (14, 1, 8, 160),
+        (14, 2, 8, 200),
+        (14, 3, 4, 200),
+        (98, 3, 8, 160),
+    ]
+    assert ("copied_row", "b", "mig_slices 1, batch 8, processes 2 and 3", "40/s each, the second is left out") in [
+        (o.kind, o.model, o.where, o.value) for o in told
+    ]
+    assert ("missing_cells", "b", "3 processes, 1g.10gb", "1 cells: batch 8") in [
+        (o.kind, o.model, o.where, o.value) for o in told
+    ]
+
+
+def test_more_processes_that_are_faster_are_told():
+    text = PARVA + "b,1,8,1,9,50\nb,1,8,2,9,80\n"
+    assert odd(text, kind=A100, processes=EVERY) == [
+        ("faster_with_processes", "b", "1g.10gb, batch 8, processes 1 to 2", "-37.5%")
+    ]
 
 
 def test_sequence_lengths_become_shape_classes():
@@ -331,7 +357,7 @@ def test_without_out_the_table_is_the_only_output(gpulet, tmp_path):
     (tmp_path / "t.csv").write_text("g,30,1,9\n")
     code, out, err = gpulet("import-profile", tmp_path / "t.csv", "--kind", RTX, "--format", "glet")
     assert code == 0
-    assert out.splitlines()[1] == "g,,20,1,9.000000,9.000000,9.000000,0,0,0.000000,0,0"
+    assert out.splitlines()[1] == "g,,20,1,9.000000,9.000000,9.000000,0,0,0.000000,0,0,1"
     assert err == "share not offered: g: rtx2080ti offers 20, 40, 50, 60, 80, 100 %: 30 %\n"
 
 

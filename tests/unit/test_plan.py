@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+
 from gpulet.device import Device, Mechanism, Size, find_kind, mps_size
-from gpulet.plan import Gpulet, Plan, Promise, Resident, Timeline, TimelineRun, Turn
+from gpulet.plan import Gpulet, Plan, Promise, Resident, Timeline, TimelineRun, Turn, placements
 from gpulet.units import MS
 
 TI = find_kind("rtx2080ti")
@@ -21,7 +23,7 @@ TURNS = Plan(
 MIG_LAYOUT = Plan(
     (Device(0, A100, Mechanism.MIG),),
     (
-        Gpulet(0, 0, MIG["4g.20gb"], 0, 10 * MS, (Turn("a", 8, 800.0, 20 * MS),), processes=2),
+        Gpulet(0, 0, MIG["4g.20gb"], 0, 20 * MS, (Turn("a", 8, 800.0, 20 * MS),), processes=2),
         Gpulet(1, 0, MIG["2g.10gb"], 4, 10 * MS, (Turn("b", 8, 800.0, 10 * MS),)),
         Gpulet(2, 0, MIG["1g.5gb"], 6, 10 * MS, (Turn("b", 4, 400.0, 10 * MS),)),
     ),
@@ -79,10 +81,51 @@ def test_two_mig_instances_cannot_share_a_slot():
     assert plan.violations() == ("device 0: 1g.5gb at 5 overlaps 2g.10gb at 4",)
 
 
-def test_processes_share_an_instance_and_more_would_not_fit_its_cycle():
-    alone = replace(MIG_LAYOUT.gpulets[0], processes=1)
-    plan = replace(MIG_LAYOUT, gpulets=(alone, *MIG_LAYOUT.gpulets[1:]))
+def test_the_turns_of_each_process_must_fit_its_duty_cycle():
+    short = replace(MIG_LAYOUT.gpulets[0], duty_cycle=10 * MS)
+    plan = replace(MIG_LAYOUT, gpulets=(short, *MIG_LAYOUT.gpulets[1:]))
     assert plan.violations() == ("gpulet 0: turns take 20 ms of a duty cycle of 10 ms",)
+
+
+def test_an_unfolded_plan_has_a_gpulet_for_each_process_at_one_place():
+    plan = MIG_LAYOUT.unfolded()
+    assert [(g.id, g.offset, g.process, g.turns[0].rate) for g in plan.gpulets] == [
+        (0, 0, 1, 400),
+        (1, 0, 2, 400),
+        (2, 4, 0, 800),
+        (3, 6, 0, 400),
+    ]
+    assert plan.violations() == ()
+    assert plan.devices_used == 1
+    assert [placement.offset for placement in placements(plan.gpulets)] == [4, 6, 0]
+    assert plan.unfolded() is plan
+    assert TURNS.unfolded() is TURNS
+
+
+def test_processes_that_are_not_each_there_once_are_named():
+    first, second, *others = MIG_LAYOUT.unfolded().gpulets
+    lost = replace(MIG_LAYOUT, gpulets=(first, *(replace(g, id=g.id - 1) for g in others)))
+    assert lost.violations() == ("device 0: 4g.20gb at 0 has the processes 1, not each of 2 once",)
+    twice = replace(MIG_LAYOUT, gpulets=(first, replace(second, process=1), *others))
+    assert twice.violations() == ("device 0: 4g.20gb at 0 has the processes 1, 1, not each of 2 once",)
+    third = replace(MIG_LAYOUT, gpulets=(replace(first, process=3), second, *others))
+    assert third.violations()[0] == "gpulet 0 is process 3 of 2"
+    none = replace(MIG_LAYOUT, gpulets=(replace(MIG_LAYOUT.gpulets[0], processes=0), *MIG_LAYOUT.gpulets[1:]))
+    assert none.violations() == ("gpulet 0 is process 0 of 0",)
+
+
+def test_a_neighbour_among_fellow_processes_is_still_overcut():
+    first, second, *others = MIG_LAYOUT.unfolded().gpulets
+    plan = replace(MIG_LAYOUT, gpulets=(first, second, replace(others[0], offset=2), others[1]))
+    assert plan.violations() == ("device 0: 2g.10gb at 2 overlaps 4g.20gb at 0",)
+
+
+@pytest.mark.parametrize("plan", [MIG_LAYOUT, MIG_LAYOUT.unfolded()], ids=["folded", "unfolded"])
+def test_every_process_has_a_replica_in_memory(plan):
+    assert [*plan.overfull({"a": 10 << 30, "b": 5 << 30})] == []
+    assert [*plan.overfull({"a": 16 << 30, "b": 5 << 30})] == [
+        f"device 0: its gpulets' models need {42 << 30} of {40 << 30} bytes"
+    ]
 
 
 def test_a_timeline_must_not_take_more_sms_than_there_are_nor_leave_its_period():

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,24 @@ def test_latency_never_falls_with_rows_nor_rises_with_size(rows):
         assert list(curve) == sorted(curve)
     for small, large in zip(curves, curves[1:], strict=False):
         assert all(a >= b for a, b in zip(small, large, strict=False))
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 3)] * 3, st.integers(1, 50)), min_size=1, unique_by=lambda row: row[:3]))
+def test_latency_never_falls_with_processes_nor_runs_the_wrong_way_among_them(rows):
+    profile = Profile(tuple(Point("m", size, batch, *[mean] * 3, processes=n) for size, n, batch, mean in rows))
+    assert all(profile.latency("m", size, batch, processes=n) >= mean for size, n, batch, mean in rows)
+    curves = {(size, n): profile.curve("m", size, processes=n) for size, n, _, _ in rows}
+    assert all(list(curve) == sorted(curve) for curve in curves.values())
+    steps = [*_steps(curves, 0), *_steps(curves, 1)]
+    assert all(mine >= least for over, under in steps for mine, least in zip(over, under, strict=False))
+
+
+def _steps(curves, axis):
+    """Neighbours at one number of processes (axis 0: the smaller size is above), or at one size (axis 1)."""
+    for one, two in itertools.combinations(sorted(curves), 2):
+        between = [k for k in curves if k[1 - axis] == one[1 - axis] and one[axis] < k[axis] < two[axis]]
+        if one[1 - axis] == two[1 - axis] and not between:
+            yield (curves[one], curves[two]) if axis == 0 else (curves[two], curves[one])
 
 
 @given(raw)
@@ -86,6 +106,41 @@ def test_a_shape_class_without_measurements_counts_as_the_plain_one():
     assert profile.latency("m", 2, 1, "8") == 100
 
 
+SHARED = Profile(
+    (
+        *points([(2, 1, 100), (2, 4, 160), (4, 1, 50), (4, 4, 80)]),
+        *(
+            Point("m", size, rows, *[mean] * 3, processes=3)
+            for size, rows, mean in [(2, 1, 240), (4, 1, 45), (4, 2, 90)]
+        ),
+    )
+)
+
+
+def test_processes_that_share_a_size_have_curves_of_their_own():
+    assert SHARED.curve("m", 2) == (100, 120, 140, 160)
+    assert SHARED.curve("m", 2, processes=3) == (240,)
+    assert SHARED.latency("m", 3, 1, processes=3) == (240 + 50) // 2
+    assert SHARED.max_batch("m", 4, processes=3) == 2
+    assert SHARED.largest_batch("m", 4, 89, processes=3) == 1
+    assert (SHARED.sizes("m", processes=3), SHARED.processes("m", 2), SHARED.processes("m", 1)) == ((2, 4), (1, 3), ())
+
+
+def test_more_processes_are_never_faster():
+    assert SHARED.latency("m", 4, 1, processes=3) == SHARED.latency("m", 4, 1) == 50
+
+
+def test_a_number_of_processes_that_nobody_measured_is_refused_by_name():
+    with pytest.raises(ProfileError, match="model m is profiled with 1, 3 processes sharing a gpulet, not with 2"):
+        SHARED.curve("m", 2, processes=2)
+
+
+def test_a_shape_class_counts_as_the_plain_one_for_processes_it_was_not_measured_with():
+    profile = Profile((*SHARED.points, Point("m", 2, 1, 900, 900, 900, 0, "7")))
+    assert profile.latency("m", 2, 1, "7") == 900
+    assert profile.latency("m", 2, 1, "7", processes=3) == 240
+
+
 def test_a_statistic_and_a_stretch_change_every_latency():
     profile = Profile((Point("m", 1, 1, 100, 200, 300),))
     assert profile.of(Statistic.P99).latency("m", 1, 1) == 300
@@ -111,7 +166,8 @@ def test_empty_cells_are_unknown_and_the_tails_default_to_the_mean():
 def test_our_own_table_comes_back_as_it_was():
     shaped = Point("m", 3, 1, MS, 2 * MS, 3 * MS, 300, "4x4")
     used = Point("m", 3, 4, MS + 1, MS + 2, MS + 3, 9, host=MS // 3, l2=17.4321 / 100, dram=0.5)
-    profile = Profile((shaped, Point("m", 3, 2, MS + 1, MS + 2, MS + 3, 9, is_last=True), used))
+    shared = Point("m", 3, 4, MS, MS, MS, processes=4)
+    profile = Profile((shaped, Point("m", 3, 2, MS + 1, MS + 2, MS + 3, 9, is_last=True), used, shared))
     assert parse_profile(format_profile(profile.points), sms_of, "t").points == profile.points
 
 
@@ -138,6 +194,11 @@ def test_a_published_table_is_read_with_shares_as_sms():
         ("model,size,batch,mean_ms,dram_pct\ng,20,1,2,inf\n", "line 2: dram_pct must be between 0 and 100, is inf"),
         ("model,size,batch,mean_ms,dram_pct\ng,20,1,2,much\n", "line 2: dram_pct must be a number, is 'much'"),
         ("model,share_pct,batch,latency_ms\ng,20\n", "line 2: latency_ms must be a number, is None"),
+        ("model,size,batch,mean_ms,processes\ng,2,1,2,0\n", "line 2: processes must be a whole number from 1, is '0'"),
+        (
+            "model,size,batch,mean_ms,processes\ng,2,1,2,2.5\n",
+            "line 2: processes must be a whole number from 1, is '2.5'",
+        ),
     ],
 )
 def test_a_bad_table_is_refused_with_its_line(text, message):

@@ -8,8 +8,9 @@ from gpulet.core.messages import Finished, Start
 from gpulet.device import Mechanism
 from gpulet.drivers.sim import VirtualTimer
 from gpulet.executors.simulated import Simulated
+from gpulet.systems import SYSTEMS
 from gpulet.units import MS
-from support import SMS, tiny_plan, tiny_profile
+from support import SMS, World, models_of, requests_of, tiny_plan, tiny_profile
 
 
 def crowd(contention=0.0, size=SMS):
@@ -73,3 +74,17 @@ def test_no_work_is_lost_or_won(second):
     start(0, 0, 1)
     start(second * MS, 1, 2)
     assert max(run().values()) == 20 * MS
+
+
+@pytest.mark.parametrize("system", ["gpulet", "dedicated", "glet"])
+def test_processes_of_a_gpulet_each_run_a_batch_at_their_own_latency(system):
+    models = models_of(1, slo=400 * MS)
+    plan = tiny_plan([[(4, ["m0"], 2)]], ["m0"])
+    world = World(models, plan, SYSTEMS[system].dispatcher)
+    metrics = world.run(requests_of([(0, 0, 4, "", 0, False)] * 3, models))
+    profile = tiny_profile(["m0"])
+    runs = [(now, c) for now, _, commands in world.steps for c in commands if isinstance(c, Start)]
+    shared = profile.latency("m0", 4, 4, processes=2)
+    assert shared == 1.5 * profile.latency("m0", 4, 4)
+    assert [(now, c.on, c.expected) for now, c in runs] == [(0, 0, shared), (0, 1, shared), (shared, 0, shared)]
+    assert metrics.report(2 * shared)["devices"] == [{"busy": 0.5 * 0.75, "allocated": 0.5}]

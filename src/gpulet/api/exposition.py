@@ -64,6 +64,13 @@ class _Collector(Collector):
         for name, counts in self._known():
             _add(latency, name, counts.latency)
         yield latency
+        mean = GaugeMetricFamily("gpulet_estimate_error_mean_seconds", "batch time over predicted", labels=("model",))
+        p95 = GaugeMetricFamily("gpulet_estimate_error_p95_seconds", "its 95th percentile, from 0", labels=("model",))
+        for name, errors in self._metrics.estimates.errors.items():
+            mean.add_metric((name,), errors.mean / SECOND)
+            p95.add_metric((name,), errors.percentile(95) / SECOND)
+        yield mean
+        yield p95
 
     def _gpulets(self) -> Iterator[Metric]:
         label = ("gpulet",)

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import importing, interfering, planning, reproducing, running, showing
+from gpulet.cli import importing, interfering, planning, reproducing, reproducing_dac22, running, scenarios, showing
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -26,17 +26,14 @@ app.add_typer(interference_app, name="interference")
 for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
     app.command()(command)
 app.command()(importing.import_profile)
+app.command()(scenarios.import_scenario)
 app.command("replay")(running.replay_journal)
 app.command("systems")(showing.list_systems)
 app.command()(showing.version)
 config_app.command("show")(showing.show_config)
 interference_app.command("fit")(interfering.fit)
 reproduce_app.command("atc22")(reproducing.atc22)
-
-
-@reproduce_app.callback()
-def _reproduce() -> None:
-    """Keep `atc22` a command of its own while it is the only one."""
+reproduce_app.command("dac22")(reproducing_dac22.dac22)
 
 
 @interference_app.callback()

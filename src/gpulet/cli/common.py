@@ -79,6 +79,15 @@ def check_attainment(report: Rows, *, wanted: bool) -> None:
         raise typer.Exit(1)
 
 
+def read_text(path: Path, what: str) -> str:
+    """A file's text; one that cannot be read is bad input."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{what} {path} cannot be read: {error}"
+        raise BadInput(msg) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file; one that cannot be written is bad input."""
     try:

@@ -12,6 +12,7 @@ from gpulet.device import find_kind
 from gpulet.errors import BadInput, ProfileError
 from gpulet.importing import import_tables
 from gpulet.importing.cells import Oddity
+from gpulet.importing.formats import EVERY
 from gpulet.importing.overheads import USAGE, parse_overhead
 from gpulet.importing.table import Table, read_table
 from gpulet.profile import Point, format_profile
@@ -21,6 +22,7 @@ _UTILIZATION = (
     "L2 and DRAM in use at 100 % share (columns model, batch, l2_pct, dram_pct): linear between its batches, "
     "times each size's share, as in gpu-lets' artifact"
 )
+_PROCESSES = "parvagpu: rows of so many processes in an instance, or all, which system segments plans with"
 
 
 def import_profile(
@@ -29,9 +31,7 @@ def import_profile(
     form: Annotated[
         str, typer.Option("--format", help="glet, igniter, parvagpu, migprofiler, or auto: by header")
     ] = "auto",
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="parvagpu: rows of so many processes in an instance")
-    ] = 1,
+    processes: Annotated[str, typer.Option("--processes", help=_PROCESSES)] = "1",
     overhead: Annotated[list[str] | None, typer.Option("--overhead", help=_OVERHEAD)] = None,
     utilization: Annotated[Path | None, typer.Option("--utilization", help=_UTILIZATION)] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the table here, not to standard output")] = None,
@@ -46,7 +46,7 @@ def import_profile(
         [_read(path) for path in tables],
         find_kind(kind),
         form,
-        processes,
+        _parse_processes(processes),
         [parse_overhead(option, lambda name: _read(Path(name))) for option in overhead or ()],
         _read(utilization) if utilization else None,
     )
@@ -63,6 +63,15 @@ def _refuse_misuse(kind: str, out_file: Path | None, *, as_json: bool) -> None:
     if kind == "cpu":
         msg = "--kind cpu: published tables are of GPUs; measure a CPU with `gpulet profile`"
         raise BadInput(msg)
+
+
+def _parse_processes(text: str) -> int:
+    if text == "all":
+        return EVERY
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"--processes {text!r}: a whole number from 1, or all"
+        raise BadInput(msg)
+    return int(text)
 
 
 def _read(path: Path) -> Table:

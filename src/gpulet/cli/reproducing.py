@@ -1,8 +1,10 @@
 """A paper's tables beside ours: `reproduce`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from gpulet.errors import BadInput
 from gpulet.reproduce.atc22.data import load
 from gpulet.reproduce.atc22.jobs import ON_REQUEST, PARTS, SYSTEMS, Asked, reproduce
 from gpulet.reproduce.atc22.report import write_report
+from gpulet.reproduce.parallel import Advance
 from gpulet.systems import find_system
 
 _LEVELS = 4
@@ -47,8 +50,9 @@ def atc22(
     _refuse_unknown(asked)
     place = folder or (None if as_json else Path("out/atc22"))
     if place:
-        _make(place)
-    result = _reproduced(asked)
+        make_folder(place)
+    with jobs_bar("atc22") as advance:
+        result = reproduce(asked, advance)
     report = write_report(result, place) if place else None
     if as_json:
         print_json(result)
@@ -67,15 +71,16 @@ def _refuse_unknown(asked: Asked) -> None:
     load(asked.data)
 
 
-def _reproduced(asked: Asked) -> dict[str, Any]:
-    """Everything that was asked for, with a bar on standard error meanwhile."""
-    columns = (TextColumn("reproduce atc22"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+@contextmanager
+def jobs_bar(paper: str) -> Iterator[Advance]:
+    """A bar on standard error meanwhile."""
+    columns = (TextColumn(f"reproduce {paper}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("jobs", total=None)
-        return reproduce(asked, lambda done, of: progress.update(task, completed=done, total=of))
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Before any work: a folder that cannot be made is bad input."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

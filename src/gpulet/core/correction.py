@@ -40,7 +40,7 @@ class Correction:
         self._interference = interference
         self._weight = weight
         self._sms = {d.index: d.kind.sms for d in plan.devices}
-        self._gpulets = {g.id: (g.device, g.size.sms, g.size.share_pct / 100) for g in plan.gpulets}
+        self._gpulets = {g.id: (g.device, g.size.sms, g.size.share_pct / 100, g.processes) for g in plan.gpulets}
         self._running: dict[BatchId, _Running] = {}
         self._on: dict[int, BatchId] = {}
         self._since: dict[int, Instant] = {}
@@ -71,12 +71,12 @@ class Correction:
     def _start(self, now: Instant, start: Start) -> None:
         if isinstance(start.on, Carve):
             device, sms = start.on.device, start.on.size
-            share = sms / self._sms[device]
+            share, processes = sms / self._sms[device], 1
         else:
-            device, sms, share = self._gpulets[start.on]
+            device, sms, share, processes = self._gpulets[start.on]
             self._on[start.on] = start.batch
         self._progress(now, device)
-        taken = footprint(self._profile, start.model, sms, share, start.rows)
+        taken = footprint(self._profile, start.model, sms, share, start.rows, processes)
         self._running[start.batch] = _Running(now, device, taken)
         self._pace(device)
 

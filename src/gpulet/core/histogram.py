@@ -20,7 +20,7 @@ class Histogram:
         self.total: Duration = 0
 
     def add(self, value: Duration) -> None:
-        """Count one duration; below 0 counts as 0."""
+        """Count one duration; below 0 counts as 0, except in the total."""
         self._buckets[_bucket(value)] += 1
         self.count += 1
         self.total += value
@@ -36,6 +36,11 @@ class Histogram:
         self._buckets.subtract(other._buckets)  # noqa: SLF001 (its own kind)
         self.count -= other.count
         self.total -= other.total
+
+    @property
+    def mean(self) -> float:
+        """Of the counted durations, exactly; 0 when none was counted."""
+        return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
         """The duration that `percent` of the counted ones do not exceed (nearest rank); 0 when none was counted."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from gpulet.core.estimates import EstimateRow, Estimates
 from gpulet.core.histogram import Histogram
 from gpulet.core.messages import (
     FIRST_STAGE_REQUEST,
@@ -71,6 +72,7 @@ class RunReport(Rows):
     """What the core knows of a run."""
 
     devices: list[DeviceRow]
+    estimates: EstimateRow
 
 
 _SUMMED = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "batches", "rows")
@@ -144,10 +146,11 @@ class Counts:
 
 @dataclass(slots=True)
 class GpuletUse:
-    """One gpulet's batches: how long they ran, how long they were predicted to."""
+    """One gpulet's batches: how long they ran, how long they were predicted to; `fellows` share its SMs with it."""
 
     device: int
     sms: int
+    fellows: int = 1
     busy: Duration = 0
     predicted: Duration = 0
     batches: int = 0
@@ -171,12 +174,13 @@ class Metrics:
     def __init__(self, models: Sequence[str], plan: Plan) -> None:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
         self.stages = Counts()
+        self.estimates = Estimates(models)
         self._has_stages = False
-        self.gpulets = {g.id: GpuletUse(g.device, g.size.sms) for g in plan.gpulets}
+        self.gpulets = {g.id: GpuletUse(g.device, g.size.sms, g.fellows) for g in plan.gpulets}
         self.reasons: dict[tuple[str, Reason], int] = {}
         self._sms = {d.index: d.kind.sms for d in plan.devices}
         self._carved = dict.fromkeys(self._sms, 0)
-        self._allocated = {d: sum(g.size.sms for g in plan.gpulets if g.device == d) for d in self._sms}
+        self._allocated = {d: sum(g.size.sms / g.fellows for g in plan.gpulets if g.device == d) for d in self._sms}
         self._open: dict[RequestId, Request] = {}
         self._running: dict[BatchId, _Run] = {}
 
@@ -216,21 +220,26 @@ class Metrics:
                 pass
 
     def report(self, duration: Duration) -> RunReport:
-        """`models`, `total` and `devices` as in `simulate --json`; `duration` is the time of the arrivals."""
+        """`models`, `total`, `devices` and `estimates` as in `simulate --json`; `duration` is the time of the arrivals."""
         total = Counts()
         for counts in self.models.values():
             total.add(counts)
         total.remove(self.stages)
         known = {name: counts.report(duration) for name, counts in self.models.items() if name or counts.arrived}
-        return {"models": known, "devices": self._devices(duration), "total": total.report(duration)}
+        return {
+            "models": known,
+            "devices": self._devices(duration),
+            "total": total.report(duration),
+            "estimates": self.estimates.report(),
+        }
 
     def _devices(self, duration: Duration) -> list[DeviceRow]:
         """Share of SM-time in use, and share of SMs given to gpulets."""
         if not duration:
             return []
-        busy = dict(self._carved)
+        busy = dict[int, float](self._carved)
         for use in self.gpulets.values():
-            busy[use.device] += use.busy * use.sms
+            busy[use.device] += use.busy * use.sms / use.fellows
         return [
             {"busy": busy[d] / (duration * sms), "allocated": self._allocated[d] / sms} for d, sms in self._sms.items()
         ]
@@ -264,6 +273,7 @@ class Metrics:
             for request in run.requests:
                 if request.id >= FIRST_STAGE_REQUEST:
                     self.stages.end(request, now)
+        self.estimates.add(run.start, now - since)
         self._use(run.start.on, now - since, run.start)
 
     def _use(self, on: GpuletId | Carve, ran: Duration, start: Start) -> None:

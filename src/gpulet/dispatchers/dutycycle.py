@@ -35,14 +35,27 @@ class _Host:
     `slowdown` is what the plan allows for neighbours: the planned latency over the profile's.
     """
 
-    __slots__ = ("_curves", "_profile", "batch", "credit", "duty", "gpulet", "model", "rate", "size", "slowdown")
+    __slots__ = (
+        "_curves",
+        "_processes",
+        "_profile",
+        "batch",
+        "credit",
+        "duty",
+        "gpulet",
+        "model",
+        "rate",
+        "size",
+        "slowdown",
+    )
 
     def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile) -> None:
         self.gpulet: GpuletId = gpulet.id
         self.model = model
         self.size = gpulet.size.sms
+        self._processes = gpulet.processes
         self._profile = profile
-        alone = profile.curve(model, self.size)
+        alone = profile.curve(model, self.size, PLAIN, self._processes)
         self.batch = min(batch, len(alone))
         planned = next(turn.latency for turn in gpulet.turns if turn.model == model)
         self.slowdown = max(1.0, planned / alone[self.batch - 1])
@@ -54,7 +67,7 @@ class _Host:
     def curve(self, shape: str) -> Curve:
         """Latency by rows of a shape class here."""
         if shape not in self._curves:
-            self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape))
+            self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape, self._processes))
         return self._curves[shape]
 
     def _slowed(self, curve: Curve) -> Curve:

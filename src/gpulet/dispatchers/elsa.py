@@ -98,7 +98,7 @@ _IDLE = -1
 
 
 class _Pool:
-    """The gpulets of one size that host one model; `factor` is measured over profiled latency, as learned.
+    """The gpulets of one size, shared by as many `processes`, that host one model; `factor` is measured over profiled latency, as learned.
 
     `due` has those whose predicted end is to come, by the instant at which they would be through with what they have;
     `ready` the others, idle or later than predicted, by what they have: that does not shrink as time passes. A key may be
@@ -106,12 +106,12 @@ class _Pool:
     sooner makes a new entry. Each run thus costs a few heap operations, however many gpulets there are.
     """
 
-    __slots__ = ("_profile", "due", "factor", "hosts", "model", "most", "ready", "size")
+    __slots__ = ("_profile", "due", "factor", "hosts", "model", "most", "processes", "ready", "size")
 
-    def __init__(self, profile: Profile, model: str, size: int, hosts: Sequence[_Host]) -> None:
+    def __init__(self, profile: Profile, model: str, cut: tuple[int, int], hosts: Sequence[_Host]) -> None:
         self._profile = profile
         self.model = model
-        self.size = size
+        self.size, self.processes = cut
         self.hosts = hosts
         self.factor = 1.0
         self.due: list[_Entry] = []
@@ -120,7 +120,7 @@ class _Pool:
 
     def latency(self, rows: int, shape: str) -> Duration:
         """By the profile; 0 where so many rows do not fit."""
-        curve = self._profile.curve(self.model, self.size, shape)
+        curve = self._profile.curve(self.model, self.size, shape, self.processes)
         return curve[rows - 1] if rows <= len(curve) else 0
 
     def estimate(self, latency: Duration) -> Duration:
@@ -206,8 +206,8 @@ class Elsa:
     def _pools_of(self, profile: Profile, model: str, plan: Plan) -> list[_Pool]:
         """Ascending by size; each of their gpulets is told of them."""
         pools = []
-        for size, gpulets in groupby(sorted(plan.hosts(model), key=_sms), key=_sms):
-            pool = _Pool(profile, model, size, [self._hosts[g.id] for g in gpulets])
+        for cut, gpulets in groupby(sorted(plan.hosts(model), key=_cut), key=_cut):
+            pool = _Pool(profile, model, cut, [self._hosts[g.id] for g in gpulets])
             for host in pool.hosts:
                 host.pools[model] = pool
             pools.append(pool)
@@ -319,5 +319,5 @@ class Elsa:
                 pool.add(pool.due, (max(now, host.until) + host.work, host.serial, host))
 
 
-def _sms(gpulet: Gpulet) -> int:
-    return gpulet.size.sms
+def _cut(gpulet: Gpulet) -> tuple[int, int]:
+    return gpulet.size.sms, gpulet.processes

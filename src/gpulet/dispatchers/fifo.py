@@ -36,10 +36,12 @@ class Fifo:
         return [(request, queue) for request, queue in oldest if request is not None]
 
     def _largest(self, gpulet: GpuletState, request: Request) -> int:
-        return self._problem.profile.max_batch(request.model, gpulet.planned.size.sms, request.shape)
+        planned = gpulet.planned
+        return self._problem.profile.max_batch(request.model, planned.size.sms, request.shape, planned.processes)
 
     def _run(self, gpulet: GpuletState, first: Request, queue: Queue) -> Run:
-        curve = self._problem.profile.curve(queue.model, gpulet.planned.size.sms, queue.shape)
+        planned = gpulet.planned
+        curve = self._problem.profile.curve(queue.model, planned.size.sms, queue.shape, planned.processes)
         most = min(self._problem.models[queue.model].max_batch, len(curve))
         requests = queue.take(most) if first is queue.head else [first]
         return Run(gpulet.id, requests, curve[sum(r.rows for r in requests) - 1])

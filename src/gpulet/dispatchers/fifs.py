@@ -8,14 +8,15 @@ meaning, large requests get to small gpulets even when all is idle, with `LARGES
 Departures: what no idle gpulet can run (another model, too many rows) is passed over. The line is the core's central
 queues: urgent requests of a model overtake others of it.
 
-`Route.SEGMENT` is a baseline of ours: a request runs only on the size that PARIS plans for its rows, which is the
-smallest size whose planned batch it does not exceed, or the largest.
+With `segments` it is a baseline of ours: a request runs only on the size that PARIS had in mind for its rows, of the
+sizes that the plan has the smallest whose segment does not end below them, or the largest that can run them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from random import Random
+from typing import TypeAlias
 
 from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import Reason
@@ -23,6 +24,9 @@ from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
 from gpulet.units import Instant
+
+Cut: TypeAlias = tuple[int, int]
+"""A gpulet's size in SMs, and how many processes share it."""
 
 
 class Idle(StrEnum):
@@ -34,29 +38,31 @@ class Idle(StrEnum):
     RANDOM = "random"
 
 
-class Route(StrEnum):
-    """Which sizes may run a request: all that can, or that of its segment of PARIS."""
-
-    ANY = "any"
-    SEGMENT = "segment"
+Segments: TypeAlias = Callable[[Problem, Plan], Mapping[tuple[str, int], int]]
+"""The most rows of each segment, by model and SMs of the size."""
 
 
 class Fifs:
     """One line for all gpulets. `seed` is that of `Idle.RANDOM`."""
 
     def __init__(
-        self, problem: Problem, plan: Plan, *, idle: Idle = Idle.FIRST, route: Route = Route.ANY, seed: int = 0
+        self,
+        problem: Problem,
+        plan: Plan,
+        *,
+        idle: Idle = Idle.FIRST,
+        segments: Segments | None = None,
+        seed: int = 0,
     ) -> None:
         self._profile = problem.profile
         self._rule = idle
         self._random = Random(seed)
-        self._size = [g.size.sms for g in plan.gpulets]
+        self._size: list[Cut] = [(g.size.sms, g.processes) for g in plan.gpulets]
         self._models = [g.models for g in plan.gpulets]
         self._hosts = {name: frozenset(g.id for g in plan.hosts(name)) for name in problem.models}
-        self._segments = {name: _segments(plan, name) for name in problem.models}
-        self._route = route
+        self._segments = segments and segments(problem, plan)
         self._idle: dict[GpuletId, None] = {}
-        self._sizes: dict[tuple[str, int, str], frozenset[int]] = {}
+        self._sizes: dict[tuple[str, int, str], frozenset[Cut]] = {}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; what no gpulet can run alone is refused."""
@@ -73,7 +79,8 @@ class Fifs:
             return Decision()
         chosen = self._choose(oldest, fleet)
         del self._idle[chosen]
-        expected = self._profile.latency(oldest.model, self._size[chosen], oldest.rows, oldest.shape)
+        sms, processes = self._size[chosen]
+        expected = self._profile.latency(oldest.model, sms, oldest.rows, oldest.shape, processes)
         return Decision((Run(chosen, (oldest,), expected),), more=True)
 
     def _runnable(self, changed: Changed, fleet: Fleet) -> Iterator[Request]:
@@ -111,28 +118,25 @@ class Fifs:
         hosts, sizes, gpulets = self._hosts[request.model], self._sizes_for(request), fleet.gpulets
         return (g for g in self._idle if g in hosts and self._size[g] in sizes and gpulets[g].is_idle)
 
-    def _sizes_for(self, request: Request) -> frozenset[int]:
+    def _sizes_for(self, request: Request) -> frozenset[Cut]:
         """The sizes that may run it."""
         key = request.model, request.rows, request.shape
         found = self._sizes.get(key)
         if found is None:
-            hosted = dict.fromkeys(size for _, size in self._segments[request.model])
-            able = [s for s in hosted if request.rows <= self._profile.max_batch(request.model, s, request.shape)]
+            hosted = sorted({self._size[g] for g in self._hosts[request.model]})
+            able = [cut for cut in hosted if request.rows <= self._most(request, cut)]
             found = self._sizes[key] = frozenset(self._routed(request, able))
         return found
 
-    def _routed(self, request: Request, able: list[int]) -> list[int]:
+    def _most(self, request: Request, cut: Cut) -> int:
+        return self._profile.max_batch(request.model, cut[0], request.shape, cut[1])
+
+    def _routed(self, request: Request, able: list[Cut]) -> list[Cut]:
         """Of sizes that can run it, ascending, those that may."""
-        if self._route is Route.ANY or not able:
+        if self._segments is None or not able:
             return able
-        planned = self._segments[request.model]
-        return [next((size for most, size in planned if size in able and request.rows <= most), able[-1])]
-
-
-def _segments(plan: Plan, model: str) -> list[tuple[int, int]]:
-    """Planned batches and sizes of a model's gpulets, ascending by size."""
-    turns = {(g.size.sms, turn.batch) for g in plan.hosts(model) for turn in g.turns if turn.model == model}
-    return [(batch, size) for size, batch in sorted(turns)]
+        tops = self._segments
+        return [next((cut for cut in able if request.rows <= tops.get((request.model, cut[0]), 0)), able[-1])]
 
 
 def _age(request: Request) -> tuple[Instant, int]:

@@ -31,6 +31,7 @@ class _Builder:
         "gpulet",
         "model",
         "per_row",
+        "processes",
         "profile",
         "requests",
         "rows",
@@ -41,6 +42,7 @@ class _Builder:
         self.gpulet = gpulet.id
         self.model = turn.model
         self.sms = gpulet.size.sms
+        self.processes = gpulet.processes
         self.profile = problem.profile
         self._curves: dict[str, Curve] = {}
         self.batch = min(turn.batch, len(self.curve(PLAIN)))
@@ -54,7 +56,7 @@ class _Builder:
     def curve(self, shape: str) -> Curve:
         """Latency by rows of a shape class here."""
         if shape not in self._curves:
-            self._curves[shape] = self.profile.curve(self.model, self.sms, shape)
+            self._curves[shape] = self.profile.curve(self.model, self.sms, shape, self.processes)
         return self._curves[shape]
 
     def has_room(self, request: Request) -> bool:

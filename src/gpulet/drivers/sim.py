@@ -117,7 +117,11 @@ def simulate(
     *,
     interference: Interference | None = None,
 ) -> Metrics:
-    """Run a workload through a core on the simulated executor; what it was worth."""
+    """Run a workload through a core on the simulated executor; what it was worth.
+
+    The plan is the core's, or that one folded.
+    """
+    plan = plan.unfolded()
     timer = VirtualTimer()
     names = dict.fromkeys([*(model.name for model in arrivals.models), *scheduler.fleet.models])
     metrics = Metrics(list(names), plan)

@@ -6,6 +6,8 @@ device part of each run goes slower by what its neighbours on the same device co
 what is left of each run is re-timed.
 """
 
+from collections.abc import Callable
+
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletUp, Load, Loaded, Start, Unload, Unloaded
 from gpulet.device import Device, Mechanism
 from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
@@ -18,6 +20,10 @@ EMULATED = Signature(
     inputs=(Tensor("input", "FP32", (-1, -1)),), outputs=(Tensor("output", "FP32", (-1, 1)),), platform="emulated"
 )
 """What every emulated model takes and gives: any row of numbers, answered by a zero."""
+
+
+Noise = Callable[[Duration], Duration]
+"""How long a run takes instead of what its profile says."""
 
 
 class _Overlapping:
@@ -79,18 +85,20 @@ class Simulated:
         load_time: Duration = 0,
         keeps_rows: bool = False,
         interference: Interference | None = None,
+        noise: Noise | None = None,
     ) -> None:
+        self._noise = noise
         self._profile = profile
         self._timer = timer
         self._emit = emit
         self._load_time = load_time
         self._keeps_rows = keeps_rows
         self._rows: dict[BatchId, int] = {}
-        self._gpulets = {g.id: (g.device, g.size.sms) for g in plan.gpulets}
+        self._gpulets = {g.id: (g.device, g.size.sms, g.processes) for g in plan.gpulets}
         crowded = (d for d in plan.devices if interference or d.mechanism is Mechanism.WHOLE)
         self._crowds = {d.index: _Crowd(d, interference) for d in crowded}
-        self._footprints: dict[tuple[str, int, int], Footprint] = {}
-        self._curves: dict[tuple[str, int, str], Curve] = {}
+        self._footprints: dict[tuple[str, int, int, int], Footprint] = {}
+        self._curves: dict[tuple[str, int, str, int], Curve] = {}
         self._stamps: dict[int, tuple[_Crowd, BatchId, int]] = {}
         self._stamp = 0
 
@@ -104,14 +112,16 @@ class Simulated:
         if self._keeps_rows:
             self._rows[command.batch] = command.rows
         on = command.on
-        device, sms = (on.device, on.size) if isinstance(on, Carve) else self._gpulets[on]
-        key = (command.model, sms, command.shape)
+        device, sms, processes = (on.device, on.size, 1) if isinstance(on, Carve) else self._gpulets[on]
+        key = (command.model, sms, command.shape, processes)
         curve = self._curves.get(key)
         if curve is None:
             curve = self._curves[key] = self._profile.curve(*key)
         latency = curve[command.rows - 1]
+        if self._noise:
+            latency = self._noise(latency)
         if device in self._crowds:
-            self._join(self._crowds[device], command, latency, sms)
+            self._join(self._crowds[device], command, latency, sms, processes)
         else:
             self._timer.at(self._timer.now() + latency, self._finish, command.batch)
 
@@ -137,12 +147,12 @@ class Simulated:
     def _finish(self, batch: BatchId) -> None:
         self._emit(Finished(batch))
 
-    def _join(self, crowd: _Crowd, command: Start, latency: Duration, sms: int) -> None:
+    def _join(self, crowd: _Crowd, command: Start, latency: Duration, sms: int, processes: int) -> None:
         crowd.progress(self._timer.now())
-        key = command.model, sms, command.rows
+        key = command.model, sms, command.rows, processes
         if key not in self._footprints:
             share = sms / crowd.device.kind.sms
-            self._footprints[key] = footprint(self._profile, command.model, sms, share, command.rows)
+            self._footprints[key] = footprint(self._profile, command.model, sms, share, command.rows, processes)
         crowd.runs[command.batch] = _Overlapping(latency, sms, self._footprints[key])
         self._retime(crowd)
 

@@ -20,7 +20,10 @@ def import_tables(
     overheads: Iterable[Overhead] = (),
     utilization: Table | None = None,
 ) -> tuple[tuple[Point, ...], tuple[Oddity, ...]]:
-    """The points of all tables together, and what is odd about them; raises `ProfileError` with file, line and value."""
+    """The points of all tables together, and what is odd about them; raises `ProfileError` with file, line and value.
+
+    Where a table has rows of several numbers of processes in an instance, those of `processes` are read, or of `EVERY`.
+    """
     read, odd = read_cells(tables, kind, form, processes)
     measured, twins = merged(read)
     cells = with_overheads(measured, overheads)
@@ -30,4 +33,4 @@ def import_tables(
 
 def _points(cells: Iterable[Cell]) -> tuple[Point, ...]:
     """Of each model, size by size: what a reader of the table looks for."""
-    return tuple(sorted((c.point() for c in cells), key=lambda p: (p.model, p.shape, p.size, p.rows)))
+    return tuple(sorted((c.point() for c in cells), key=lambda p: (p.model, p.shape, p.size, p.processes, p.rows)))

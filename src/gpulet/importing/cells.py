@@ -1,4 +1,4 @@
-"""What a foreign table says of one (model, shape, size, batch), and what is odd about it."""
+"""What a foreign table says of one (model, shape, size, processes, batch), and what is odd about it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,10 +23,12 @@ class Cell:
     host: Duration = 0
     l2: float = 0.0
     dram: float = 0.0
+    processes: int = 1
 
     def at(self, what: str) -> str:
-        """Where in the grid a reader finds `what`, say of which shape class."""
-        return f"shape {self.shape}, {what}" if self.shape else what
+        """Where in the grid a reader finds `what`, say of which shape class and how many processes."""
+        several = f"{self.processes} processes, " if self.processes > 1 else ""
+        return (f"shape {self.shape}, " if self.shape else "") + several + what
 
     def point(self) -> Point:
         """As a point whose tails are not known."""
@@ -40,6 +42,7 @@ class Cell:
             host=self.host,
             l2=self.l2,
             dram=self.dram,
+            processes=self.processes,
         )
 
 
@@ -51,6 +54,7 @@ class OddKind(StrEnum):
     MISSING_CELLS = "missing_cells"
     FASTER_WITH_BATCH = "faster_with_batch"
     SLOWER_WITH_SIZE = "slower_with_size"
+    FASTER_WITH_PROCESSES = "faster_with_processes"
     EQUAL_DUPLICATE = "equal_duplicate"
     COPIED_ROW = "copied_row"
     WRONG_THROUGHPUT = "wrong_throughput"
@@ -70,10 +74,10 @@ class Oddity:
 
 def merged(cells: Iterable[Cell]) -> tuple[tuple[Cell, ...], tuple[Oddity, ...]]:
     """Each cell once; raises `ProfileError` where two say different things of one."""
-    first: dict[tuple[str, str, int, int], Cell] = {}
+    first: dict[tuple[str, str, int, int, int], Cell] = {}
     twins: list[Oddity] = []
     for cell in cells:
-        earlier = first.setdefault((cell.model, cell.shape, cell.size.sms, cell.rows), cell)
+        earlier = first.setdefault((cell.model, cell.shape, cell.size.sms, cell.processes, cell.rows), cell)
         if earlier.latency != cell.latency:
             raise ProfileError(_clash(earlier, cell))
         if earlier is not cell:

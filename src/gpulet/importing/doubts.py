@@ -19,13 +19,14 @@ def doubts(cells: Sequence[Cell], kind: Kind) -> tuple[Oddity, ...]:
         *_missing_cells(cells),
         *_faster_with_batch(cells),
         *_slower_with_size(cells),
+        *_faster_with_processes(cells),
     )
 
 
 def _by(cells: Iterable[Cell], *names: str) -> Iterator[tuple[Cell, ...]]:
-    """The cells in groups that agree in these attributes, each group by size, then by rows."""
+    """The cells in groups that agree in these attributes, each group by size, then by processes, then by rows."""
     key = attrgetter(*names)
-    ordered = sorted(cells, key=lambda c: (key(c), c.size, c.rows))
+    ordered = sorted(cells, key=lambda c: (key(c), c.size, c.processes, c.rows))
     return (tuple(group) for _, group in groupby(ordered, key))
 
 
@@ -58,7 +59,7 @@ def _sizes_differ(cells: Sequence[Cell]) -> Iterator[Oddity]:
 def _missing_cells(cells: Sequence[Cell]) -> Iterator[Oddity]:
     """Batches of the grid that were not measured at a model's size and shape: out of memory, or nobody tried."""
     batches = sorted({c.rows for c in cells})
-    for row in _by(cells, "model", "shape", "size"):
+    for row in _by(cells, "model", "shape", "size", "processes"):
         there = {c.rows for c in row}
         missing = [n for n in batches if n not in there]
         if missing:
@@ -73,7 +74,7 @@ def _runs(batches: Sequence[int], there: Container[int]) -> str:
 
 
 def _faster_with_batch(cells: Sequence[Cell]) -> Iterator[Oddity]:
-    for row in _by(cells, "model", "shape", "size"):
+    for row in _by(cells, "model", "shape", "size", "processes"):
         for small, large in pairwise(row):
             if _growth(small, large) < -ODD_STEP:
                 at = small.at(f"{small.size.label}, batch {small.rows} to {large.rows}")
@@ -81,11 +82,20 @@ def _faster_with_batch(cells: Sequence[Cell]) -> Iterator[Oddity]:
 
 
 def _slower_with_size(cells: Sequence[Cell]) -> Iterator[Oddity]:
-    for column in _by(cells, "model", "shape", "rows"):
+    for column in _by(cells, "model", "shape", "rows", "processes"):
         for small, large in pairwise(column):
             if _growth(small, large) > ODD_STEP:
                 at = small.at(f"batch {small.rows}, {small.size.label} to {large.size.label}")
                 yield Oddity(OddKind.SLOWER_WITH_SIZE, small.model, at, f"{_growth(small, large):+.1%}")
+
+
+def _faster_with_processes(cells: Sequence[Cell]) -> Iterator[Oddity]:
+    for pile in _by(cells, "model", "shape", "size", "rows"):
+        for few, many in pairwise(pile):
+            if _growth(few, many) < -ODD_STEP:
+                at = f"{few.size.label}, batch {few.rows}, processes {few.processes} to {many.processes}"
+                at = f"shape {few.shape}, {at}" if few.shape else at
+                yield Oddity(OddKind.FASTER_WITH_PROCESSES, few.model, at, f"{_growth(few, many):+.1%}")
 
 
 def _growth(before: Cell, after: Cell) -> float:

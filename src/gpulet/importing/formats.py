@@ -1,7 +1,8 @@
 """The formats that can be read; this is the only list of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from gpulet.device import Kind, Mechanism, Size, mps_size, sizes
 from gpulet.errors import ProfileError
@@ -9,25 +10,32 @@ from gpulet.importing.cells import Cell, Oddity, OddKind
 from gpulet.importing.table import BARE, Columns, Line, Table
 from gpulet.units import PLAIN, from_ms
 
+_Row: TypeAlias = tuple[str, int, int, int]
+"""Model, slices, batch, processes."""
 AUTO = "auto"
 _PUBLISHED_ROUNDING = 0.02
 """A throughput that contradicts its latency by more is not a matter of digits."""
 _LONGEST_MS = 1e9
 """Eleven days for one batch: a slip of digits."""
+EVERY = 0
+"""In place of a number of processes: all that the table has."""
 
 
-def _nothing(_table: Table) -> Iterator[Oddity]:
+def _nothing(_table: Table, _processes: int) -> Iterator[Oddity]:
     yield from ()
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`marks` tell its header from the others'; it cannot do without `needs`; `odd` says what only it can know."""
+    """`marks` tell its header from the others'; it cannot do without `needs`; `odd` says what only it can know.
+
+    `odd` is told the number of processes that is read.
+    """
 
     marks: Columns
     needs: Columns
     read: Callable[[Line, Kind], Cell]
-    odd: Callable[[Table], Iterator[Oddity]] = _nothing
+    odd: Callable[[Table, int], Iterator[Oddity]] = _nothing
 
 
 def read_cells(
@@ -39,7 +47,7 @@ def read_cells(
     for table in tables:
         found = _find_format(name, table)
         cells += [FORMATS[found].read(line, kind) for line in _chosen(table, found, processes)]
-        odd += FORMATS[found].odd(table)
+        odd += FORMATS[found].odd(table, processes)
     return tuple(cells), tuple(odd)
 
 
@@ -57,9 +65,12 @@ def _find_format(name: str, table: Table) -> str:
 
 
 def _chosen(table: Table, found: str, processes: int) -> Iterable[Line]:
-    """ParvaGPU's rows of one number of processes in an instance; every row of the others."""
+    """ParvaGPU's rows of one number of processes in an instance, or of all but copies; every row of the others."""
     if found != "parvagpu":
         return table.lines
+    if processes == EVERY:
+        copies = _copies(table)
+        return [line for line in table.lines if _key(line) not in copies]
     chosen = [line for line in table.lines if line.count("processes") == processes]
     if not chosen:
         there = ", ".join(str(n) for n in sorted({line.count("processes") for line in table.lines}))
@@ -78,7 +89,8 @@ def _read_share(line: Line, kind: Kind) -> Cell:
 
 def _read_parvagpu(line: Line, kind: Kind) -> Cell:
     """Its latency column may be rounded to 1 ms; throughput is what was measured."""
-    return _cell(line, _mig_size(line, kind), 1000 * line.count("batch") / line.above_zero("throughput_per_process"))
+    ms = 1000 * line.count("batch") / line.above_zero("throughput_per_process")
+    return replace(_cell(line, _mig_size(line, kind), ms), processes=line.count("processes"))
 
 
 def _read_migprofiler(line: Line, kind: Kind) -> Cell:
@@ -102,20 +114,29 @@ def _mig_size(line: Line, kind: Kind) -> Size:
     return known[slices]
 
 
-def _copied(table: Table) -> Iterator[Oddity]:
+def _copied(table: Table, processes: int) -> Iterator[Oddity]:
+    """Among all numbers of processes a copy would pass for the best: there it is left out."""
+    treated = ", the second is left out" if processes == EVERY else ""
+    for (model, slices, batch, second), throughput in _copies(table).items():
+        where = f"mig_slices {slices}, batch {batch}, processes {second - 1} and {second}"
+        yield Oddity(OddKind.COPIED_ROW, model, where, f"{throughput:g}/s each{treated}")
+
+
+def _copies(table: Table) -> dict[_Row, float]:
     """Two numbers of processes cannot reach the same throughput each: the second is a copy and overstates."""
     measured = {_key(line): line.above_zero("throughput_per_process") for line in table.lines}
-    for (model, slices, batch, processes), throughput in measured.items():
-        if measured.get((model, slices, batch, processes + 1)) == throughput:
-            where = f"mig_slices {slices}, batch {batch}, processes {processes} and {processes + 1}"
-            yield Oddity(OddKind.COPIED_ROW, model, where, f"{throughput:g}/s each")
+    return {
+        (model, slices, batch, processes + 1): throughput
+        for (model, slices, batch, processes), throughput in measured.items()
+        if measured.get((model, slices, batch, processes + 1)) == throughput
+    }
 
 
-def _key(line: Line) -> tuple[str, int, int, int]:
+def _key(line: Line) -> _Row:
     return line.text("model"), line.count("mig_slices"), line.count("batch"), line.count("processes")
 
 
-def _contradicted(table: Table) -> Iterator[Oddity]:
+def _contradicted(table: Table, _processes: int) -> Iterator[Oddity]:
     """A throughput that is not batch / latency, once for each model; the latency is what counts."""
     wrong = [line for line in table.lines if "throughput" in line.fields and _is_contradicted(line)]
     for model in dict.fromkeys(line.text("model") for line in wrong):

@@ -112,12 +112,12 @@ def _refuse_strangers(cells: Iterable[Cell], overheads: Iterable[Overhead]) -> N
             raise BadInput(msg)
 
 
-def _row(cell: Cell) -> tuple[str, str, int]:
-    return cell.model, cell.shape, cell.size.sms
+def _row(cell: Cell) -> tuple[str, str, int, int]:
+    return cell.model, cell.shape, cell.size.sms, cell.processes
 
 
 def _dense(row: list[Cell], overheads: Sequence[Overhead]) -> Iterator[Cell]:
-    """One (model, shape, size) at every batch up to the largest measured one; several overheads add up."""
+    """One (model, shape, size, processes) at every batch up to the largest measured one; several overheads add up."""
     latency = {c.rows: c.latency for c in row}
     l2, dram = {c.rows: c.l2 for c in row}, {c.rows: c.dram for c in row}
     for rows in range(1, max(latency) + 1):

@@ -130,7 +130,8 @@ def _has_room(plan: Plan) -> bool:
     half an objective less the wait for the next of k gpulets to end its batch. The limit asks too much of slow rates
     and of single gpulets, which `bunched` and the judge look after: hence `MOST_ROOM`.
     """
-    return all(p.headroom >= _room(p, len(plan.hosts(name))) for name, p in plan.promises.items() if p.demand > 0)
+    hosts = {name: sum(g.replicas for g in plan.hosts(name)) for name in plan.promises}
+    return all(p.headroom >= _room(p, hosts[name]) for name, p in plan.promises.items() if p.demand > 0)
 
 
 def _room(promise: Promise, hosts: int) -> float:

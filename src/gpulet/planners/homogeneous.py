@@ -49,7 +49,7 @@ def _size(problem: Problem, cutter: Cutter, slices: int) -> Size:
 
 def _pool(problem: Problem, cutter: Cutter, size: Size) -> Plan | Infeasible:
     count = next(n for n in range(int(cutter.room / cutter.units(size)), -1, -1) if cutter.fits({size: n}))
-    small = next((name for name in problem.models if size not in usable(problem, name, [size])), "")
+    small = next((name for name in problem.models if size not in usable(problem, name, cutter.sizes)), "")
     if small or not count:
         constraint = f"nobody measured it on {size.label}" if small else f"{size.label} does not fit the budget"
         name = small or next(iter(problem.models))

@@ -18,7 +18,7 @@ from gpulet.cutting import Cutter
 from gpulet.device import Size
 from gpulet.errors import PlanError, ProfileError
 from gpulet.plan import Gpulet, Plan, Promise
-from gpulet.pools import Worth, group, pool_plan
+from gpulet.pools import Worth, group, pool_plan, usable
 
 MERGING = "merging"
 ALONE = ("elsa", "fifs")
@@ -89,16 +89,23 @@ class _Search:
     def _neighbours(self) -> Iterator[Plan]:
         """Pools with one gpulet less and as many of another kind in its stead as then fit."""
         pool = _pool(self.plan)
-        tenants = dict.fromkeys(names for _, names in pool)
-        for less, more in product(pool, product(self._cutter.sizes, tenants)):
+        for less, more in product(pool, self._kinds(pool)):
             if less != more and self._judged < MOST_JUDGED:
                 changed = self._filled(pool - Counter([less]), more)
                 groups = [group(self._problem, size, names, count) for (size, names), count in changed.items()]
                 yield _made(pool_plan(self._problem, self._cutter, groups))
 
+    def _kinds(self, pool: Counter[Key]) -> list[Key]:
+        """Every size for every set of models that shares a gpulet already."""
+        tenants = dict.fromkeys(names for _, names in pool)
+        known = {names: [usable(self._problem, name, self._cutter.sizes) for name in names] for names in tenants}
+        return [(s, n) for s, n in product(self._cutter.sizes, tenants) if all(s in some for some in known[n])]
+
     def _filled(self, pool: Counter[Key], more: Key) -> Counter[Key]:
-        while self._cutter.fits(_by_size(pool + Counter([more]))):
-            pool[more] += 1
+        """As many of one kind as fit; where room is left, larger sizes first for the same models."""
+        for size in (more[0], *reversed(usable(self._problem, more[1][0], self._cutter.sizes))):
+            while self._cutter.fits(_by_size(pool + Counter([(size, more[1])]))):
+                pool[size, more[1]] += 1
         return pool
 
 

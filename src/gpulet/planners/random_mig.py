@@ -16,7 +16,8 @@ def random_mig(problem: Problem, *, seed: int = 0) -> Plan | Infeasible:
     """A random pool for all models; the same seed gives the same pool."""
     cutter = Cutter(problem.devices, problem.slices)
     draw = Random(seed)
-    sizes = [s for s in cutter.sizes if all(usable(problem, name, [s]) for name in problem.models)]
+    known = [usable(problem, name, cutter.sizes) for name in problem.models]
+    sizes = [size for size in cutter.sizes if all(size in some for some in known)]
     counts: dict[Size, int] = {}
     while fitting := [size for size in sizes if cutter.fits({**counts, size: counts.get(size, 0) + 1})]:
         size = draw.choice(fitting)

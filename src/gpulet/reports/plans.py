@@ -29,19 +29,21 @@ _PER_ROW = 4
 
 
 def gpulet_table(plan: Plan) -> Table:
-    """One row per turn."""
+    """One row per turn; where several processes share a gpulet, each with a batch of its own, it says 3 x 16 rows."""
     table = Table(title=f"{len(plan.gpulets)} gpulets on {plan.devices_used} of {len(plan.devices)} devices")
     for name in ("device", "gpulet", "size", "duty cycle", "model", "batch", "rate", "latency"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
+    mig = {device.index for device in plan.devices if device.mechanism is Mechanism.MIG}
     for g in plan.gpulets:
+        share = g.size.label if g.device in mig else f"{g.size.share_pct:.3g} %"
         for turn in g.turns:
             table.add_row(
                 str(g.device),
                 str(g.id),
-                f"{g.size.sms} ({g.size.share_pct:g} %)",
+                f"{g.size.sms} ({share})",
                 f"{to_ms(g.duty_cycle):.2f} ms",
                 turn.model,
-                str(turn.batch),
+                f"{g.processes} x {turn.batch}" if g.processes > 1 else str(turn.batch),
                 f"{turn.rate:.1f}/s",
                 f"{to_ms(turn.latency):.2f} ms",
             )
@@ -116,7 +118,8 @@ def _draw_gpulet(axes: "Axes", g: Gpulet, low: float, extent: float, height: flo
         left += width
     axes.bar(0, extent, 1, low, align="edge", fill=False, edgecolor="#333333", linewidth=1)
     lines = [f"{turn.model}  {turn.rate:.0f}/s, batch {turn.batch}" for turn in g.turns]
-    share = f"{g.size.sms} ({g.size.share_pct:g} %), duty {to_ms(g.duty_cycle):.1f} ms"
+    processes = f", {g.processes} processes" if g.processes > 1 else ""
+    share = f"{g.size.sms} ({g.size.share_pct:.3g} %){processes}, duty {to_ms(g.duty_cycle):.1f} ms"
     fits = extent / height > 0.05 * (len(lines) + 1)
     text = "\n".join([*lines, share]) if fits else ", ".join(turn.model for turn in g.turns)
     box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}

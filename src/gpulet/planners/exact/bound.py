@@ -11,7 +11,7 @@ from gpulet.device import Device, Size
 from gpulet.model import Model
 from gpulet.planners.exact.configurations import wanted_models
 from gpulet.planners.exact.cuts import cuts, equal_devices
-from gpulet.planners.exact.program import Program
+from gpulet.program import Program
 from gpulet.units import SECOND
 
 

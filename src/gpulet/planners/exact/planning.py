@@ -14,7 +14,7 @@ from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.planners.exact.configurations import Bounds, Configuration, Waits, configurations, wanted_models
 from gpulet.planners.exact.cuts import cuts, equal_devices, length
-from gpulet.planners.exact.program import Program
+from gpulet.program import Program
 from gpulet.units import to_ms
 
 _ROUNDING = 1e-9

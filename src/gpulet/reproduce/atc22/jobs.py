@@ -1,8 +1,6 @@
 """The whole reproduction as independent jobs over worker processes, with the results put together."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from gpulet.reproduce.atc22 import fluctuating, mixes, parts
 from gpulet.reproduce.atc22.data import Measurements, load
 from gpulet.reproduce.atc22.workloads import WORKLOADS, scenarios
+from gpulet.reproduce.parallel import Advance, Job, run_all
 
 PARTS = ("saturation", "schedulable", "peaks", "interference", "fluctuating", "mixes")
 ON_REQUEST = {"mixes"}
@@ -35,13 +34,6 @@ class Asked:
     workers: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    place: Place
-    work: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
 @cache
 def _measurements(folder: Path) -> Measurements:
     """Read once in each process."""
@@ -52,55 +44,50 @@ def _run(folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> 
     return work(_measurements(folder), *arguments)
 
 
-def reproduce(asked: Asked, advance: Callable[[int, int], None]) -> dict[str, Any]:
+def reproduce(asked: Asked, advance: Advance) -> dict[str, Any]:
     """Everything that was asked for, as one JSON value; `advance(done, of)` is told after each job."""
     measured = load(asked.data)  # what is missing is said before anything starts
-    jobs = [job for part in PARTS if part in asked.only for job in _JOBS[part](asked, measured)]
-    results: list[tuple[Place, Any]] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.workers, mp_context=context) as pool:
-        waiting: dict[Future[Any], _Job] = {pool.submit(_run, asked.data, job.work, job.arguments): job for job in jobs}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            results.append((waiting[future].place, future.result()))
-            advance(done, len(jobs))
+    wanted = [job for part in PARTS if part in asked.only for job in _JOBS[part](asked, measured)]
+    jobs = [Job(job.place, _run, (asked.data, job.work, job.arguments)) for job in wanted]
+    results = run_all(jobs, asked.workers, advance)
     order = {job.place: number for number, job in reversed(list(enumerate(jobs)))}
     return _assembled(asked, sorted(results, key=lambda result: order[result[0]]))
 
 
-def _saturation(_asked: Asked, _measured: Measurements) -> Iterator[_Job]:
-    yield _Job(("saturation",), parts.saturation, ())
+def _saturation(_asked: Asked, _measured: Measurements) -> Iterator[Job[Place]]:
+    yield Job(("saturation",), parts.saturation, ())
 
 
-def _schedulable(asked: Asked, _measured: Measurements) -> Iterator[_Job]:
+def _schedulable(asked: Asked, _measured: Measurements) -> Iterator[Job[Place]]:
     every = scenarios(asked.levels)
     for system in asked.systems:
         for start in range(0, len(every), _CHUNK):
-            yield _Job(("schedulable", system), count_schedulable, (system, every[start : start + _CHUNK]))
+            yield Job(("schedulable", system), count_schedulable, (system, every[start : start + _CHUNK]))
 
 
-def _peaks(asked: Asked, _measured: Measurements) -> Iterator[_Job]:
+def _peaks(asked: Asked, _measured: Measurements) -> Iterator[Job[Place]]:
     for workload in WORKLOADS:
         for system in asked.systems:
-            yield _Job(("peaks", workload.name, system), both_peaks, (system, workload.name))
+            yield Job(("peaks", workload.name, system), both_peaks, (system, workload.name))
 
 
-def _interference(_asked: Asked, _measured: Measurements) -> Iterator[_Job]:
-    yield _Job(("interference",), parts.interference, ())
+def _interference(_asked: Asked, _measured: Measurements) -> Iterator[Job[Place]]:
+    yield Job(("interference",), parts.interference, ())
 
 
-def _fluctuating(asked: Asked, measured: Measurements) -> Iterator[_Job]:
+def _fluctuating(asked: Asked, measured: Measurements) -> Iterator[Job[Place]]:
     periods = fluctuating.rates_by_period(measured)
     for system in SCALED:
         if system in asked.systems:
-            yield _Job(("fluctuating", system), fluctuating.fluctuating, (system, periods))
+            yield Job(("fluctuating", system), fluctuating.fluctuating, (system, periods))
 
 
-def _mixes(asked: Asked, _measured: Measurements) -> Iterator[_Job]:
+def _mixes(asked: Asked, _measured: Measurements) -> Iterator[Job[Place]]:
     for seed in mixes.SEEDS:
-        yield _Job(("mixes", str(seed)), mixes.mix, (asked.systems, seed))
+        yield Job(("mixes", str(seed)), mixes.mix, (asked.systems, seed))
 
 
-_JOBS: dict[str, Callable[[Asked, Measurements], Iterator[_Job]]] = {
+_JOBS: dict[str, Callable[[Asked, Measurements], Iterator[Job[Place]]]] = {
     "saturation": _saturation,
     "schedulable": _schedulable,
     "peaks": _peaks,

@@ -12,6 +12,7 @@ from gpulet.reproduce.atc22.workloads import (
     RERUN_SATURATION,
     SLO_MS,
 )
+from gpulet.reproduce.page import draw, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,12 +46,6 @@ LeNet has no published table: L(b) = 0.6 + 0.7 (b - 1) / 31 ms at every share an
 scen1 to scen5 need the unpublished tables of five more models: they are not estimated here."""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    line = "| " + " | ".join(header) + " |"
-    rule = "|" + " --- |" * len(header)
-    return [line, rule, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]
-
-
 def _saturation(result: Mapping[str, Any], _folder: Path) -> list[str]:
     rows = []
     for model, entries in result["saturation"].items():
@@ -59,7 +54,7 @@ def _saturation(result: Mapping[str, Any], _folder: Path) -> list[str]:
             rerun = f"{known[0]} / {known[1]:.1f}" if known else ""
             rows.append((f"{model}@{SLO_MS[model]:g}", f"{share} %", rerun, f"{entry['batch']} / {entry['rate']:.1f}"))
     header = ("model@SLO (ms)", "share", "artifact re-run: batch / req/s", "ours")
-    return ["## Saturation", "", *_table(header, rows)]
+    return ["## Saturation", "", *table(header, rows)]
 
 
 def _schedulable(result: Mapping[str, Any], _folder: Path) -> list[str]:
@@ -70,7 +65,7 @@ def _schedulable(result: Mapping[str, Any], _folder: Path) -> list[str]:
     about += (
         " (The paper's own set has nine models, five of them without a published table: 18,139 of 19,682 for glet-int.)"
     )
-    return ["## Schedulability", "", about, "", *_table(("system", "artifact re-run", "ours"), rows)]
+    return ["## Schedulability", "", about, "", *table(("system", "artifact re-run", "ours"), rows)]
 
 
 def _peaks(result: Mapping[str, Any], folder: Path) -> list[str]:
@@ -88,8 +83,8 @@ def _peaks(result: Mapping[str, Any], folder: Path) -> list[str]:
             for system, peak in systems.items()
         ]
         header = ("system", "paper, measured", "artifact re-run", "predicted", "simulated", "violations at predicted")
-        lines += [f"### {workload}", "", *_table(header, rows), "", *_margin(systems), ""]
-    _draw(folder / "peaks.png", lambda axes: _draw_peaks(axes, result["peaks"]), (9, 3.6))
+        lines += [f"### {workload}", "", *table(header, rows), "", *_margin(systems), ""]
+    draw(folder / "peaks.png", lambda axes: _draw_peaks(axes, result["peaks"]), (9, 3.6))
     return [*lines, "![peak rates](peaks.png)"]
 
 
@@ -127,8 +122,8 @@ def _interference(result: Mapping[str, Any], folder: Path) -> list[str]:
             (name, *(f"{errors[key_]:.2f}" for key_ in ("median_pct", "p90_pct", "p95_pct")))
             for name, errors in parts[key].items()
         ]
-        lines += [f"### {title}", "", *_table(("predictor", "median %", "90 %", "95 %"), rows), ""]
-    _draw(folder / "interference.png", lambda axes: _draw_errors(axes, parts["curves"]), (6, 3.6))
+        lines += [f"### {title}", "", *table(("predictor", "median %", "90 %", "95 %"), rows), ""]
+    draw(folder / "interference.png", lambda axes: _draw_errors(axes, parts["curves"]), (6, 3.6))
     return [*lines, "![error of the interference models](interference.png)"]
 
 
@@ -147,8 +142,8 @@ def _fluctuating(result: Mapping[str, Any], folder: Path) -> list[str]:
         "violations in every period."
     )
     header = ("system", "devices", "mean devices", "violations", "worst period")
-    _draw(folder / "fluctuating.png", lambda axes: _draw_waves(axes, result["fluctuating"]), (9, 3.6))
-    return ["## Fluctuating load", "", about, "", *_table(header, rows), "", "![fluctuating load](fluctuating.png)"]
+    draw(folder / "fluctuating.png", lambda axes: _draw_waves(axes, result["fluctuating"]), (9, 3.6))
+    return ["## Fluctuating load", "", about, "", *table(header, rows), "", "![fluctuating load](fluctuating.png)"]
 
 
 def _mixes(result: Mapping[str, Any], _folder: Path) -> list[str]:
@@ -160,7 +155,7 @@ def _mixes(result: Mapping[str, Any], _folder: Path) -> list[str]:
     about = (
         f"{len(every)} random mixes of the five models, peaks to 1 %. At our peaks the worst model attains {kept:.2%}."
     )
-    return ["## Random mixes", "", about, "", *_table(header, rows)]
+    return ["## Random mixes", "", about, "", *table(header, rows)]
 
 
 def _compared(system: str, peaks: Sequence[Mapping[str, float]]) -> tuple[object, ...]:
@@ -179,14 +174,6 @@ _SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], list[str]]] = {
     "fluctuating": _fluctuating,
     "mixes": _mixes,
 }
-
-
-def _draw(path: Path, draw: "Callable[[Axes], None]", size: tuple[float, float]) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 (slow to import, and only drawing needs it)
-
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.add_subplot())
-    figure.savefig(path, dpi=150)
 
 
 def _draw_peaks(axes: "Axes", peaks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

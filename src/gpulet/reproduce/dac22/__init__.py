@@ -1,0 +1,1 @@
+"""PARIS and ELSA (Kim et al., DAC 2022), reproduced on public profiles."""

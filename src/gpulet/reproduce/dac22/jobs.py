@@ -1,0 +1,133 @@
+"""Rows of the reproduction: every design point of every case, over worker processes; finished points are kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from math import log
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gpulet.profile import Profile
+from gpulet.reproduce.dac22.cases import Case, facts, read_profile
+from gpulet.reproduce.dac22.designs import DESIGNS, HOMOGENEOUS, IDLES, OURS, PAPER, Effort, throughput
+from gpulet.reproduce.parallel import Advance, Job, run_all
+
+LN4, LN8 = log(4), log(8)
+FEW_DRAWS = 5
+"""Random pools of each row of the studies; `--model` asks for more."""
+GPUS = {"mobilenetv2": 4, "resnet50": 8}
+FULL_GPUS = GPUS | {"bert": 7, "vgg16": 8, "densenet121": 4, "inceptionv3": 8}
+"""GPUs by model: six slices of each are the recalled budgets of the paper; densenet121 and inceptionv3 are ours."""
+_KEPT = "points.json"
+_STUDIED = (*PAPER, OURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One case with what is compared on it. `study` is the number in the list of studies, 0 for a row asked by itself."""
+
+    case: Case
+    designs: tuple[str, ...]
+    draws: int
+    study: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to reproduce. `kept`: the folder of finished points, none where nothing is kept."""
+
+    profile: Path
+    rows: tuple[Row, ...]
+    effort: Effort
+    workers: int
+    kept: Path | None = None
+
+
+def studies(*, full: bool) -> tuple[Row, ...]:
+    """The sensitivity studies: spread, largest request, SLA and location of the rows; with `full` four more, ours."""
+    gpus = FULL_GPUS if full else GPUS
+    bases = [Case(model, count) for model, count in gpus.items()]
+    varied: list[tuple[int, Case]] = []
+    for base in bases:
+        varied += [(4, replace(base, mu=mu)) for mu in (LN4, LN8)]
+        varied += [(1, replace(base, sigma=sigma)) for sigma in (0.3, 1.8)]
+        varied += [(2, replace(base, largest=largest)) for largest in (16, 64)]
+        varied += [(3, replace(base, sla=2.0))]
+        if full:
+            varied += [(5, replace(base, theta=theta)) for theta in (0.6, 0.7, 0.9, 0.95)]
+            varied += [(7, replace(base, noise=n, alpha=a)) for n in (0.05, 0.1, 0.2) for a in (1.0, 1.2)]
+            varied += [(8, replace(base, served_mu=LN8)), (8, replace(base, mu=LN8, served_mu=LN4))]
+    return tuple(Row(case, _STUDIED + IDLES * full, FEW_DRAWS, study) for study, case in varied)
+
+
+def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
+    """One JSON value for each row, in their order."""
+    profile = read_profile(asked.profile)
+    made = [facts(profile, row.case) for row in asked.rows]  # what cannot be is said before anything starts
+    points = _read_kept(asked.kept)
+    wanted = {
+        _key(row.case, d, draw, asked.effort): (row.case, d, draw) for row in asked.rows for d, draw in _points(row)
+    }
+    jobs = [
+        Job(key, _point, (asked.profile, case, design, asked.effort, draw))
+        for key, (case, design, draw) in wanted.items()
+        if key not in points
+    ]
+    for key, rate in run_all(jobs, asked.workers, advance):
+        points[key] = rate
+        _keep(asked.kept, points)
+    return [_value(row, fact, points, asked.effort) for row, fact in zip(asked.rows, made, strict=True)]
+
+
+def _points(row: Row) -> list[tuple[str, int]]:
+    """(design, draw) of a row: only random pools are drawn several times."""
+    return [(d, draw) for d in row.designs for draw in range(row.draws if d.startswith("Random") else 1)]
+
+
+def _key(case: Case, design: str, draw: int, effort: Effort) -> str:
+    return json.dumps([asdict(case), design, draw, asdict(effort)], sort_keys=True)
+
+
+@cache
+def _profile(path: Path) -> Profile:
+    """Read once in each process."""
+    return read_profile(path)
+
+
+def _point(path: Path, case: Case, design: str, effort: Effort, draw: int) -> float:
+    return throughput(_profile(path), case, design, effort, draw)
+
+
+def _value(row: Row, fact: Mapping[str, Any], points: Mapping[str, float], effort: Effort) -> dict[str, Any]:
+    lbt = {
+        design: fmean(points[_key(row.case, design, draw, effort)] for d, draw in _points(row) if d == design)
+        for design in row.designs
+    }
+    best = max((lbt[name] for name in HOMOGENEOUS if name in lbt), default=None)
+    if best is not None:
+        lbt["GPU(max)"] = best
+    return {"study": row.study, **asdict(row.case), **fact, "lbt": lbt}
+
+
+def _read_kept(folder: Path | None) -> dict[str, float]:
+    """Points of an earlier run; a file that was cut off counts as none."""
+    path = folder / _KEPT if folder else None
+    try:
+        points: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return points
+
+
+def _keep(folder: Path | None, points: Mapping[str, float]) -> None:
+    if folder:
+        fresh = folder / f"{_KEPT}.new"
+        fresh.write_text(json.dumps(points), encoding="utf-8")
+        fresh.replace(folder / _KEPT)
+
+
+def unknown_design(names: Sequence[str]) -> str:
+    """The first name that is no design; empty where all are."""
+    return next((name for name in names if name not in DESIGNS), "")

@@ -1,0 +1,30 @@
+"""Independent jobs over worker processes."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Place = TypeVar("Place")
+Advance = Callable[[int, int], None]
+"""Told after each job: how many are done, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[Place]):
+    """`work(*arguments)` gives what belongs at `place`; all of it travels to another process."""
+
+    place: Place
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def run_all(jobs: Sequence[Job[Place]], workers: int, advance: Advance) -> Iterator[tuple[Place, Any]]:
+    """Places and results as jobs finish."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: dict[Future[Any], Job[Place]] = {pool.submit(job.work, *job.arguments): job for job in jobs}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            yield waiting[future].place, future.result()
+            advance(done, len(jobs))
