@@ -48,7 +48,7 @@ def stream(model: Model) -> Stream:
     images = np.load(DIGITS / "heldout.npz")["images"]
     described = [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8]}]
     requests = [binary_request("localhost", model.name, described, [image.tobytes()]) for image in images]
-    return Stream(model.name, model.slo, requests, same_answer())
+    return Stream(model.name, model.slo, {1: requests}, same_answer())
 
 
 def same_answer() -> Check:

@@ -104,7 +104,9 @@ async def drive_and_break(running: Running, models: tuple[Model, ...], rates: di
     images, labels = held_out["images"], held_out["labels"]
     described = [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8]}]
     streams = [
-        Stream(m.name, m.slo, [binary_request("localhost", m.name, described, [i.tobytes()]) for i in images], check)
+        Stream(
+            m.name, m.slo, {1: [binary_request("localhost", m.name, described, [i.tobytes()]) for i in images]}, check
+        )
         for m, check in zip(models, [checks_digit(labels)] * len(models), strict=True)
     ]
     victim = running.workers[models[-1].name]

@@ -3,7 +3,7 @@
 As PARIS and ELSA (DAC 2022, section 5) measure it: the rate is doubled until it fails, then bisected; the first tenth of
 the requests is not counted; every plan sees the same requests, drawn once at one request per second and squeezed.
 A percentile of latency is within the objective exactly when no more than the rest is late, so late ones are counted; a
-request that gets no result is late.
+request that gets no result, or is never answered at all, is late.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from gpulet.core.messages import Answer, Command, Drop, Event, Fail, Reject
+from gpulet.core.messages import Answer, Command, Drop, Event, Fail, Gather, Reject, RequestId
 from gpulet.core.ports import MakeDispatcher, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Noise, Simulated
 from gpulet.plan import Plan
 from gpulet.profile import Profile
-from gpulet.units import SECOND, Instant
+from gpulet.units import NEVER, SECOND, Instant
 from gpulet.workload import Arrivals
 
 PERCENTILE = 95.0
@@ -30,6 +30,7 @@ PLANNED_PERCENTILE = 99.0
 UNBOUNDED = Limits(10**9)
 """Queues are not limited while a rate is searched: what waits too long is late, and given up."""
 REQUESTS = 20_000
+LEAST_REQUESTS, MOST_REQUESTS = 100, 10_000_000
 WARM_UP = 0.1
 HALVINGS = 9
 _MOST_DOUBLINGS = 40
@@ -70,18 +71,25 @@ def unit_requests(problem: Problem, count: int, seed: int) -> Unit:
 
 
 class _TooLate(Exception):  # noqa: N818 (not an error: the answer is no)
-    """More requests are late than may be: the rest of the run says nothing new."""
+    """More requests of a source are late than may be: the rest of the run says nothing new."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.source = source
 
 
 class _Lateness:
-    """Counts the late among the counted requests of each model; stops the run when there are too many."""
+    """Counts the late among the counted requests of each source; stops the run when there are too many."""
 
     def __init__(self, arrivals: Arrivals, percentile: float) -> None:
         self._first = int(len(arrivals) * WARM_UP)
+        self._last = len(arrivals)
+        self._sources = [source.name for source in arrivals.models]
         slos = np.array([model.slo for model in arrivals.models])
         self._deadlines = (arrivals.times + slos[arrivals.which]).tolist()
         self._which = arrivals.which.tolist()
         counted = np.bincount(arrivals.which[self._first :], minlength=len(arrivals.models))
+        self._open = counted.tolist()
         self._allowed = np.floor(counted * (1 - percentile / 100) + 1e-9).astype(int).tolist()
 
     def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
@@ -90,19 +98,31 @@ class _Lateness:
             match command:
                 case Answer():
                     for request in command.requests:
-                        if now > self._deadlines[request - 1]:
-                            self._count(request)
+                        self._end(now, request)
+                case Gather():
+                    self._end(now, command.request)
                 case Reject() | Drop() | Fail():
-                    self._count(command.request)
+                    self._end(NEVER, command.request)
                 case _:
                     pass
 
-    def _count(self, request: int) -> None:
-        if request > self._first:
+    def close(self) -> None:
+        """The run is over: what was never answered is late."""
+        for place, count in enumerate(self._open):
+            self._allow(place, count)
+
+    def _end(self, now: Instant, request: RequestId) -> None:
+        """One request has its end; requests of applications' stages are not counted."""
+        if self._first < request <= self._last:
             place = self._which[request - 1]
-            self._allowed[place] -= 1
-            if self._allowed[place] < 0:
-                raise _TooLate
+            self._open[place] -= 1
+            if now > self._deadlines[request - 1]:
+                self._allow(place, 1)
+
+    def _allow(self, place: int, late: int) -> None:
+        self._allowed[place] -= late
+        if self._allowed[place] < 0:
+            raise _TooLate(self._sources[place])
 
 
 def holds(
@@ -119,9 +139,24 @@ def holds(
 
     Runs take what `times` says, where that is not the profile that the scheduler knows, with `noise`.
     """
+    return not late_source(scheduler, problem, plan, arrivals, percentile=percentile, times=times, noise=noise)
+
+
+def late_source(
+    scheduler: Scheduler,
+    problem: Problem,
+    plan: Plan,
+    arrivals: Arrivals,
+    *,
+    percentile: float = PERCENTILE,
+    times: Profile | None = None,
+    noise: Noise | None = None,
+) -> str:
+    """The model or application of which too many requests are late first; empty when all `holds`."""
     plan = plan.unfolded()
     timer = VirtualTimer()
-    simulation = Simulation(scheduler, timer, _Lateness(arrivals, percentile))
+    lateness = _Lateness(arrivals, percentile)
+    simulation = Simulation(scheduler, timer, lateness)
     executor = Simulated(
         times or problem.profile, plan, timer, simulation.feed, interference=problem.interference, noise=noise
     )
@@ -129,9 +164,10 @@ def holds(
     executor.carve()
     try:
         simulation.run(arrivals.requests())
-    except _TooLate:
-        return False
-    return True
+        lateness.close()
+    except _TooLate as late:
+        return late.source
+    return ""
 
 
 def largest_rate(

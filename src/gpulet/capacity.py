@@ -1,18 +1,26 @@
 """How much a fleet holds: the largest factor on its rates, and the fewest devices for them."""
 
+import multiprocessing
 import time
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
+from statistics import fmean
 
+from gpulet.bounded import Unit, guess, largest_rate, late_source, unit_requests
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.scheduler import Limits
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
 from gpulet.fleetfile import Site
 from gpulet.plan import Plan
-from gpulet.problems import make_problem
+from gpulet.problems import front_end_share, make_problem
 from gpulet.profile import Profile
-from gpulet.systems import make_scheduler
+from gpulet.systems import find_system, make_scheduler
 from gpulet.units import SECOND
 from gpulet.workload import Arrivals, drawn, poisson
 
@@ -91,6 +99,97 @@ def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> S
     metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
     took = time.perf_counter() - before
     return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`percentile` percent of `requests` requests must be in time; searched once for each seed, in so many processes."""
+
+    percentile: float
+    requests: int
+    seeds: Sequence[int]
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The factors on all rates that one plan holds, by seed, and what most often is too late beyond them."""
+
+    factors: tuple[float, ...]
+    limiting: str
+
+    @property
+    def factor(self) -> float:
+        """Their mean."""
+        return fmean(self.factors)
+
+
+def held_factor(site: Site, problem: Problem, asked: Asked, advance: Callable[[int], None]) -> Held:
+    """Latency-bounded throughput as in `bounded`, under the site's limits; `advance(done)` is told after each seed.
+
+    The plan is made once, for the fleet's rates, and what the planner has of it counts even if it refuses them.
+    """
+    outcome = site.system.planner(problem)
+    plan = outcome.partial if isinstance(outcome, Infeasible) else outcome
+    homeless = next((name for name in problem.models if problem.demand.get(name) and not plan.hosts(name)), "")
+    if homeless:
+        return Held((0.0,) * len(asked.seeds), homeless)
+    share = front_end_share(site, problem)
+    search = partial(_held, _Served(site.dispatcher_name, site.limits, problem, plan, share), asked)
+    found = _spread(search, asked, advance)
+    limiting = Counter(name for _, name in found).most_common(1)[0][0]
+    return Held(tuple(factor for factor, _ in found), limiting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A plan and who serves it, fit to be sent to another process; `share` is the front-end's part of the cores."""
+
+    system: str
+    limits: Limits
+    problem: Problem
+    plan: Plan
+    share: float
+
+    def late(self, unit: Unit, factor: float, percentile: float) -> str:
+        """What is too late at `factor` times the rates; empty when nothing is."""
+        problem, plan = self.problem, self.plan
+        if factor * self.share >= 1:
+            return FRONT_END
+        scheduler = make_scheduler(find_system(self.system), problem, plan, self.limits)
+        arrivals = unit.at(problem, factor * sum(problem.rates.values()))
+        # The more the front-end takes, the slower the workers beside it: the profile has what it takes at factor 1.
+        times = problem.profile.stretched((1 - self.share) / (1 - factor * self.share)) if self.share else None
+        return late_source(scheduler, problem, plan, arrivals, percentile=percentile, times=times)
+
+
+def _held(served: _Served, asked: Asked, seed: int) -> tuple[float, str]:
+    """The largest factor that holds for the requests of one seed, and what is too late at the least that does not."""
+    unit = unit_requests(served.problem, asked.requests, seed)
+    limiting = ""
+
+    def holds_at(factor: float) -> bool:
+        nonlocal limiting
+        late = served.late(unit, factor, asked.percentile)
+        limiting = late or limiting
+        return not late
+
+    return largest_rate(holds_at, guess(served.plan)), limiting
+
+
+def _spread(
+    search: Callable[[int], tuple[float, str]], asked: Asked, advance: Callable[[int], None]
+) -> list[tuple[float, str]]:
+    """One search for each seed, over worker processes where there is more than one."""
+    workers = min(asked.workers, len(asked.seeds))
+    if workers == 1:
+        return [search(seed) for seed in asked.seeds]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(search, seed) for seed in asked.seeds]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            future.result()
+            advance(done)
+        return [future.result() for future in waiting]
 
 
 def fewest_devices(site: Site, problem: Problem) -> int | Infeasible:

@@ -1,7 +1,7 @@
 """Requests to any Open Inference Protocol v2 server over HTTP, as bytes."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import orjson
 from gpulet.errors import BadInput, Unusable
 
 _HEAD_END: Final = b"\r\n\r\n"
+_MOST_KEPT: Final = 1 << 30
 
 
 def parse_address(url: str) -> tuple[str, int]:
@@ -36,20 +37,33 @@ def binary_request(host: str, model: str, inputs: Sequence[dict[str, Any]], tens
     return http_request(host, f"/v2/models/{model}/infer", header + b"".join(tensors), len(header))
 
 
-async def random_request(host: str, port: int, model: str, rows: int) -> bytes:
-    """Free dimensions are `rows` where they come first, else 1."""
+async def random_requests(host: str, port: int, model: str, rows: Iterable[int]) -> dict[int, bytes]:
+    """A request of each number of rows. Raises `BadInput` where they are too large to be kept all together."""
     metadata = await _get(host, port, f"/v2/models/{model}")
+    requests: dict[int, bytes] = {}
+    kept = 0
+    for count in sorted(rows):
+        requests[count] = _random_request(host, model, metadata["inputs"], count)
+        kept += len(requests[count])
+        if kept > _MOST_KEPT:
+            msg = f"model {model}: a request of each number of rows up to {count} is {kept >> 20} MiB in all; "
+            raise BadInput(msg + f"{_MOST_KEPT >> 20} MiB at most are kept: send fewer rows")
+    return requests
+
+
+def _random_request(host: str, model: str, tensors: Sequence[Mapping[str, Any]], rows: int) -> bytes:
+    """Free dimensions are `rows` where they come first, else 1."""
     random = np.random.default_rng(1)
     inputs: list[dict[str, Any]] = []
-    tensors: list[bytes] = []
-    for tensor in metadata["inputs"]:
+    values: list[bytes] = []
+    for tensor in tensors:
         free = [rows if place == 0 else 1 for place in range(len(tensor["shape"]))]
         shape = [n if n > 0 else free[place] for place, n in enumerate(tensor["shape"])]
         dtype = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(tensor["datatype"])
-        values = random.random(prod(shape)).astype(dtype or tensor["datatype"].lower())
+        drawn = random.random(prod(shape)).astype(dtype or tensor["datatype"].lower())
         inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape})
-        tensors.append(values.tobytes())
-    return binary_request(host, model, inputs, tensors)
+        values.append(drawn.tobytes())
+    return binary_request(host, model, inputs, values)
 
 
 async def _get(host: str, port: int, path: str) -> dict[str, Any]:

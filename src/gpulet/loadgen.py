@@ -6,8 +6,8 @@ latency counts from the instant it was due, so a slow server cannot slow its own
 
 import asyncio
 import re
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,16 +28,21 @@ _GRACE_S: Final = 10.0
 _RECONNECT_S: Final = 0.1
 _OVERLOADED: Final = frozenset({429, 503})
 Check = Callable[[int, bytes, int], bool]
-"""(index of the request, body of the answer, length of its JSON or 0) to whether the answer is right."""
+"""(index of the request among those of its rows, body of the answer, length of its JSON or 0) to whether it is right."""
+_Due = tuple[Instant, int, int]
+"""When a request is due, the place of its stream, and its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What is sent to one model: whole HTTP requests, taken in turn; `check` judges answers."""
+    """What is sent to one model: whole HTTP requests by their rows, those of as many rows taken in turn.
+
+    Every number of rows that arrivals bring must be there. `check` judges answers.
+    """
 
     model: str
     slo: Duration
-    requests: Sequence[bytes]
+    requests: Mapping[int, Sequence[bytes]]
     check: Check | None = None
 
 
@@ -131,11 +136,12 @@ class _Load:
         self._streams = streams
         self._timer = timer
         self._reconnect = reconnect
-        self._due = zip(arrivals.times.tolist(), arrivals.which.tolist(), strict=True)
+        columns = (arrivals.times, arrivals.which, arrivals.rows)
+        self._due = zip(*(column.tolist() for column in columns), strict=True)
         self._coming = list(islice(self._due, 1))
-        self._sent = [0] * len(streams)
+        self._sent: Counter[tuple[int, int]] = Counter()
         self._left = len(arrivals)
-        self._waiting: deque[tuple[Instant, int]] = deque()
+        self._waiting: deque[_Due] = deque()
         self._start: Instant = 0
         self.free: deque[_Connection] = deque()
         self.open: set[_Connection] = set()
@@ -174,24 +180,24 @@ class _Load:
     def _next(self, _: int) -> None:
         """Send everything that is due, and come back for the next."""
         while self._coming and self._start + self._coming[0][0] <= self._timer.now():
-            time, which = self._coming[0]
-            self._fall(self._start + time, which)
+            time, which, rows = self._coming[0]
+            self._fall((self._start + time, which, rows))
             self._coming = list(islice(self._due, 1))
         if self._coming:
             self._timer.at(self._start + self._coming[0][0], self._next, 0)
 
-    def _fall(self, due: Instant, which: int) -> None:
-        self.outcome.counts[self._streams[which].model].arrived += 1
+    def _fall(self, request: _Due) -> None:
+        self.outcome.counts[self._streams[request[1]].model].arrived += 1
         if self.free:
-            self._send(self.free.pop(), due, which)  # the last used: an idle one may be about to be closed
+            self._send(self.free.pop(), *request)  # the last used: an idle one may be about to be closed
         else:
-            self._waiting.append((due, which))
+            self._waiting.append(request)
 
-    def _send(self, connection: _Connection, due: Instant, which: int) -> None:
-        stream = self._streams[which]
-        index = self._sent[which] % len(stream.requests)
-        self._sent[which] += 1
-        connection.send((due, which, index), stream.requests[index])
+    def _send(self, connection: _Connection, due: Instant, which: int, rows: int) -> None:
+        requests = self._streams[which].requests[rows]
+        index = self._sent[which, rows] % len(requests)
+        self._sent[which, rows] += 1
+        connection.send((due, which, index), requests[index])
 
     def answered(self, connection: _Connection, answer: bytes) -> None:
         """Judge one answer and use its connection again."""
@@ -269,7 +275,8 @@ def _message(body: bytes) -> str:
 async def drive(
     host: str, port: int, streams: Sequence[Stream], arrivals: Arrivals, *, connections: int = 64
 ) -> Outcome:
-    """Send the arrivals (`arrivals.models` in the order of `streams`) and wait for the answers, at most ten seconds.
+    """Send the arrivals, each with its rows (`arrivals.models` in the order of `streams`), and wait for the answers, at
+    most ten seconds.
 
     Raises `Unusable` when nobody listens there.
     """

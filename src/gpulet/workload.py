@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpulet.errors import ConfigError
 from gpulet.model import Model
 from gpulet.request import Request
-from gpulet.rows import SINGLE, RowDistribution
+from gpulet.rows import MOST_ROWS, SINGLE, RowDistribution
 from gpulet.units import SECOND, Duration
 
 Times = NDArray[np.int64]
@@ -81,6 +81,12 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self.times)
 
+    def rows_of(self, model: str) -> list[int]:
+        """Every number of rows that requests of a model bring, ascending."""
+        names = [m.name for m in self.models]
+        found: list[int] = np.unique(self.rows[self.which == names.index(model)]).tolist()
+        return found
+
     def requests(self) -> Iterator[Request]:
         """The requests in order of arrival, numbered from 1, due one SLO later."""
         models = [(m.name, m.slo) for m in self.models]
@@ -125,16 +131,23 @@ def _merged(models: Sequence[Model], times: Sequence[Times], rows: Sequence[Time
     return Arrivals(tuple(models), joined[order], which[order], np.concatenate(rows)[order], duration)
 
 
-def parse_trace(text: str, models: Sequence[Model], duration: Duration, seed: int, source: str) -> Arrivals:
+def parse_trace(
+    text: str,
+    models: Sequence[Model],
+    duration: Duration,
+    seed: int,
+    source: str,
+    rows: Mapping[str, RowDistribution] = _NO_ROWS,
+) -> Arrivals:
     """A trace: `arrival_s[,model][,rows]`; `second,MODEL,...` with counts spread over each second at random; or
     `second,model,rate`, Poisson arrivals at each rate until the model's next one.
 
-    Without a model column every arrival is of the fleet's first model. Arrivals after `duration` are left out. Raises
-    `ConfigError` that names source, line and value.
+    Without a model column every arrival is of the fleet's first model; without a rows column each request draws its own
+    from `rows`. Arrivals after `duration` are left out. Raises `ConfigError` that names source, line and value.
     """
     lines = csv.reader(StringIO(text))
     header = next(lines, [])
-    trace = _Trace(source, header, lines, models, duration, seed)
+    trace = _Trace(source, header, lines, models, duration, seed, rows)
     if header[:1] == ["arrival_s"]:
         return _listed(trace)
     if header == ["second", "model", "rate"]:
@@ -172,10 +185,20 @@ class _Row:
             raise ConfigError(msg)
         return value
 
+    def rows(self) -> int:
+        """The rows of a request, 1 where a short line leaves them out."""
+        rows = int(self.number("rows")) if "rows" in self.cells else 1
+        if not 1 <= rows <= MOST_ROWS:
+            msg = f"{self.where}: rows must be 1 to {MOST_ROWS}, is {rows}"
+            raise ConfigError(msg)
+        return rows
+
 
 @dataclass(frozen=True, slots=True)
 class _Trace:
-    """A trace that is being read: its lines once, whose arrivals they are, and the seed of what they leave open."""
+    """A trace that is being read: its lines once, whose arrivals they are, the seed of what they leave open, and the
+    distributions of rows where they say nothing of rows.
+    """
 
     source: str
     header: Sequence[str]
@@ -183,14 +206,24 @@ class _Trace:
     models: Sequence[Model]
     duration: Duration
     seed: int
+    distributions: Mapping[str, RowDistribution]
 
     def rows(self) -> Iterator[_Row]:
         for number, line in enumerate(self.lines, start=2):
             yield _Row(dict(zip(self.header, line, strict=False)), f"{self.source}: line {number}")
 
+    def arrivals(self, times: Sequence[Times], random: np.random.Generator) -> Arrivals:
+        """The instants of each model, with rows drawn after all of them: they do not depend on the rows."""
+        drawn_rows = [
+            draw_rows(random, self.distributions.get(model.name, SINGLE), t.size)
+            for model, t in zip(self.models, times, strict=True)
+        ]
+        return _merged(self.models, times, drawn_rows, self.duration)
+
 
 def _listed(trace: _Trace) -> Arrivals:
     places = {model.name: place for place, model in enumerate(trace.models)}
+    has_rows = "rows" in trace.header
     times: list[list[int]] = [[] for _ in trace.models]
     rows: list[list[int]] = [[] for _ in trace.models]
     for row in trace.rows():
@@ -198,9 +231,12 @@ def _listed(trace: _Trace) -> Arrivals:
         time = round(row.number("arrival_s") * SECOND)
         if time < trace.duration:
             times[place].append(time)
-            rows[place].append(int(row.number("rows")) if "rows" in row.cells else 1)
+            if has_rows:
+                rows[place].append(row.rows())
     joined, sizes = ([np.array(column, np.int64) for column in columns] for columns in (times, rows))
-    return _merged(trace.models, joined, sizes, trace.duration)
+    if has_rows:
+        return _merged(trace.models, joined, sizes, trace.duration)
+    return trace.arrivals(joined, np.random.default_rng(trace.seed))
 
 
 def _counted(trace: _Trace) -> Arrivals:
@@ -216,7 +252,7 @@ def _counted(trace: _Trace) -> Arrivals:
             if model.name in counted:
                 count = int(row.number(model.name))
                 times[place].append(_nanoseconds(second + np.sort(random.random(count))))
-    return _single(trace, times)
+    return _joined(trace, times, random)
 
 
 def _rated(trace: _Trace) -> Arrivals:
@@ -230,21 +266,20 @@ def _rated(trace: _Trace) -> Arrivals:
         for start, end, rate in _periods(steps[model.name]):
             count = random.poisson(rate * (end - start))
             pieces.append(_nanoseconds(start + np.sort(random.random(count)) * (end - start)))
-    return _single(trace, times)
+    return _joined(trace, times, random)
 
 
-def _single(trace: _Trace, times: Sequence[Sequence[Times]]) -> Arrivals:
-    """Requests of one row, of each model in pieces; what is beyond the duration is left out."""
+def _joined(trace: _Trace, times: Sequence[Sequence[Times]], random: np.random.Generator) -> Arrivals:
+    """Each model's instants from their pieces; what is beyond the duration is left out."""
     joined = [np.concatenate(pieces) for pieces in times]
-    kept = [t[t < trace.duration] for t in joined]
-    return _merged(trace.models, kept, [np.ones(t.size, np.int64) for t in kept], trace.duration)
+    return trace.arrivals([t[t < trace.duration] for t in joined], random)
 
 
 def _periods(steps: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float, float]]:
     """(start, end, rate) of each step, in order of time."""
     ordered = sorted(steps)
     length = 1.0
-    for (start, rate), following in zip(ordered, [*ordered[1:], None], strict=True):
+    for (start, rate), following in zip_longest(ordered, ordered[1:]):
         length = following[0] - start if following else length
         yield start, start + length, rate
 

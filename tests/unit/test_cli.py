@@ -7,6 +7,7 @@ import pytest
 from servers import REPOSITORY
 
 FLEET = str(REPOSITORY / "examples" / "emulated")
+BOUNDED = ("capacity", FLEET, "--by", "simulation", "--percentile")
 COUNTS = {"arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost"}
 
 
@@ -93,6 +94,44 @@ def test_capacity_by_plan_and_by_simulation(gpulet):
     assert 0.5 < by_simulation["factor"] <= by_plan["factor"] * 1.001
 
 
+def test_capacity_by_percentile_is_the_mean_over_replications_whoever_searches(gpulet):
+    asked = ("capacity", FLEET, "--system", "nexus", "--by", "simulation", "--percentile", 95, "--requests", 1000)
+    code, out, _ = gpulet(*asked, "--replications", 2, "--workers", 2, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert set(found) == {"factor", "rates", "limiting_model", "percentile", "replications"}
+    assert found["limiting_model"] in found["rates"]
+    assert found["percentile"] == 95
+    assert found["factor"] == pytest.approx(sum(found["replications"]) / 2)
+    assert found["rates"]["ranker"] == pytest.approx(300 * found["factor"])
+    again = [json.loads(gpulet(*asked, "--seed", seed, "--json")[1])["replications"] for seed in (1, 2)]
+    assert [factor for (factor,) in again] == found["replications"]
+    assert len(set(found["replications"])) == 2
+    _, out, _ = gpulet(*asked)
+    assert out.startswith(f"factor {again[0][0]:.3f} with 95 % in time, limited by ")
+
+
+def test_capacity_by_percentile_is_of_what_there_is_of_a_plan(gpulet, tmp_path):
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nm,14,1,10\nm,98,1,5\n")
+    asked = ("--by", "simulation", "--percentile", 95, "--requests", 500, "--json")
+
+    def held(rate, slo_ms, system):
+        (tmp_path / "f.toml").write_text(
+            '[[devices]]\nkind = "a100-40gb"\nmechanism = "mig"\nexecutor = "simulated"\nprofile = "p.csv"\n'
+            f'[[models]]\nname = "m"\nslo_ms = {slo_ms}\nrate = {rate}\n'
+        )
+        code, out, _ = gpulet("capacity", tmp_path / "f.toml", "--system", system, *asked)
+        assert code == 0
+        return json.loads(out)
+
+    accepted, refused = (held(rate, 50, "paris-elsa") for rate in (100, 2000))
+    assert accepted["factor"] > 1 > refused["factor"] > 0
+    assert accepted["rates"]["m"] == pytest.approx(refused["rates"]["m"], rel=0.01)
+    assert held(100, 4, "paris-elsa")["factor"] == 0
+    nowhere = held(100, 4, "dedicated")  # no gpulet at all
+    assert (nowhere["factor"], nowhere["limiting_model"]) == (0, "m")
+
+
 def test_the_fewest_devices_that_hold_the_rates(gpulet):
     code, out, _ = gpulet("capacity", FLEET, "--devices", "--json")
     assert code == 0
@@ -131,11 +170,20 @@ def test_check_turns_a_missed_slo_into_exit_code_1(gpulet, tmp_path):
         (("simulate", FLEET, "--plan", "/nowhere.json"), "plan /nowhere.json cannot be read"),
         (("simulate", FLEET, "--system", "magic"), "unknown system 'magic'"),
         (("capacity", FLEET, "--by", "guess"), "known are plan, simulation"),
+        (("capacity", FLEET, "--percentile", "95"), "--percentile 95: goes with --by simulation"),
+        ((*BOUNDED, "95", "--devices"), "--percentile 95: goes with --by simulation, and without --devices"),
+        ((*BOUNDED, "0"), "--percentile 0: must be above 0 and at most 100"),
+        ((*BOUNDED, "nan"), "--percentile nan: must be above 0 and at most 100"),
+        ((*BOUNDED, "95", "--requests", "99"), "--requests 99: must be 100 to 10000000"),
+        ((*BOUNDED, "95", "--replications", "0"), "--replications 0: must be 1 to 1000"),
+        ((*BOUNDED, "95", "--workers", "-1"), "--workers -1: must be 0 or more"),
         (("replay", "/nowhere"), "journal /nowhere cannot be read"),
         (("replay", f"{FLEET}/gpulet.toml"), "not a gpulet journal"),
         (("profile", FLEET), "nothing to measure"),
         (("bench", "here", "--load", "a:1"), "give HOST:PORT"),
         (("bench", "127.0.0.1:1", "--load", "a:0"), "give MODEL:RATE"),
+        (("bench", "127.0.0.1:1", "--load", "a:1", "--rows", "0"), "rows of a request: must be 1 to 4096, is 0"),
+        (("bench", "127.0.0.1:1", "--load", "a:1", "--rows", "many"), "give N, lognormal:MU,SIGMA"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(gpulet, arguments, message):

@@ -3,6 +3,7 @@ import pytest
 
 from gpulet.errors import ConfigError
 from gpulet.model import Model
+from gpulet.rows import RowDistribution
 from gpulet.units import MS, SECOND
 from gpulet.workload import drawn, gamma, mmpp, parse_process, parse_trace, poisson
 
@@ -50,6 +51,18 @@ def test_a_trace_of_arrivals_with_models_and_rows():
     assert [(r.arrival, r.model, r.rows) for r in requests] == [(SECOND // 4, "a", 1), (SECOND // 2, "b", 2)]
 
 
+@pytest.mark.parametrize("text", ["arrival_s\n" + "0.5\n" * 9, "second,a\n0,9\n", "second,model,rate\n0,a,9\n"])
+def test_a_trace_that_says_nothing_of_rows_has_them_drawn(text):
+    rows = {"a": RowDistribution((0.5, 0.0, 0.5))}
+    single, several = (parse_trace(text, (A, B), 5 * SECOND, 1, "t", r) for r in ({}, rows))
+    assert np.array_equal(single.times, several.times)
+    assert set(single.rows) == {1}
+    assert several.rows_of("a") == [1, 3]
+    assert several.rows_of("b") == []
+    listed = parse_trace("arrival_s,rows\n1,2\n2,7\n", (A, B), 5 * SECOND, 1, "t", rows)
+    assert listed.rows.tolist() == [2, 7]
+
+
 def test_a_trace_of_counts_is_spread_within_each_second():
     text = "second,b,a,other\n0,3,0,9\n1,0,2,9\n"
     requests = list(parse_trace(text, (A, B), 5 * SECOND, 1, "t").requests())
@@ -66,6 +79,7 @@ def test_a_trace_of_counts_is_spread_within_each_second():
         ("arrival_s\n-1\n", "line 2: arrival_s must not be below 0, is -1"),
         ("second,c\n0,1\n", "no column is one of the fleet's models"),
         ("second,a\n0,nan\n", "line 2: a must not be below 0, is nan"),
+        ("arrival_s,rows\n1,2\n2,0\n", "line 3: rows must be 1 to 4096, is 0"),
     ],
 )
 def test_a_bad_trace_is_refused_with_its_line(text, message):
@@ -95,3 +109,10 @@ def test_a_trace_of_rates_is_poisson_until_the_next_rate():
     assert mine.max() < 40 * SECOND
     with pytest.raises(ConfigError, match=r"t.csv: line 2: model 'z' is not in the fleet"):
         parse_trace("second,model,rate\n0,z,1\n", [Model("a", MS)], SECOND, 1, "t.csv")
+
+
+def test_a_trace_of_rates_may_leave_out_models_of_the_fleet():
+    arrivals = parse_trace("second,model,rate\n0,b,100\n5,b,0\n", (A, B), 10 * SECOND, 1, "t.csv")
+    assert {r.model for r in arrivals.requests()} == {"b"}
+    assert 400 < len(arrivals) < 600
+    assert len(parse_trace("second,model,rate\n", (A, B), 10 * SECOND, 1, "t.csv")) == 0

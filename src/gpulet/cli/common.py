@@ -69,7 +69,7 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
         except (OSError, UnicodeDecodeError) as error:
             msg = f"trace {path} cannot be read: {error}"
             raise ConfigError(msg) from None
-        return parse_trace(text, models, nanoseconds, seed, str(path))
+        return parse_trace(text, models, nanoseconds, seed, str(path), problem.rows)
     return drawn(models, problem.rates, nanoseconds, seed, parse_process(workload), problem.rows)
 
 

@@ -5,8 +5,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpulet.capacity import SimulationReport, fewest_devices, largest_factor, simulated, simulated_factor
+from gpulet.bounded import LEAST_REQUESTS, MOST_REQUESTS, REQUESTS
+from gpulet.capacity import (
+    Asked,
+    Held,
+    SimulationReport,
+    fewest_devices,
+    held_factor,
+    largest_factor,
+    simulated,
+    simulated_factor,
+)
 from gpulet.cli.common import (
     AsJson,
     PlanFile,
@@ -25,7 +37,7 @@ from gpulet.cli.common import (
 )
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput
-from gpulet.fleetfile import Site, open_site
+from gpulet.fleetfile import Site, open_site, usable_cores
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
 from gpulet.problems import front_end_share, load_profile, make_problem
@@ -34,6 +46,9 @@ from gpulet.reports.carving import emitted, find_form
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table
 from gpulet.reports.runs import run_table
 from gpulet.units import Duration, to_ms
+
+_ALL = 100
+_MOST_REPLICATIONS = 1000
 
 
 def plan(
@@ -77,19 +92,40 @@ def capacity(
     devices: Annotated[bool, typer.Option("--devices", help="instead: the fewest devices that hold the rates")] = False,
     duration: Seconds = 30.0,
     seed: Seed = 1,
+    percentile: Annotated[
+        float | None, typer.Option("--percentile", help="by simulation: so many percent in time, for one plan")
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", help="with --percentile: at every rate")] = REQUESTS,
+    replications: Annotated[
+        int, typer.Option("--replications", help="with --percentile: searches, each with a seed of its own")
+    ] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="with --percentile: processes; 0: one per core")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """The largest factor on all rates that still holds, or the fewest devices.
 
-    By simulation it holds while at most 1 % of every model's requests are late or unanswered.
+    By simulation it holds while at most 1 % of every model's requests are late or unanswered; each factor is planned for.
+
+    With --percentile P it holds while P % of every model's requests are in time (latency-bounded throughput): the rate is
+    doubled until it fails, then bisected, with the same requests at every rate, the first tenth of them not counted. The
+    plan is made once, at the fleet's rates, and what there is of it counts even if the planner refuses them: the factor
+    is what this plan holds. Rates are then requests/s.
 
     Example: gpulet capacity fleet.toml --by simulation
     """
+    asked = None
+    if percentile is not None:
+        _check_bounded(by, percentile, requests, replications, workers, devices=devices)
+        seeds = range(seed, seed + replications)
+        asked = Asked(percentile, requests, seeds, workers or len(usable_cores()))
     site = open_site(target, system=system)
     measured = load_profile(site)
     problem = make_problem(site, measured)
     if devices:
         _print_fewest(fewest_devices(site, problem), len(problem.devices), as_json=as_json)
+        return
+    if asked:
+        _print_held(problem, asked, _held(site, problem, asked), as_json=as_json)
         return
     if by == "plan":
         factor, limiting = largest_factor(site, measured)
@@ -106,6 +142,46 @@ def capacity(
         out.print(f"factor {factor:.3f}, limited by {limiting or 'nothing'}")
         for name, rate in rates.items():
             out.print(f"  {name}: {rate:.1f}/s")
+
+
+def _check_bounded(
+    by: str, percentile: float, requests: int, replications: int, workers: int, *, devices: bool
+) -> None:
+    """Before anything is planned."""
+    wrong = ""
+    if by != "simulation" or devices:
+        wrong = f"--percentile {percentile:g}: goes with --by simulation, and without --devices"
+    elif not 0 < percentile <= _ALL:
+        wrong = f"--percentile {percentile:g}: must be above 0 and at most {_ALL}"
+    elif not LEAST_REQUESTS <= requests <= MOST_REQUESTS:
+        wrong = f"--requests {requests}: must be {LEAST_REQUESTS} to {MOST_REQUESTS}"
+    elif not 1 <= replications <= _MOST_REPLICATIONS:
+        wrong = f"--replications {replications}: must be 1 to {_MOST_REPLICATIONS}"
+    elif workers < 0:
+        wrong = f"--workers {workers}: must be 0 or more"
+    if wrong:
+        raise BadInput(wrong)
+
+
+def _held(site: Site, problem: Problem, asked: Asked) -> Held:
+    """The search, with a bar on standard error meanwhile."""
+    columns = (TextColumn("capacity"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("replications", total=len(asked.seeds))
+        return held_factor(site, problem, asked, lambda done: progress.update(task, completed=done))
+
+
+def _print_held(problem: Problem, asked: Asked, held: Held, *, as_json: bool) -> None:
+    rates = {name: rate * held.factor for name, rate in problem.rates.items()}
+    answer = {"factor": held.factor, "rates": rates, "limiting_model": held.limiting}
+    if as_json:
+        print_json({**answer, "percentile": asked.percentile, "replications": held.factors})
+        return
+    out.print(f"factor {held.factor:.3f} with {asked.percentile:g} % in time, limited by {held.limiting or 'nothing'}")
+    if len(held.factors) > 1:
+        out.print(f"  replications: {', '.join(f'{factor:.3f}' for factor in held.factors)}")
+    for name, rate in rates.items():
+        out.print(f"  {name}: {rate:.1f} requests/s")
 
 
 def simulate(

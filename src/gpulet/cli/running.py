@@ -1,7 +1,7 @@
 """What is: `serve`, `profile`, `bench`, `replay`."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from gpulet.cli.common import (
     out,
     print_json,
 )
-from gpulet.client import parse_address, random_request
+from gpulet.client import parse_address, random_requests
 from gpulet.core.journal import read_header, replay
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
@@ -36,11 +36,13 @@ from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
 from gpulet.measuring import measure, missing
+from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.problems import load_profile, make_problem, stored_points
 from gpulet.profile import Point, Profile
 from gpulet.profiler import P99_SAMPLES
 from gpulet.reports.runs import run_table
+from gpulet.rows import parse_rows
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
 from gpulet.store import Machine
 from gpulet.systems import find_system, make_scheduler
@@ -125,7 +127,13 @@ def bench(
     duration: Seconds = 10.0,
     seed: Seed = 1,
     workload: Workload = "poisson",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="rows of each request")] = 1,
+    rows: Annotated[
+        str,
+        typer.Option(
+            "--rows",
+            help="rows of each request, unless a trace has them: N, lognormal:MU,SIGMA[,LARGEST], weights:W1,...",
+        ),
+    ] = "1",
     connections: Annotated[int, typer.Option("--connections", min=1, help="HTTP connections")] = 256,
     check: Annotated[bool, typer.Option("--check", help="exit 1 when a model attains less than 99 %")] = False,
     as_json: AsJson = False,
@@ -136,9 +144,11 @@ def bench(
     """
     loads = [parse_load(text) for text in load]
     models = tuple(item.model for item in loads)
-    demand = {item.model.name: item.rate for item in loads}
-    arrivals = arrivals_of(Problem({m.name: m for m in models}, demand, (), Profile(())), workload, duration, seed)
-    outcome = uvloop.run(_drive(parse_address(url), loads, arrivals, rows, connections))
+    rates = {item.model.name: item.rate for item in loads}
+    brought = dict.fromkeys(rates, parse_rows(rows))
+    asked = Problem({m.name: m for m in models}, rates, (), Profile(()), sent=rates, rows=brought)
+    arrivals = arrivals_of(asked, workload, duration, seed)
+    outcome = uvloop.run(_drive(parse_address(url), loads, arrivals, connections))
     report = outcome.report(arrivals.duration)
     if as_json:
         print_json(report)
@@ -175,15 +185,15 @@ def replay_journal(
         raise typer.Exit(1)
 
 
-async def _drive(
-    address: tuple[str, int], loads: Sequence[LoadSpec], arrivals: Arrivals, rows: int, connections: int
-) -> Outcome:
-    """Ask the server what its models take, then drive it with random inputs of `rows` rows."""
-    streams = [
-        Stream(load.model.name, load.model.slo, [await random_request(*address, load.model.name, rows)])
-        for load in loads
-    ]
+async def _drive(address: tuple[str, int], loads: Sequence[LoadSpec], arrivals: Arrivals, connections: int) -> Outcome:
+    """Ask the server what its models take, then drive it with random inputs of as many rows as the arrivals bring."""
+    streams = [await _stream(address, load.model, arrivals.rows_of(load.model.name)) for load in loads]
     return await drive(*address, streams, arrivals, connections=connections)
+
+
+async def _stream(address: tuple[str, int], model: Model, rows: Iterable[int]) -> Stream:
+    requests = await random_requests(*address, model.name, rows)
+    return Stream(model.name, model.slo, {count: [request] for count, request in requests.items()})
 
 
 async def _serve(site: Site, problem: Problem, chosen: Plan, refused: dict[str, str]) -> None:
