@@ -2,17 +2,21 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpulet.capacity import ATTAINED
 from gpulet.core.metrics import Rows
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput, ConfigError
 from gpulet.fleetfile import Site
+from gpulet.parallel import Advance
 from gpulet.plan import Plan
 from gpulet.planfile import read_plan
 from gpulet.units import SECOND
@@ -71,6 +75,15 @@ def arrivals_of(problem: Problem, workload: str, duration: float, seed: int) -> 
             raise ConfigError(msg) from None
         return parse_trace(text, models, nanoseconds, seed, str(path), problem.rows)
     return drawn(models, problem.rates, nanoseconds, seed, parse_process(workload), problem.rows)
+
+
+@contextmanager
+def jobs_bar(title: str) -> Iterator[Advance]:
+    """A bar on standard error while jobs are done."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("jobs", total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def check_attainment(report: Rows, *, wanted: bool) -> None:

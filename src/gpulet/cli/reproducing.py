@@ -1,21 +1,16 @@
 """A paper's tables beside ours: `reproduce`."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpulet.cli.common import AsJson, out, print_json
+from gpulet.cli.common import AsJson, jobs_bar, out, print_json
 from gpulet.errors import BadInput
 from gpulet.reproduce.atc22.data import load
 from gpulet.reproduce.atc22.jobs import ON_REQUEST, PARTS, SYSTEMS, Asked, reproduce
 from gpulet.reproduce.atc22.report import write_report
-from gpulet.reproduce.parallel import Advance
 from gpulet.systems import find_system
 
 _LEVELS = 4
@@ -51,7 +46,7 @@ def atc22(
     place = folder or (None if as_json else Path("out/atc22"))
     if place:
         make_folder(place)
-    with jobs_bar("atc22") as advance:
+    with jobs_bar("reproduce atc22") as advance:
         result = reproduce(asked, advance)
     report = write_report(result, place) if place else None
     if as_json:
@@ -69,15 +64,6 @@ def _refuse_unknown(asked: Asked) -> None:
         msg = f"--only {unknown[0]!r}: known are {', '.join(PARTS)}"
         raise BadInput(msg)
     load(asked.data)
-
-
-@contextmanager
-def jobs_bar(paper: str) -> Iterator[Advance]:
-    """A bar on standard error meanwhile."""
-    columns = (TextColumn(f"reproduce {paper}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("jobs", total=None)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def make_folder(folder: Path) -> None:

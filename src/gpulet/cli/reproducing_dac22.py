@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from gpulet.cli.common import AsJson, out, print_json
-from gpulet.cli.reproducing import jobs_bar, make_folder
+from gpulet.cli.common import AsJson, jobs_bar, out, print_json
+from gpulet.cli.reproducing import make_folder
 from gpulet.errors import BadInput
 from gpulet.planners.paris import THETA, UTILIZATIONS, Rounding
 from gpulet.reproduce.dac22.cases import Case
@@ -60,7 +60,7 @@ def dac22(
     if place:
         make_folder(place)
     asked = Asked(profile, rows, Effort(requests, seed), workers or len(os.sched_getaffinity(0)), place)
-    with jobs_bar("dac22") as advance:
+    with jobs_bar("reproduce dac22") as advance:
         values = reproduce(asked, advance)
     report = write_report(values, place) if place else None
     if as_json:

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpulet.parallel import Advance, Job, run_all
 from gpulet.reproduce.atc22 import fluctuating, mixes, parts
 from gpulet.reproduce.atc22.data import Measurements, load
 from gpulet.reproduce.atc22.workloads import WORKLOADS, scenarios
-from gpulet.reproduce.parallel import Advance, Job, run_all
 
 PARTS = ("saturation", "schedulable", "peaks", "interference", "fluctuating", "mixes")
 ON_REQUEST = {"mixes"}

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gpulet.parallel import Advance, Job, run_all
 from gpulet.profile import Profile
 from gpulet.reproduce.dac22.cases import Case, facts, read_profile
 from gpulet.reproduce.dac22.designs import DESIGNS, HOMOGENEOUS, IDLES, OURS, PAPER, Effort, throughput
-from gpulet.reproduce.parallel import Advance, Job, run_all
 
 LN4, LN8 = log(4), log(8)
 FEW_DRAWS = 5
