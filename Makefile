@@ -18,9 +18,10 @@ check: setup
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" tests/unit
 
 test: check
+	$(BIN)/python -m pytest -q -m "not gpu and slow" tests/unit
 	$(BIN)/python -m pytest -q --ignore=tests/unit
 
 bench: setup

@@ -87,8 +87,7 @@ def soonest(problem: Problem, model: str, rows: int, sizes: Sequence[Size]) -> D
 def uncovered(problem: Problem, model: str, sizes: Sequence[Size]) -> int:
     """The fewest rows of a request that none of the sizes runs within the objective; 0 when every request is covered."""
     slo, rows = problem.models[model].slo, problem.rows_of(model)
-    wanted = (b for b, weight in enumerate(rows.weights, start=1) if weight)
-    return next((b for b in wanted if soonest(problem, model, b, sizes) > slo), 0)
+    return next((b for b, _ in rows.likely if soonest(problem, model, b, sizes) > slo), 0)
 
 
 def carried(problem: Problem, groups: Sequence[Group], *, spared: float = 0.0) -> float:
@@ -125,7 +124,7 @@ class _Flow:
         """All requests of a model run somewhere, but for the spared part."""
         rate = self._problem.rates[name]
         forgone = []
-        for b, weight in enumerate(self._problem.rows_of(name).weights, start=1):
+        for b, weight in self._problem.rows_of(name).likely:
             flows = [self._flow(place, ran) for place, ran in self._in_time(name, b)]
             if spared:
                 forgone.append(self._highs.addVariable(lb=0))
@@ -181,7 +180,7 @@ def _turns(problem: Problem, group: Group, groups: Sequence[Group]) -> list[Turn
 def _promise(problem: Problem, name: str, groups: Sequence[Group], factor: float) -> Promise:
     sizes = [group.size for group in groups if name in group.models and group.count]
     rows, demand = problem.rows_of(name), problem.demand.get(name, 0.0)
-    worst = max(soonest(problem, name, b, sizes) for b, weight in enumerate(rows.weights, start=1) if weight)
+    worst = max(soonest(problem, name, b, sizes) for b, _ in rows.likely)
     return Promise(demand, factor * demand if demand else 0.0, worst, problem.models[name].slo)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from gpulet.errors import ProfileError
 from gpulet.units import PLAIN, Duration, from_ms
 
+_USED = ("l2", "dram", "host", "busy")
 Curve = tuple[Duration, ...]
 """Latency by rows: `curve[rows - 1]`."""
 
@@ -39,6 +40,7 @@ class Point:
 
     `is_last`: the model cannot run more rows than this at once. `host` is the part of the mean that is spent on the host,
     which neighbours on the device do not slow; `l2` and `dram` are fractions of peak, 0 where nobody measured them.
+    `busy` is the part of the time in which the compute engine did anything (DCGM's graphics engine active), 0 unknown.
     `processes` of the model ran such batches side by side at that size (MPS inside a MIG instance).
     """
 
@@ -55,15 +57,20 @@ class Point:
     l2: float = 0.0
     dram: float = 0.0
     processes: int = 1
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a batch takes that a cut does not divide: L2 and DRAM use as fractions of peak, and time on the host."""
+    """What a batch takes that a cut does not divide: L2 and DRAM use as fractions of peak, and time on the host.
+
+    `busy` is the part of the time in which the gpulet's compute engine did anything.
+    """
 
     l2: float
     dram: float
     host: float
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,7 @@ class Profile:
         return low
 
     def uses(self, model: str, size: int, processes: int = 1) -> tuple[Use, ...]:
-        """L2, DRAM and host time by rows at the measured size nearest to `size`; zeros where nobody measured them."""
+        """L2, DRAM, host time, busy part by rows at the measured size nearest to `size`; zeros where nobody measured them."""
         key = (model, size, processes)
         if key not in self._uses:
             mine = [p for p in self.points if (p.model, p.processes) == (model, processes)]
@@ -156,10 +163,8 @@ class Profile:
             at_size = {p.rows: p for p in mine if p.size == nearest}
             rows = sorted(at_size)
             dense = np.arange(1, rows[-1] + 1)
-            l2, dram, host = (
-                np.interp(dense, rows, [getattr(at_size[n], name) for n in rows]) for name in ("l2", "dram", "host")
-            )
-            self._uses[key] = tuple(map(Use, l2.tolist(), dram.tolist(), host.tolist()))
+            columns = (np.interp(dense, rows, [getattr(at_size[n], name) for n in rows]) for name in _USED)
+            self._uses[key] = tuple(map(Use, *(column.tolist() for column in columns)))
         return self._uses[key]
 
     def measured(self, model: str, size: int) -> Curve:
@@ -255,7 +260,7 @@ def _between(model: str, curves: Mapping[int, Curve], size: int) -> Curve:
 
 COLUMNS = (
     *("model", "shape", "size", "batch", "mean_ms", "p95_ms", "p99_ms", "samples", "last"),
-    *("host_ms", "l2_pct", "dram_pct", "processes"),
+    *("host_ms", "l2_pct", "dram_pct", "processes", "busy_pct"),
 )
 """Our own table. Imported tables may give `share_pct` for `size` and `latency_ms` for the three statistics."""
 
@@ -288,8 +293,8 @@ def _parse_point(row: Mapping[str, str], sms_of: Callable[[float], int], where: 
     is_last = row.get("last") == "1"
     rows = int(_number(row, "batch", where))
     host = from_ms(_within(row, "host_ms", mean, where))
-    l2, dram = (_within(row, name, 100, where) / 100 for name in ("l2_pct", "dram_pct"))
-    used = (host, l2, dram, _processes(row, where))
+    l2, dram, busy = (_within(row, name, 100, where) / 100 for name in ("l2_pct", "dram_pct", "busy_pct"))
+    used = (host, l2, dram, _processes(row, where), busy)
     return Point(row["model"], size, rows, from_ms(mean), p95, p99, samples, shape, is_last, *used)
 
 
@@ -340,5 +345,7 @@ def format_profile(points: Iterable[Point]) -> str:
         *times, host = (f"{t / 1e6:.6f}" for t in (p.mean, p.p95, p.p99, p.host))
         used = (f"{100 * part:.6g}" for part in (p.l2, p.dram))
         last = int(p.is_last)
-        writer.writerow((p.model, p.shape, p.size, p.rows, *times, p.samples, last, host, *used, p.processes))
+        writer.writerow(
+            (p.model, p.shape, p.size, p.rows, *times, p.samples, last, host, *used, p.processes, f"{100 * p.busy:.6g}")
+        )
     return out.getvalue()

@@ -12,6 +12,7 @@ from gpulet.errors import ConfigError
 DEFAULT_LARGEST = 32
 MOST_ROWS = 4096
 """A slip of digits, beyond that."""
+_NEVER = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class RowDistribution:
     def largest(self) -> int:
         """The most rows of a request."""
         return len(self.weights)
+
+    @property
+    def likely(self) -> tuple[tuple[int, float], ...]:
+        """Rows and their probability, without those that come less than once in a billion requests."""
+        return tuple((b, w) for b, w in enumerate(self.weights, start=1) if w >= _NEVER)
 
     @property
     def mean(self) -> float:

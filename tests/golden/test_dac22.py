@@ -41,6 +41,18 @@ def test_knees_and_counts_are_those_of_the_specification(profile, case, sla_ms, 
     assert tuple(found["counts"].values()) == counts
 
 
+def test_which_utilization_makes_a_knee_decides_everything():
+    """The specification's counts for gract, 4/7/10/0, leave requests of 32 rows without a size that is in time."""
+    measured = read_profile(PROFILE.parents[1] / "a100_migprofiler" / "vision.csv")
+    full, busy = (Case("resnet50", 8, utilization=name) for name in ("saturation", "gract"))
+    assert tuple(facts(measured, full)["knees"].values()) == (15, 16, 20, 28)
+    assert tuple(facts(measured, full)["counts"].values()) == (36, 1, 1, 1)
+    assert throughput(measured, full, "PARIS+ELSA", Effort()) == pytest.approx(550, rel=0.01)
+    assert tuple(facts(measured, busy)["knees"].values()) == (1, 4, 32, 32)
+    assert tuple(facts(measured, busy)["counts"].values()) == (2, 6, 9, 1)
+    assert throughput(measured, busy, "PARIS+ELSA", Effort(6_000)) > 1_500
+
+
 def test_demand_and_fractional_counts_of_mobilenet_are_exact_to_four_digits(profile):
     found = facts(profile, Case("mobilenetv2", 4))
     assert list(found["r_ms"].values()) == pytest.approx([2.8343, 1.1121, 0.6706, 0.1006, 0.5524], abs=5e-5)

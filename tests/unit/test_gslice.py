@@ -174,6 +174,7 @@ class Served(World):
         return [shares[name] for at, shares in self.shares if at <= second * SECOND][-1]
 
 
+@pytest.mark.slow
 def test_shares_follow_a_rate_that_quadruples_and_the_slo_holds_again():
     world = Served(problem({"a": 60.0, "b": 60.0}))
     world.run(evenly({"a": [(30, 60), (40, 240), (30, 60)], "b": [(100, 60)]}))

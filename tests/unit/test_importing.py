@@ -357,7 +357,7 @@ def test_without_out_the_table_is_the_only_output(gpulet, tmp_path):
     (tmp_path / "t.csv").write_text("g,30,1,9\n")
     code, out, err = gpulet("import-profile", tmp_path / "t.csv", "--kind", RTX, "--format", "glet")
     assert code == 0
-    assert out.splitlines()[1] == "g,,20,1,9.000000,9.000000,9.000000,0,0,0.000000,0,0,1"
+    assert out.splitlines()[1] == "g,,20,1,9.000000,9.000000,9.000000,0,0,0.000000,0,0,1,0"
     assert err == "share not offered: g: rtx2080ti offers 20, 40, 50, 60, 80, 100 %: 30 %\n"
 
 

@@ -27,7 +27,7 @@ def problem(rate, slo=60):
     return Problem(models, {"a": rate, "b": 50.0}, fleet, Profile(points))
 
 
-@pytest.mark.parametrize("name", ["gpulet", "elastic", "glet", "nexus"])
+@pytest.mark.parametrize("name", [pytest.param("gpulet", marks=pytest.mark.slow), "elastic", "glet", "nexus"])
 def test_every_change_that_is_named_does_fit_and_a_smaller_one_does_not(name):
     planner = SYSTEMS[name].planner
     asked = problem(2600.0)

@@ -26,6 +26,13 @@ def test_a_percentile_is_the_fewest_rows_that_so_many_do_not_exceed():
     assert [rows.percentile(p) for p in (1, 20, 21, 80, 95, 100)] == [1, 1, 2, 3, 4, 4]
 
 
+def test_what_comes_less_than_once_in_a_billion_is_not_likely():
+    narrow = lognormal(log(4), 0.3)
+    assert narrow.largest == 32
+    assert [b for b, _ in narrow.likely] == [b for b in range(1, 33) if narrow.weights[b - 1] >= 1e-9]
+    assert len(narrow.likely) < 32
+
+
 def test_rows_that_never_come_are_not_the_largest():
     assert RowDistribution((0.5, 0.5, 0.0)).largest == 2
 

@@ -162,6 +162,7 @@ def test_the_same_problem_has_the_same_plan():
     assert segments(asked) == segments(asked)
 
 
+@pytest.mark.slow
 def test_our_own_system_plans_mig_devices_with_processes_where_they_are_profiled():
     asked = problem(MIX, {"a": 60.0, "b": 90.0}, devices=2, slo=400)
     plan = ours(asked)

@@ -24,6 +24,7 @@ class Cell:
     l2: float = 0.0
     dram: float = 0.0
     processes: int = 1
+    busy: float = 0.0
 
     def at(self, what: str) -> str:
         """Where in the grid a reader finds `what`, say of which shape class and how many processes."""
@@ -43,6 +44,7 @@ class Cell:
             l2=self.l2,
             dram=self.dram,
             processes=self.processes,
+            busy=self.busy,
         )
 
 

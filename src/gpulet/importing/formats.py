@@ -95,7 +95,8 @@ def _read_parvagpu(line: Line, kind: Kind) -> Cell:
 
 def _read_migprofiler(line: Line, kind: Kind) -> Cell:
     shape = str(line.count("seq_length")) if "seq_length" in line.fields else PLAIN
-    return _cell(line, _mig_size(line, kind), line.above_zero("latency_ms"), shape)
+    busy = line.not_negative("gract", top=1) if "gract" in line.fields else 0.0
+    return replace(_cell(line, _mig_size(line, kind), line.above_zero("latency_ms"), shape), busy=busy)
 
 
 def _cell(line: Line, size: Size, ms: float, shape: str = PLAIN, l2: float = 0.0, dram: float = 0.0) -> Cell:

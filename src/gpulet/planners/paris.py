@@ -21,6 +21,7 @@ from math import floor
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.cutting import Cutter
 from gpulet.device import Size
+from gpulet.errors import PlanError
 from gpulet.plan import Plan
 from gpulet.pools import Group, counted, group, pool_plan, soonest, uncovered, usable
 from gpulet.profile import Profile
@@ -48,7 +49,20 @@ def saturation(profile: Profile, model: str, sms: int) -> Sequence[float]:
     return [rate / max(rates) for rate in rates]
 
 
-UTILIZATIONS: Mapping[str, Utilization] = {"saturation": saturation}
+def gract(profile: Profile, model: str, sms: int) -> Sequence[float]:
+    """The part of the time in which a size's compute engine is active (DCGM's counter), by rows.
+
+    It says "busy", not "full": on public profiles small batches reach any threshold. Raises `PlanError` where nobody
+    measured it.
+    """
+    used = [use.busy for use in profile.uses(model, sms)]
+    if not any(used):
+        msg = f"utilization gract: nobody measured how busy model {model} keeps {sms} SMs"
+        raise PlanError(msg)
+    return used
+
+
+UTILIZATIONS: Mapping[str, Utilization] = {"saturation": saturation, "gract": gract}
 
 
 @dataclass(frozen=True, slots=True)
