@@ -9,7 +9,7 @@ request that gets no result, or is never answered at all, is late.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
+from math import inf, sqrt
 from random import Random
 
 import numpy as np
@@ -204,6 +204,15 @@ class Quick:
     halvings: int = 5
     percentile: float = PLANNED_PERCENTILE
 
+    @property
+    def careful(self) -> float:
+        """The percentile that so few requests must reach: two standard deviations of their count of late ones higher.
+
+        Else a pool is chosen that is late for almost as many as may be, and in a longer run for more.
+        """
+        part = 1 - self.percentile / 100
+        return min(100.0, self.percentile + 200 * sqrt(part * (1 - part) / (self.requests * (1 - WARM_UP))))
+
 
 def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, least: float) -> float:
     """How many times its demand a plan holds in a short search, infinite without any; 0 when not `least` times."""
@@ -214,7 +223,7 @@ def worth(make: MakeDispatcher, quick: Quick, problem: Problem, plan: Plan, *, l
 
     def holds_at(factor: float) -> bool:
         scheduler = Scheduler(problem.models, plan, make(problem, plan), UNBOUNDED, problem.applications)
-        return holds(scheduler, problem, plan, unit.at(problem, factor * rate), percentile=quick.percentile)
+        return holds(scheduler, problem, plan, unit.at(problem, factor * rate), percentile=quick.careful)
 
     if least and not holds_at(least):
         return 0.0

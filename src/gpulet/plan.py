@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from gpulet.device import Device, Placement, Size, overcut
+from gpulet.device import Device, Mechanism, Placement, Size, overcut
 from gpulet.units import Duration, to_ms
 
 GpuletId = int
@@ -227,10 +227,11 @@ class Plan:
     def overfull(self, memory: Mapping[str, int]) -> Iterator[str]:
         """The devices whose gpulets hold more than their memory, one line each; `memory` in bytes by model, 0 unknown.
 
-        Every process of a gpulet has a replica of its own of each of its models.
+        Every process of a gpulet has a replica of its own of each of its models. A MIG instance has memory of its own.
         """
         for device in self.devices:
             mine = [g for g in self.gpulets if g.device == device.index]
+            yield from _overfull_instances(device, mine, memory)
             need = sum(g.replicas * memory.get(name, 0) for g in mine for name in g.models)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: its gpulets' models need {need} of {device.kind.memory} bytes"
@@ -240,3 +241,15 @@ class Plan:
             need = sum(r.memory for r in self.residents if r.device == device.index)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: residents need {need} of {device.kind.memory} bytes"
+
+
+def _overfull_instances(device: Device, gpulets: Iterable[Gpulet], memory: Mapping[str, int]) -> Iterator[str]:
+    """Where the memory of a MIG type is known; fellow processes add up."""
+    if device.mechanism is not Mechanism.MIG:
+        return
+    room = {t.label: t.memory for t in device.kind.mig_types}
+    for g in gpulets:
+        need = g.fellows * g.replicas * sum(memory.get(name, 0) for name in g.models)
+        if g.process < 2 and need > (room.get(g.size.label) or need):  # noqa: PLR2004 (its first process speaks for all)
+            what = f"device {device.index}: {g.size.label} at {g.offset}"
+            yield f"{what}: its models need {need} of {room[g.size.label]} bytes"

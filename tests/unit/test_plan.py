@@ -122,10 +122,9 @@ def test_a_neighbour_among_fellow_processes_is_still_overcut():
 
 @pytest.mark.parametrize("plan", [MIG_LAYOUT, MIG_LAYOUT.unfolded()], ids=["folded", "unfolded"])
 def test_every_process_has_a_replica_in_memory(plan):
-    assert [*plan.overfull({"a": 10 << 30, "b": 5 << 30})] == []
-    assert [*plan.overfull({"a": 16 << 30, "b": 5 << 30})] == [
-        f"device 0: its gpulets' models need {42 << 30} of {40 << 30} bytes"
-    ]
+    assert [*plan.overfull({"a": 9 << 30, "b": 4 << 30})] == []
+    whole = [*plan.overfull({"a": 16 << 30, "b": 5 << 30})][-1]
+    assert whole == f"device 0: its gpulets' models need {42 << 30} of {40 << 30} bytes"
 
 
 def test_a_timeline_must_not_take_more_sms_than_there_are_nor_leave_its_period():
@@ -144,3 +143,12 @@ def test_residents_must_fit_the_memory():
 def test_an_unknown_device_is_named():
     lost = replace(RESIDENT, residents=(Resident(3, "a"),))
     assert lost.violations() == ("device 3 is not one of the 1 devices",)
+
+
+def test_what_does_not_fit_the_memory_of_its_mig_instance_is_named_with_both_numbers():
+    room = next(t.memory for t in A100.mig_types if t.label == "4g.20gb")
+    fits, too_much = {"a": room // 2}, {"a": room // 2 + 1}
+    assert list(MIG_LAYOUT.overfull(fits)) == []
+    line = f"device 0: 4g.20gb at 0: its models need {2 * (room // 2 + 1)} of {room} bytes"
+    assert list(MIG_LAYOUT.overfull(too_much)) == [line]
+    assert list(MIG_LAYOUT.unfolded().overfull(too_much)) == [line]

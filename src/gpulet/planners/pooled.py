@@ -75,7 +75,7 @@ class _Search:
         """Whether a pool holds more than the best so far, which it then is."""
         before = self.factor
         key = frozenset(_pool(plan).items())
-        if not plan.gpulets or key in self._seen or self.factor >= self._enough:
+        if not plan.gpulets or key in self._seen or self.factor >= self._enough or self._problem.overfull(plan):
             return False
         self._seen.add(key)
         for variant in _variants(self._problem, plan):

@@ -31,21 +31,20 @@ _PER_ROW = 4
 def gpulet_table(plan: Plan) -> Table:
     """One row per turn; where several processes share a gpulet, each with a batch of its own, it says 3 x 16 rows."""
     table = Table(title=f"{len(plan.gpulets)} gpulets on {plan.devices_used} of {len(plan.devices)} devices")
-    for name in ("device", "gpulet", "size", "duty cycle", "model", "batch", "rate", "latency"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
+    for name in ("device", "gpulet", "size", "duty ms", "model", "batch", "rows/s", "run ms"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name in {"model", "size"})
     mig = {device.index for device in plan.devices if device.mechanism is Mechanism.MIG}
     for g in plan.gpulets:
-        share = g.size.label if g.device in mig else f"{g.size.share_pct:.3g} %"
         for turn in g.turns:
             table.add_row(
                 str(g.device),
                 str(g.id),
-                f"{g.size.sms} ({share})",
-                f"{to_ms(g.duty_cycle):.2f} ms",
+                g.size.label if g.device in mig else f"{g.size.sms} ({g.size.share_pct:.3g} %)",
+                f"{to_ms(g.duty_cycle):.4g}",
                 turn.model,
                 f"{g.processes} x {turn.batch}" if g.processes > 1 else str(turn.batch),
-                f"{turn.rate:.1f}/s",
-                f"{to_ms(turn.latency):.2f} ms",
+                f"{turn.rate:.1f}",
+                f"{to_ms(turn.latency):.4g}",
             )
     return table
 
