@@ -1,12 +1,9 @@
 """How much a fleet holds: the largest factor on its rates, and the fewest devices for them."""
 
-import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from statistics import fmean
 
@@ -17,6 +14,7 @@ from gpulet.core.scheduler import Limits
 from gpulet.drivers.sim import simulate
 from gpulet.errors import ConfigError
 from gpulet.fleetfile import Site
+from gpulet.parallel import Advance, Job, run_all
 from gpulet.plan import Plan
 from gpulet.problems import front_end_share, make_problem
 from gpulet.profile import Profile
@@ -124,21 +122,20 @@ class Held:
         return fmean(self.factors)
 
 
-def held_factor(site: Site, problem: Problem, asked: Asked, advance: Callable[[int], None]) -> Held:
-    """Latency-bounded throughput as in `bounded`, under the site's limits; `advance(done)` is told after each seed.
+def held_factor(site: Site, problem: Problem, outcome: Plan | Infeasible, asked: Asked, advance: Advance) -> Held:
+    """Latency-bounded throughput as in `bounded`, under the site's limits and dispatcher.
 
-    The plan is made once, for the fleet's rates, and what the planner has of it counts even if it refuses them.
+    It is that of one plan; what there is of it counts even if the planner refuses the rates.
     """
-    outcome = site.system.planner(problem)
     plan = outcome.partial if isinstance(outcome, Infeasible) else outcome
     homeless = next((name for name in problem.models if problem.demand.get(name) and not plan.hosts(name)), "")
     if homeless:
         return Held((0.0,) * len(asked.seeds), homeless)
-    share = front_end_share(site, problem)
-    search = partial(_held, _Served(site.dispatcher_name, site.limits, problem, plan, share), asked)
-    found = _spread(search, asked, advance)
-    limiting = Counter(name for _, name in found).most_common(1)[0][0]
-    return Held(tuple(factor for factor, _ in found), limiting)
+    served = _Served(site.dispatcher_name, site.limits, problem, plan, front_end_share(site, problem))
+    jobs = [Job(seed, _held, (served, asked, seed)) for seed in asked.seeds]
+    found = dict(run_all(jobs, asked.workers, advance))
+    limiting = Counter(name for _, name in found.values()).most_common(1)[0][0]
+    return Held(tuple(found[seed][0] for seed in asked.seeds), limiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +172,6 @@ def _held(served: _Served, asked: Asked, seed: int) -> tuple[float, str]:
         return not late
 
     return largest_rate(holds_at, guess(served.plan)), limiting
-
-
-def _spread(
-    search: Callable[[int], tuple[float, str]], asked: Asked, advance: Callable[[int], None]
-) -> list[tuple[float, str]]:
-    """One search for each seed, over worker processes where there is more than one."""
-    workers = min(asked.workers, len(asked.seeds))
-    if workers == 1:
-        return [search(seed) for seed in asked.seeds]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(search, seed) for seed in asked.seeds]
-        for done, future in enumerate(as_completed(waiting), start=1):
-            future.result()
-            advance(done)
-        return [future.result() for future in waiting]
 
 
 def fewest_devices(site: Site, problem: Problem) -> int | Infeasible:

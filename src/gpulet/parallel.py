@@ -1,4 +1,4 @@
-"""Independent jobs over worker processes."""
+"""Independent jobs, over worker processes where there are several."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,12 @@ class Job(Generic[Place]):
 
 
 def run_all(jobs: Sequence[Job[Place]], workers: int, advance: Advance) -> Iterator[tuple[Place, Any]]:
-    """Places and results as jobs finish."""
+    """Places and results as jobs finish; jobs for one process are done in this one."""
+    if min(workers, len(jobs)) == 1:
+        for done, job in enumerate(jobs, start=1):
+            yield job.place, job.work(*job.arguments)
+            advance(done, len(jobs))
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting: dict[Future[Any], Job[Place]] = {pool.submit(job.work, *job.arguments): job for job in jobs}

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpulet.bounded import LEAST_REQUESTS, MOST_REQUESTS, REQUESTS
 from gpulet.capacity import (
@@ -30,6 +28,7 @@ from gpulet.cli.common import (
     arrivals_of,
     check_attainment,
     chosen_plan,
+    jobs_bar,
     out,
     planned,
     print_json,
@@ -125,7 +124,10 @@ def capacity(
         _print_fewest(fewest_devices(site, problem), len(problem.devices), as_json=as_json)
         return
     if asked:
-        _print_held(problem, asked, _held(site, problem, asked), as_json=as_json)
+        outcome, _ = planned(site, problem)
+        with jobs_bar("capacity") as advance:
+            held = held_factor(site, problem, outcome, asked, advance)
+        _print_held(problem, asked, held, as_json=as_json)
         return
     if by == "plan":
         factor, limiting = largest_factor(site, measured)
@@ -161,14 +163,6 @@ def _check_bounded(
         wrong = f"--workers {workers}: must be 0 or more"
     if wrong:
         raise BadInput(wrong)
-
-
-def _held(site: Site, problem: Problem, asked: Asked) -> Held:
-    """The search, with a bar on standard error meanwhile."""
-    columns = (TextColumn("capacity"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replications", total=len(asked.seeds))
-        return held_factor(site, problem, asked, lambda done: progress.update(task, completed=done))
 
 
 def _print_held(problem: Problem, asked: Asked, held: Held, *, as_json: bool) -> None:

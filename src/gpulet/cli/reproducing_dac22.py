@@ -1,6 +1,7 @@
 """PARIS and ELSA beside ours: `reproduce dac22`."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def dac22(
         case = Case(model, gpus, _mu(mu), sigma, largest, sla, _theta(theta), rounding, _utilization(utilization))
         rows: tuple[Row, ...] = (Row(case, _designs(systems) or DESIGNS, draws),)
     else:
-        rows = tuple(_with(row, _designs(systems)) for row in studies(full=full))
+        rows = tuple(_with(row, _designs(systems)) for row in studies(full=full, busy=_busy(profile)))
     place = folder or (None if as_json else Path("out/dac22"))
     if place:
         make_folder(place)
@@ -70,7 +71,7 @@ def dac22(
 
 
 def _with(row: Row, designs: tuple[str, ...]) -> Row:
-    return Row(row.case, designs or row.designs, row.draws, row.study)
+    return replace(row, designs=designs or row.designs)
 
 
 def _designs(systems: str) -> tuple[str, ...]:
@@ -82,6 +83,12 @@ def _designs(systems: str) -> tuple[str, ...]:
         msg = f"--systems {unknown!r}: known are {', '.join(DESIGNS)}"
         raise BadInput(msg)
     return names
+
+
+def _busy(profile: Path) -> Path | None:
+    """MIGProfiler's table where it lies beside ParvaGPU's."""
+    beside = profile.parent.parent / "a100_migprofiler" / "vision.csv"
+    return beside if beside.exists() else None
 
 
 def _mu(text: str) -> float:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from hashlib import sha256
 from math import log
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from gpulet.parallel import Advance, Job, run_all
+from gpulet.planners.paris import UTILIZATIONS
 from gpulet.profile import Profile
 from gpulet.reproduce.dac22.cases import Case, facts, read_profile
 from gpulet.reproduce.dac22.designs import DESIGNS, HOMOGENEOUS, IDLES, OURS, PAPER, Effort, throughput
@@ -26,12 +28,16 @@ _STUDIED = (*PAPER, OURS)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case with what is compared on it. `study` is the number in the list of studies, 0 for a row asked by itself."""
+    """One case with what is compared on it. `study` is the number in the list of studies, 0 for a row asked by itself.
+
+    `profile`: another table than the one that was asked for.
+    """
 
     case: Case
     designs: tuple[str, ...]
     draws: int
     study: int = 0
+    profile: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,11 @@ class Asked:
     kept: Path | None = None
 
 
-def studies(*, full: bool) -> tuple[Row, ...]:
-    """The sensitivity studies: spread, largest request, SLA and location of the rows; with `full` four more, ours."""
+def studies(*, full: bool, busy: Path | None = None) -> tuple[Row, ...]:
+    """The sensitivity studies: spread, largest request, SLA and location of the rows; with `full` four more, ours.
+
+    Which utilization makes a knee is compared on `busy`, a table that has both.
+    """
     gpus = FULL_GPUS if full else GPUS
     bases = [Case(model, count) for model, count in gpus.items()]
     varied: list[tuple[int, Case]] = []
@@ -59,26 +68,28 @@ def studies(*, full: bool) -> tuple[Row, ...]:
             varied += [(5, replace(base, theta=theta)) for theta in (0.6, 0.7, 0.9, 0.95)]
             varied += [(7, replace(base, noise=n, alpha=a)) for n in (0.05, 0.1, 0.2) for a in (1.0, 1.2)]
             varied += [(8, replace(base, served_mu=LN8)), (8, replace(base, mu=LN8, served_mu=LN4))]
-    return tuple(Row(case, _STUDIED + IDLES * full, FEW_DRAWS, study) for study, case in varied)
+    rows = [Row(case, _STUDIED + IDLES * full, FEW_DRAWS, study) for study, case in varied]
+    if full and busy:
+        both = (Case("resnet50", GPUS["resnet50"], utilization=name) for name in UTILIZATIONS)
+        rows += [Row(case, _STUDIED, FEW_DRAWS, 6, busy) for case in both]
+    return tuple(rows)
 
 
 def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
     """One JSON value for each row, in their order."""
-    profile = read_profile(asked.profile)
-    made = [facts(profile, row.case) for row in asked.rows]  # what cannot be is said before anything starts
+    rows = [replace(row, profile=row.profile or asked.profile) for row in asked.rows]
+    made = [facts(_profile(row.profile), row.case) for row in rows]  # what cannot be is said before anything starts
     points = _read_kept(asked.kept)
     wanted = {
-        _key(row.case, d, draw, asked.effort): (row.case, d, draw) for row in asked.rows for d, draw in _points(row)
+        _key(row, design, draw, asked.effort): (row.profile, row.case, design, asked.effort, draw)
+        for row in rows
+        for design, draw in _points(row)
     }
-    jobs = [
-        Job(key, _point, (asked.profile, case, design, asked.effort, draw))
-        for key, (case, design, draw) in wanted.items()
-        if key not in points
-    ]
+    jobs = [Job(key, _point, arguments) for key, arguments in wanted.items() if key not in points]
     for key, rate in run_all(jobs, asked.workers, advance):
         points[key] = rate
         _keep(asked.kept, points)
-    return [_value(row, fact, points, asked.effort) for row, fact in zip(asked.rows, made, strict=True)]
+    return [_value(row, fact, points, asked.effort) for row, fact in zip(rows, made, strict=True)]
 
 
 def _points(row: Row) -> list[tuple[str, int]]:
@@ -86,13 +97,20 @@ def _points(row: Row) -> list[tuple[str, int]]:
     return [(d, draw) for d in row.designs for draw in range(row.draws if d.startswith("Random") else 1)]
 
 
-def _key(case: Case, design: str, draw: int, effort: Effort) -> str:
-    return json.dumps([asdict(case), design, draw, asdict(effort)], sort_keys=True)
+def _key(row: Row, design: str, draw: int, effort: Effort) -> str:
+    return json.dumps([asdict(row.case), design, draw, asdict(effort), _digest(row.profile)], sort_keys=True)
 
 
 @cache
-def _profile(path: Path) -> Profile:
+def _digest(path: Path | None) -> str:
+    """The table's content, so that points of another table are not taken for these."""
+    return sha256(path.read_bytes()).hexdigest()[:12] if path else ""
+
+
+@cache
+def _profile(path: Path | None) -> Profile:
     """Read once in each process."""
+    assert path, "every row has its table by now"
     return read_profile(path)
 
 
@@ -102,7 +120,7 @@ def _point(path: Path, case: Case, design: str, effort: Effort, draw: int) -> fl
 
 def _value(row: Row, fact: Mapping[str, Any], points: Mapping[str, float], effort: Effort) -> dict[str, Any]:
     lbt = {
-        design: fmean(points[_key(row.case, design, draw, effort)] for d, draw in _points(row) if d == design)
+        design: fmean(points[_key(row, design, draw, effort)] for d, draw in _points(row) if d == design)
         for design in row.designs
     }
     best = max((lbt[name] for name in HOMOGENEOUS if name in lbt), default=None)

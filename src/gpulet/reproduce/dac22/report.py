@@ -18,6 +18,7 @@ _STUDIES = {
     2: "Largest request (2)",
     3: "SLA multiple (3)",
     5: "Theta (5)",
+    6: "Utilization at the knee (6), MIGProfiler's ResNet50 on sizes 1/2/3/7",
     7: "Runs that vary, and alpha (7)",
     8: "Another distribution than planned for (8)",
 }
