@@ -11,18 +11,18 @@ from gpulet.device import Size
 
 _GAP = 1e-7
 _EVERY_NODE = 2**31 - 1
-_TOLERANCE = 1e-9
-"""Plans are held to their promises that closely."""
 
 
 class Program:
-    """Silent, on one thread, always the same: it ends within a `gap` or after `most_nodes`, never by the clock."""
+    """Silent, on one thread, always the same: it ends within a `gap` or after `most_nodes`, never by the clock.
+
+    Constraints are kept to a millionth. (With tolerances of 1e-9 HiGHS took plans for the best that were 10 % worse.)
+    """
 
     def __init__(self, gap: float = _GAP, most_nodes: int = _EVERY_NODE) -> None:
         self._solver = Highs()  # type: ignore[no-untyped-call] # its stubs forgot this one
         limits = {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "mip_max_nodes": most_nodes}
-        tolerances = {"mip_feasibility_tolerance": _TOLERANCE, "primal_feasibility_tolerance": _TOLERANCE}
-        for option, value in {"output_flag": False, "threads": 1, **limits, **tolerances}.items():
+        for option, value in {"output_flag": False, "threads": 1, **limits}.items():
             self._solver.setOptionValue(option, value)
 
     def variable(self, *, is_whole: bool = False) -> highs_var:

@@ -94,6 +94,14 @@ def test_as_few_devices_as_carry_the_rates_then_room_then_few_slices():
     assert sum(t.rate for g in more.gpulets for t in g.turns if t.model == "a") == pytest.approx(61.0 * most)
 
 
+@pytest.mark.parametrize("more", [0, 1e-12, 1e-8, 3e-7, 9e-7, 1e-5])
+def test_rates_are_carried_to_the_last_digit(more):
+    full = 7 * 2 * 8 / 0.031
+    plan = segments(problem(ONE, {"a": full * (1 + more)}))
+    assert plan.violations() == ()
+    assert plan.devices_used == (2 if more > 1e-9 else 1)
+
+
 def test_a_need_for_headroom_ends_somewhere():
     plan = segments(problem(MIX, {"a": 1e-6, "b": 1e-6}, slo=400))
     assert plan.violations() == ()

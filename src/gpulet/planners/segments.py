@@ -37,6 +37,9 @@ _ROUGHLY = 0.05
 """How near the best a plan of a refused problem comes."""
 _MOST_NODES = 100
 _ROUNDING = 1e-6
+"""What the solver lets pass."""
+_EXACT = 1e-9
+"""What a plan may be short by (`Plan.violations`)."""
 _ANY = 0
 """In place of a size."""
 
@@ -131,6 +134,13 @@ class _Case:
         """The compute slices of so many instances of each offered segment."""
         return round(sum(n * self.cutter.units(s.size) for n, s in zip(counts, self.offers, strict=True)))
 
+    def carries(self, counts: Sequence[int]) -> bool:
+        """Whether so many instances of each offered segment carry every rate."""
+        left = dict(self.problem.demand)
+        for segment, count in zip(self.offers, counts, strict=True):
+            left[segment.model.name] -= count * segment.rate
+        return all(rate <= self.problem.demand[name] * _EXACT for name, rate in left.items())
+
     def plan(self, counts: Sequence[int]) -> Plan:
         """So many instances of each offered segment, packed."""
         standing = [segment for segment, count in zip(self.offers, counts, strict=True) for _ in range(count)]
@@ -212,9 +222,8 @@ def _decided(case: _Case) -> Plan | Infeasible:
     if not case.offers:
         return case.plan([])
     devices, slices = len(case.problem.devices), case.problem.slices
-    covering = _Draft(case, case.ample, slices, Program())
-    covering.cover(1.0)
-    if not covering.use_fewest_devices():
+    covering = _covering(case)
+    if covering is None:
         return _crowded(case, "compute slices", slices, _slices_needed(case))
     if covering.devices > devices:
         return _crowded(case, "devices", devices, covering.devices)
@@ -224,8 +233,20 @@ def _decided(case: _Case) -> Plan | Infeasible:
         return case.plan(covering.counts)
     leanest = _Draft(case, covering.devices, slices, Program(_GAP, _MOST_NODES))
     leanest.cover(max(1.0, factor * (1 - _ROUNDING)))
-    found = [leanest.counts] if leanest.use_fewest_slices() else []
-    return case.plan(min([*found, roomiest.counts], key=case.slices))
+    found = [roomiest.counts, *([leanest.counts] if leanest.use_fewest_slices() else [])]
+    return case.plan(min(filter(case.carries, found), key=case.slices, default=covering.counts))
+
+
+def _covering(case: _Case) -> _Draft | None:
+    """All rates on the fewest devices; `None` where the slices are too few. A second look where the solver was too lax."""
+    for factor in (1.0, 1 + 10 * _ROUNDING):
+        draft = _Draft(case, case.ample, case.problem.slices, Program())
+        draft.cover(factor)
+        if not draft.use_fewest_devices():
+            return None
+        if case.carries(draft.counts):
+            break
+    return draft
 
 
 def _crowded(case: _Case, what: str, there: int, needed: int) -> Infeasible:
