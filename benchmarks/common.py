@@ -15,7 +15,8 @@ from gpulet.device import Device, Mechanism, find_kind, mps_size
 from gpulet.dispatchers.dutycycle import DutyCycle
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Turn
-from gpulet.profile import Profile, parse_profile
+from gpulet.profile import Profile
+from gpulet.profiletable import parse_profile
 from gpulet.request import Request
 from gpulet.units import MS, SECOND, Duration, Instant
 

@@ -13,8 +13,9 @@ from gpulet.executors.wire import WorkerModel
 from gpulet.fleetfile import Site, site_of, usable_cores
 from gpulet.plan import Plan
 from gpulet.problems import DEFAULT_MAX_BATCH, make_problem, stored_points
-from gpulet.profile import Point, Profile, format_profile
+from gpulet.profile import Point, Profile
 from gpulet.profiler import Grid, default_batches, default_sizes, measure_contention, measure_model
+from gpulet.profiletable import format_profile
 from gpulet.repository import Artifact
 from gpulet.serving import LiveServer, make_server
 from gpulet.store import Machine

@@ -13,7 +13,8 @@ from gpulet.fleetfile import Site
 from gpulet.interference import CONSTANT, Interference, parse_interference
 from gpulet.model import Model
 from gpulet.plan import Plan
-from gpulet.profile import Point, Profile, Statistic, parse_profile
+from gpulet.profile import Point, Profile, Statistic
+from gpulet.profiletable import parse_profile
 from gpulet.rows import SINGLE, RowDistribution, parse_rows
 from gpulet.units import MIB, MS, SECOND, Duration, from_ms
 

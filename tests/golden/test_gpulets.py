@@ -9,7 +9,7 @@ import pytest
 
 from gpulet.device import find_kind, mps_size
 from gpulet.duty import Share, saturated, saturated_rate
-from gpulet.profile import parse_profile
+from gpulet.profiletable import parse_profile
 from gpulet.units import MS
 
 KIND = find_kind("rtx2080ti")

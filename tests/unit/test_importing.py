@@ -14,7 +14,8 @@ from gpulet.importing import import_tables
 from gpulet.importing.formats import EVERY
 from gpulet.importing.overheads import parse_overhead
 from gpulet.importing.table import read_table
-from gpulet.profile import Point, Profile, format_profile, parse_profile
+from gpulet.profile import Point, Profile
+from gpulet.profiletable import format_profile, parse_profile
 from gpulet.units import MS, to_ms
 
 GLET = "model,share_pct,batch,latency_ms\n"

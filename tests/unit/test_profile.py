@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from gpulet.device import find_kind, mps_size
 from gpulet.errors import ProfileError
-from gpulet.profile import Point, Profile, Statistic, format_profile, parse_profile
+from gpulet.profile import Point, Profile, Statistic
+from gpulet.profiletable import format_profile, parse_profile
 from gpulet.units import MS
 
 KIND = find_kind("rtx2080ti")

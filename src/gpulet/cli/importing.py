@@ -15,7 +15,8 @@ from gpulet.importing.cells import Oddity
 from gpulet.importing.formats import EVERY
 from gpulet.importing.overheads import USAGE, parse_overhead
 from gpulet.importing.table import Table, read_table
-from gpulet.profile import Point, format_profile
+from gpulet.profile import Point
+from gpulet.profiletable import format_profile
 
 _OVERHEAD = f"host time beside the measured one, repeatable, adds up: {USAGE}; FILE has columns shape, batch, concat_ms"
 _UTILIZATION = (

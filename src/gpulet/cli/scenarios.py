@@ -13,7 +13,8 @@ from gpulet.device import Kind, Mechanism, find_kind, mps_size, sizes
 from gpulet.errors import BadInput
 from gpulet.importing.scenarios import Frame, format_fleet, read_scenario
 from gpulet.importing.table import read_table
-from gpulet.profile import Profile, parse_profile
+from gpulet.profile import Profile
+from gpulet.profiletable import parse_profile
 from gpulet.systems import find_system
 
 

@@ -17,7 +17,8 @@ from gpulet.importing import import_tables
 from gpulet.importing.table import read_table
 from gpulet.model import Model
 from gpulet.planners.paris import THETA, UTILIZATIONS, Rounding, partition
-from gpulet.profile import Profile, parse_profile
+from gpulet.profile import Profile
+from gpulet.profiletable import parse_profile
 from gpulet.rows import DEFAULT_LARGEST, lognormal
 from gpulet.units import to_ms
 

@@ -123,7 +123,8 @@ def _ratios(rows: Sequence[Row], one: str, other: str) -> str:
     if not ratios:
         return "not compared"
     above = sum(ratio > 1 for ratio in ratios)
-    return f"{above} of {len(ratios)} cases; ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    found = f"median {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), above 1 in {above} of {len(ratios)} cases"
+    return f"{one} over {other or 'the best of the others'}: {found}"
 
 
 def _draw_bars(axes: "Axes", rows: Sequence[Row]) -> None:
