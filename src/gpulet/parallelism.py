@@ -143,7 +143,8 @@ def fitted(points: Sequence[tuple[int, int, Duration]]) -> Ramp:
     """The ramp through measured (size, rows, latency): least squares of the relative error, no negative time (inferred).
 
     For each p the two times are linear; p itself is searched on a grid that is refined around its best. A wait for data
-    falls with SMs as work does, so a table cannot tell the two apart: p takes it in. Raises `ProfileError` for fewer
+    falls with SMs as work does, so a table cannot tell the two apart: p takes it in. Where no size is enough for the widest
+    kernel only the product of p and t_p shows; p is then at most four times the most SMs per row. Raises `ProfileError` for fewer
     than three points.
     """
     if len(points) < _FEWEST:

@@ -4,7 +4,11 @@ from math import sqrt
 
 import pytest
 
+from gpulet.efficacy import Bound, Optimum, Unreachable, optimum
+from gpulet.model import Model
 from gpulet.parallelism import Ramp, closed_form, divided, knee_of, ramp
+from gpulet.profile import Point, Profile
+from gpulet.units import MS, SECOND, to_ms
 
 SMS = range(1, 81)
 
@@ -57,3 +61,47 @@ def test_latency_around_the_knee_at_r_a_quarter_is_as_computed(of_knee, slowdown
     curve = Ramp(0.25, 1, 800)
     size = round(of_knee * curve.knee())
     assert curve.latency(size) / curve.latency(400) == pytest.approx(slowdown, abs=0.006)
+
+
+# Knee in percent, SLO and runtime of a batch of 16 in ms, on a V100.
+TABLE = {
+    "mobilenet": (20, 25, 10),
+    "alexnet": (30, 25, 8),
+    "bert": (30, 25, 9),
+    "resnet18": (30, 25, 12),
+    "resnet50": (40, 50, 28),
+    "inception": (40, 50, 25),
+    "vgg19": (50, 100, 55),
+    "resnext50": (50, 100, 40),
+}
+
+
+def planned(name, rate=float("inf")):
+    """The published operating point as a profile of one point; efficacy is in percent where it is usually in SMs."""
+    share, slo, runtime = TABLE[name]
+    profile = Profile((Point(name, share, 16, *[runtime * MS] * 3),)).as_measured()
+    return optimum(profile, Model(name, slo * MS, 16), rate)
+
+
+def test_two_rows_of_the_model_table_break_half_their_slo():
+    unreachable = {name: found for name in TABLE if isinstance(found := planned(name), Unreachable)}
+    assert {name: found.binds for name, found in unreachable.items()} == {
+        "resnet50": (Bound.HALF,),
+        "vgg19": (Bound.HALF,),
+    }
+
+
+def test_the_other_rows_of_the_model_table_run_sixteen_rows():
+    points = [found.point for name in TABLE if isinstance(found := planned(name), Optimum)]
+    assert len(points) == 6
+    assert {p.rows for p in points} == {16}
+
+
+def test_a_link_of_1920_images_per_second_for_seven_models_assembles_sixteen_rows_in_58_ms():
+    rate = 1920 / 7
+    assert round(rate) == 274
+    assert round(16 * 1000 / rate) == 58
+    found = planned("mobilenet", rate)
+    assert isinstance(found, Optimum)
+    assert (found.point.rows, found.binds) == (4, (Bound.ASSEMBLY,))
+    assert to_ms(found.point.assembly) == pytest.approx(4 * SECOND / rate / MS)
