@@ -94,7 +94,10 @@ def closed_form(serial_ratio: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A kernel as a profiler shows it on a whole device: grid, blocks resident on an SM, duration of a launch, launches."""
+    """A kernel as a profiler shows it on a whole device: grid, blocks resident on an SM, duration of a launch, launches.
+
+    All of the batch that was profiled: `data` are the bytes that a launch fetched, so `rows` of `waved` stays 1.
+    """
 
     grid: int
     per_sm: int
@@ -169,7 +172,8 @@ _REFINEMENTS = 6
 
 def _at(points: Sequence[tuple[int, int, Duration]], per_row: float) -> Ramp:
     """The best times for one p: of the corners of what may be zero, the one with the least error."""
-    columns = np.array([(1 / took, _shape(size, rows * per_row) / took) for size, rows, took in points])
+    known = ((size, rows, max(1, took)) for size, rows, took in points)
+    columns = np.array([(1 / t, _shape(size, rows * per_row) / t) for size, rows, t in known])
     fits = []
     for mask in list(product((True, False), repeat=2))[:-1]:
         kept = [i for i in range(2) if mask[i]]

@@ -80,6 +80,7 @@ def test_a_fit_gives_back_parameters_and_knee():
 
 def test_a_latency_that_no_sm_shortens_has_no_knee():
     assert fitted([(s, 1, 500) for s in (10, 20, 40)]).latency(10) == pytest.approx(500)
+    assert fitted([(s, 1, 0) for s in (10, 20, 40)]).latency(10) == pytest.approx(1)  # below the clock's resolution
     assert Ramp(5.0, 0.0, 10.0).knee() == 0
 
 
