@@ -7,7 +7,17 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from gpulet.cli import importing, interfering, planning, reproducing, reproducing_dac22, running, scenarios, showing
+from gpulet.cli import (
+    importing,
+    interfering,
+    knees,
+    planning,
+    reproducing,
+    reproducing_dac22,
+    running,
+    scenarios,
+    showing,
+)
 from gpulet.errors import GpuletError
 
 app = typer.Typer(
@@ -27,6 +37,7 @@ for command in (planning.plan, planning.capacity, planning.simulate, running.ser
     app.command()(command)
 app.command()(importing.import_profile)
 app.command()(scenarios.import_scenario)
+app.command()(knees.knee)
 app.command("replay")(running.replay_journal)
 app.command("systems")(showing.list_systems)
 app.command()(showing.version)
