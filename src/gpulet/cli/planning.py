@@ -136,8 +136,8 @@ def capacity(
     else:
         msg = f"--by {by!r}: known are plan, simulation"
         raise BadInput(msg)
-    asked = {name: rate / problem.rows_of(name).mean for name, rate in problem.demand.items()}
-    rates = {name: rate * factor for name, rate in {**problem.rates, **asked}.items()}
+    needed = {name: rate / problem.rows_of(name).mean for name, rate in problem.demand.items()}
+    rates = {name: rate * factor for name, rate in {**problem.rates, **needed}.items()}
     answer = {"factor": factor, "rates": rates, "limiting_model": limiting}
     if as_json:
         print_json(answer)
