@@ -130,7 +130,7 @@ class BatchDistributionSection(_Section):
 class MigSection(_Section):
     """MIG instances: `[mig]`."""
 
-    slices: int = Field(0, gt=0, description="compute slices that a plan may use; left out: all of the devices")
+    slices: int = Field(0, gt=0, description="compute slices that systems which count instances may use; left out: all")
 
 
 class LimitsSection(_Section):

@@ -30,6 +30,10 @@ def run_all(jobs: Sequence[Job[Place]], workers: int, advance: Advance) -> Itera
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting: dict[Future[Any], Job[Place]] = {pool.submit(job.work, *job.arguments): job for job in jobs}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            yield waiting[future].place, future.result()
-            advance(done, len(jobs))
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                yield waiting[future].place, future.result()
+                advance(done, len(jobs))
+        except BaseException:  # the rest would be worked off before anybody heard of it
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -91,7 +91,7 @@ def uncovered(problem: Problem, model: str, sizes: Sequence[Size]) -> int:
 
 
 def carried(problem: Problem, groups: Sequence[Group], *, spared: float = 0.0) -> float:
-    """How many times the rates that clients send the groups can carry at most, every request run once and in time.
+    """How many times the rates that are asked the groups can carry at most, every request run once and in time.
 
     Infinite without rates. A bound on every dispatcher that does not merge requests: gpulets are never idle and requests split at will. `spared`
     is the part of each model's requests that need not be run at all.
@@ -110,7 +110,7 @@ class _Flow:
         self._factor = self._highs.addVariable(lb=0, obj=-1)
         self._busy = [highs_linear_expression() for _ in groups]
         for name in problem.models:
-            if problem.rates.get(name, 0.0) > 0:
+            if problem.asked_of(name) > 0:
                 self._spread(name, spared)
         for group, used in zip(groups, self._busy, strict=True):
             self._highs.addConstr(used <= group.count)
@@ -118,11 +118,11 @@ class _Flow:
     def factor(self) -> float:
         """The largest f."""
         self._highs.minimize()
-        return float(self._highs.getSolution().col_value[0])
+        return max(0.0, float(self._highs.getSolution().col_value[0]))
 
     def _spread(self, name: str, spared: float) -> None:
         """All requests of a model run somewhere, but for the spared part."""
-        rate = self._problem.rates[name]
+        rate = self._problem.asked_of(name)
         forgone = []
         for b, weight in self._problem.rows_of(name).likely:
             flows = [self._flow(place, ran) for place, ran in self._in_time(name, b)]

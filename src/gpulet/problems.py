@@ -6,7 +6,7 @@ from dataclasses import replace
 from gpulet.applicationfile import with_applications
 from gpulet.config import ModelSection
 from gpulet.core.ports import Problem
-from gpulet.device import Device, Kind, mps_size
+from gpulet.device import Device, Kind, Mechanism, mps_size
 from gpulet.duty import Share, saturated_rate
 from gpulet.errors import ConfigError, ProfileError
 from gpulet.fleetfile import Site
@@ -87,7 +87,7 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
         sent=sent,
         interference=_interference(site),
         rows=rows,
-        slices=site.config.mig.slices,
+        slices=_slices(site),
     )
     if site.applications:
         rates = {section.name: section.rate for section in site.config.applications}
@@ -117,7 +117,19 @@ def _rows(site: Site, models: Mapping[str, Model]) -> dict[str, RowDistribution]
             raise ConfigError(msg + f"{models[section.name].max_batch}")
         if rows != SINGLE:
             found[section.name] = rows
+    if found and site.applications:
+        msg = f"model {next(iter(found))}: requests of several rows beside applications, whose requests bring one row each"
+        raise ConfigError(msg)
     return found
+
+
+def _slices(site: Site) -> int:
+    """The budget of compute slices; raises `ConfigError` where no device has any."""
+    slices, mechanism = site.config.mig.slices, site.devices[0].mechanism
+    if slices and mechanism is not Mechanism.MIG:
+        msg = f"[mig] slices = {slices}: the devices are cut by {mechanism}, not by mig"
+        raise ConfigError(msg)
+    return slices
 
 
 def _refuse_unknown_use(problem: Problem) -> None:

@@ -30,7 +30,7 @@ class RowDistribution:
             msg = f"rows of a request: a weight must be 0 or more, is {wrong:g}"
             raise ConfigError(msg)
         total = sum(self.weights)
-        if total <= 0 or len(self.weights) > MOST_ROWS:
+        if not 0 < total < inf or len(self.weights) > MOST_ROWS:
             msg = f"rows of a request: {len(self.weights)} weights that sum to {total:g}; "
             raise ConfigError(msg + f"1 to {MOST_ROWS} that sum to more than 0 are a distribution")
         largest = max(b for b, w in enumerate(self.weights, start=1) if w)

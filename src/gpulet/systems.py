@@ -93,13 +93,16 @@ POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3
 
 
 def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Plan | Infeasible:  # noqa: B008 (frozen)
-    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners'.
+    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners', or pools where
+    requests bring several rows and no such plan holds.
 
     With `enough` the first pool that holds so many times the demand is taken.
     """
-    if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
-        return best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
     search = partial(pooled, starts=POOLS, worth=partial(worth, _as_planned, quick), enough=enough)
+    if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
+        turns = best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
+        pool = search(problem) if problem.rows and isinstance(turns, Infeasible) else turns
+        return pool if isinstance(pool, Plan) else turns
     if all(point.processes == 1 for point in problem.profile.points):
         return search(problem)
     segmented = best(problem, candidates=(segments,), judge=partial(holds, DutyCycle))

@@ -106,7 +106,7 @@ def test_the_command_prints_one_row_and_goes_on_where_it_stopped(tmp_path):
     printed = [CliRunner().invoke(app, asked) for _ in range(2)]
     rows = [json.loads(result.stdout.splitlines()[-1]) for result in printed]
     assert rows[0] == rows[1]
-    assert set(rows[0]["lbt"]) == {"GPU(7)", "PARIS+ELSA", "Random+ELSA", "GPU(max)"}
+    assert set(rows[0]["lbt"]) == {"GPU(7)", "PARIS+ELSA", "Random+ELSA"}
     assert len(json.loads((tmp_path / "points.json").read_text())) == 4
     report = (tmp_path / "report.md").read_text()
     assert "19/0/0/4/1" in report

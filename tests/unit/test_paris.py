@@ -32,6 +32,11 @@ def flat_then_linear(sms, rows):
     return max(4.0, 10.0 * rows * 14 / sms)
 
 
+def by_slices(_profile, _model, sms):
+    """The knee is at one row for each 14 SMs."""
+    return [float(b * 14 >= sms) for b in range(1, 9)]
+
+
 def problem(weights, slo=40, gpus=2, rate=1.0, names=("a",), profile=None, slices=0):
     rows = {name: RowDistribution(tuple(weights)) for name in names}
     table = profile or Profile(tuple(p for name in names for p in points(name, flat_then_linear)))
@@ -99,11 +104,34 @@ def test_maxmin_makes_the_smallest_count_over_demand_as_large_as_any_counts_do()
 
 def test_a_segment_without_room_goes_to_the_next_larger_size():
     asked = problem((1, 1, 1, 1, 1, 1, 1, 1), gpus=1)
-    found = partition(
-        asked, Cutter(asked.devices), utilization=lambda _p, _m, sms: [b * 14 >= sms for b in range(1, 9)]
-    )
+    found = partition(asked, Cutter(asked.devices), utilization=by_slices)
+    assert [(s.low, s.high) for s in found.segments["a"]] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 8)]
+    counted = {size.sms for (_, size), n in found.counts.items() if n}
+    assert {size.sms for _, size in found.moved}.isdisjoint(counted)
     assert found.moved
-    assert isinstance(paris(asked), Plan)
+    assert {found.tops["a", size] for _, size in found.moved} == {0}
+    assert max(found.tops["a", SIZES[sms]] for sms in counted) == 8
+    outcome = paris(asked, utilization=by_slices)
+    assert isinstance(outcome, Plan)
+    assert {g.size.sms for g in outcome.gpulets} == counted
+
+
+def test_two_models_on_two_gpus_keep_the_size_that_serves_both_largest_requests():
+    """Each needs the largest size for its largest requests; smaller sizes forced before it would leave no room."""
+    asked = problem((0.9, 0, 0, 0, 0.05, 0.03, 0.01, 0.01), slo=12, names=("a", "b"), gpus=2)
+    outcome = paris(asked)
+    assert isinstance(outcome, Plan)
+    assert sorted(g.models for g in outcome.gpulets if g.size.sms == 98) == [("a",), ("b",)]
+
+
+def test_what_applications_ask_is_carried_as_what_clients_ask():
+    """Clients send the application's requests only: what it asks of the model is in the demand."""
+    asked = problem((1,), rate=50.0)
+    by_application = replace(asked, sent={"some application": 50.0})
+    plan = paris(asked)
+    assert isinstance(plan, Plan)
+    assert paris(by_application) == plan
+    assert carried(by_application, groups_in(plan)) == carried(asked, groups_in(plan)) > 1
 
 
 def test_what_no_size_runs_in_time_is_refused_with_its_rows_and_times():

@@ -112,8 +112,10 @@ def capacity(
 
     Example: gpulet capacity fleet.toml --by simulation
     """
-    asked = None
-    if percentile is not None:
+    if percentile is None:
+        _refuse_unbounded(requests, replications, workers)
+        asked = None
+    else:
         _check_bounded(by, percentile, requests, replications, workers, devices=devices)
         seeds = range(seed, seed + replications)
         asked = Asked(percentile, requests, seeds, workers or len(usable_cores()))
@@ -145,6 +147,12 @@ def capacity(
         out.print(f"factor {factor:.3f}, limited by {limiting or 'nothing'}")
         for name, rate in rates.items():
             out.print(f"  {name}: {rate:.1f}/s")
+
+
+def _refuse_unbounded(requests: int, replications: int, workers: int) -> None:
+    if (requests, replications, workers) != (REQUESTS, 1, 0):
+        msg = "--requests, --replications and --workers are for --percentile"
+        raise BadInput(msg)
 
 
 def _check_bounded(

@@ -13,7 +13,7 @@ from gpulet.errors import BadInput
 from gpulet.planners.paris import THETA, UTILIZATIONS, Rounding
 from gpulet.reproduce.dac22.cases import Case
 from gpulet.reproduce.dac22.designs import DESIGNS, Effort
-from gpulet.reproduce.dac22.jobs import Asked, Row, reproduce, studies, unknown_design
+from gpulet.reproduce.dac22.jobs import Asked, Row, check, reproduce, studies, unknown_design
 from gpulet.reproduce.dac22.report import write_report
 from gpulet.rows import DEFAULT_LARGEST, parse_mu
 
@@ -25,7 +25,7 @@ def dac22(
         Path, typer.Option("--profile", help="a table of ours, or a published one of MIG slices")
     ] = _PROFILE,
     model: Annotated[str, typer.Option("--model", help="one row of this model; left out: the studies")] = "",
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs; counts fill six slices of each")] = 4,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, max=1024, help="GPUs; counts fill six slices of each")] = 4,
     mu: Annotated[str, typer.Option("--mu", help="of the log-normal rows: a number, or ln4")] = "ln4",
     sigma: Annotated[float, typer.Option("--sigma", help="of the log-normal rows")] = 0.9,
     largest: Annotated[int, typer.Option("--largest", min=1, help="most rows of a request")] = DEFAULT_LARGEST,
@@ -58,9 +58,10 @@ def dac22(
     else:
         rows = tuple(_with(row, _designs(systems)) for row in studies(full=full, busy=_busy(profile)))
     place = folder or (None if as_json else Path("out/dac22"))
+    asked = Asked(profile, rows, Effort(requests, seed), workers or len(os.sched_getaffinity(0)), place)
+    check(asked)
     if place:
         make_folder(place)
-    asked = Asked(profile, rows, Effort(requests, seed), workers or len(os.sched_getaffinity(0)), place)
     with jobs_bar("reproduce dac22") as advance:
         values = reproduce(asked, advance)
     report = write_report(values, place) if place else None

@@ -150,8 +150,12 @@ class Problem:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody sends anything."""
-        return not any(self.rates.values())
+        """Nobody asks anything of any model."""
+        return not any(self.demand.values())
+
+    def asked_of(self, name: str) -> float:
+        """Requests/s of a model, whether clients send them or applications."""
+        return self.demand.get(name, 0.0) / self.rows_of(name).mean
 
     def rows_of(self, name: str) -> RowDistribution:
         """How many rows a request for this model or application brings."""

@@ -16,7 +16,7 @@ MIG_SLICES = 7
 def homogeneous(problem: Problem, *, slices: int) -> Plan | Infeasible:
     """GPU(slices): as many gpulets of that many compute slices as fit, each for every model.
 
-    On devices that MIG does not cut it is the smallest size of at least `slices` sevenths. Raises `PlanError` for slices
+    On devices that MIG does not cut it is the smallest size of at least `slices` sevenths, or the largest. Raises `PlanError` for slices
     that no MIG type has.
     """
     cutter = Cutter(problem.devices, problem.slices)
@@ -38,7 +38,8 @@ def largest_homogeneous(problem: Problem, *, worth: Worth) -> Plan | Infeasible:
 
 def _size(problem: Problem, cutter: Cutter, slices: int) -> Size:
     if not cutter.is_mig:
-        return next(size for size in cutter.sizes if size.share_pct >= min(100, 100 * slices / MIG_SLICES) - 1)
+        wanted = 100 * slices / MIG_SLICES - 1
+        return next((size for size in cutter.sizes if size.share_pct >= wanted), cutter.sizes[-1])
     found = [size for size in cutter.sizes if cutter.units(size) == slices]
     if not found:
         known = ", ".join(f"{cutter.units(size):g}" for size in cutter.sizes)

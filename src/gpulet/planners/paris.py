@@ -9,8 +9,9 @@ The method is the subject of patent applications (US 2024/0012690 A1, Samsung El
 Written without the paper's text: the steps are known, the formulas recalled and checked by its worked example. Ours,
 where it is silent: knees that run backwards make an empty segment; utilization is what part of its own best rows/s a
 size reaches; counts are rounded such that the smallest N / R is largest (`Rounding.MAXMIN`) and every request keeps a
-size that is in time; a segment that gets no gpulet goes to the next larger size. Several models share the budget by
-what their requests cost, each with its own knees. Sizes of green contexts and MPS count as if they were MIG's.
+size that is in time; where not every segment gets a gpulet, the one with the least work goes to the next larger size.
+Several models share the budget by what their requests cost, each with its own knees. Sizes of green contexts and MPS
+count as if they were MIG's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from gpulet.cutting import Cutter
 from gpulet.device import Size
 from gpulet.errors import PlanError
 from gpulet.plan import Plan
-from gpulet.pools import Group, counted, group, pool_plan, soonest, uncovered, usable
+from gpulet.pools import Group, counted, group, pool_plan, soonest, usable
 from gpulet.profile import Profile
 from gpulet.units import SECOND
 
@@ -80,7 +81,7 @@ class Segment:
 class Partitioning:
     """Every step of PARIS: segments of each model by ascending size, fractional counts, whole ones.
 
-    `moved` are the segments that got no gpulet and went to the next larger size; `tops` are the most rows of a request
+    `moved` are the segments that went to the next larger size, so that each of the others gets a gpulet; `tops` are the most rows of a request
     that each size is then meant for, 0 for none.
     """
 
@@ -129,15 +130,15 @@ def partition(
     segments = {name: segments_of(problem, name, sizes, theta, utilization) for name in problem.models}
     spans = {(name, s.size): (s.low, s.high) for name, mine in segments.items() for s in mine}
     wanted = {key: _load(problem, key, span) for key, span in spans.items()}
-    units = sum(w * cutter.units(size) for (_, size), w in wanted.items())
+    units = sum(w * cutter.units(size) for (_, size), w in wanted.items()) or 1.0
     fractional = {key: w * cutter.room / units for key, w in wanted.items()}
     moved: list[Key] = []
     least: dict[Key, int] = {}
     while True:
         counts = _whole(wanted, fractional, least, cutter, rounding)
-        starved = [key for key, w in wanted.items() if w > 0 and not counts[key] and _larger(wanted, key)]
-        if starved:
-            smallest = min(starved, key=lambda key: wanted[key] * cutter.units(key[1]))
+        movable = [key for key, w in wanted.items() if w > 0 and _larger(wanted, key)]
+        if movable and any(w > 0 and not counts[key] for key, w in wanted.items()):
+            smallest = min(movable, key=lambda key: wanted[key] * cutter.units(key[1]))
             following = _larger(wanted, smallest)[0]
             low, high = spans[smallest]
             spans |= {following: (low, max(high, spans[following][1])), smallest: (low, low)}
@@ -179,8 +180,8 @@ def _cost(problem: Problem, key: Key, span: tuple[int, int]) -> float:
 
 
 def _load(problem: Problem, key: Key, span: tuple[int, int]) -> float:
-    """Gpulets that a model's requests of that span keep busy at the rates that clients send, or at equal ones."""
-    rate = 1.0 if problem.is_idle else problem.rates.get(key[0], 0.0)
+    """Gpulets that a model's requests of that span keep busy at the rates that are asked, or at equal ones."""
+    rate = 1.0 if problem.is_idle else problem.asked_of(key[0])
     return rate * _cost(problem, key, span)
 
 
@@ -233,15 +234,15 @@ def _larger(wanted: Mapping[Key, float], key: Key) -> list[Key]:
 
 
 def _unserved(problem: Problem, counts: Mapping[Key, int], sizes: Sequence[Size]) -> Key | None:
-    """The smallest size of a model that would hold requests in time which no gpulet that was counted does."""
-    for name in problem.models:
-        missed = uncovered(problem, name, [size for (model, size), count in counts.items() if model == name and count])
-        if missed:
-            in_time = (
-                s
-                for s in usable(problem, name, sizes)
-                if soonest(problem, name, missed, [s]) <= problem.models[name].slo
-            )
-            size = next(in_time, None)
-            return (name, size) if size else None
+    """The smallest size that holds the largest requests in time of those that no gpulet that was counted does.
+
+    The largest first: what holds them holds the smaller ones too.
+    """
+    for name, model in problem.models.items():
+        there = [size for (owner, size), count in counts.items() if owner == name and count]
+        for rows, _ in reversed(problem.rows_of(name).likely):
+            if soonest(problem, name, rows, there) > model.slo:
+                in_time = (s for s in usable(problem, name, sizes) if soonest(problem, name, rows, [s]) <= model.slo)
+                if size := next(in_time, None):
+                    return name, size
     return None

@@ -22,5 +22,9 @@ def random_mig(problem: Problem, *, seed: int = 0) -> Plan | Infeasible:
     while fitting := [size for size in sizes if cutter.fits({**counts, size: counts.get(size, 0) + 1})]:
         size = draw.choice(fitting)
         counts[size] = counts.get(size, 0) + 1
+    if not counts:
+        reason = "no size that every model was measured on fits"
+        first = next(iter(problem.models))
+        return Infeasible(first, reason, "measure more sizes", dict(problem.demand), Plan(problem.devices))
     groups = [group(problem, size, problem.models, counts[size]) for size in sorted(counts)]
     return pool_plan(problem, cutter, groups)

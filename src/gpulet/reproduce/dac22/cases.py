@@ -25,6 +25,7 @@ from gpulet.units import to_ms
 KIND = "a100-80gb"
 _SLICES_OF_A_GPU = 6
 WHOLE = 7
+_MOST_SLA = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _largest(profile: Profile, case: Case, kind: Kind) -> int:
 
 
 def _sla(profile: Profile, case: Case, kind: Kind) -> int:
-    if not 0 < case.sla < float("inf"):
-        msg = f"the SLA must be a multiple above 0 of the largest request's latency, is {case.sla:g}"
+    if not 0 < case.sla <= _MOST_SLA:
+        msg = f"the SLA must be a multiple above 0, at most {_MOST_SLA:g}, of the largest request's latency, is {case.sla:g}"
         raise BadInput(msg)
     return round(case.sla * profile.measured(case.model, _largest(profile, case, kind))[case.largest - 1])

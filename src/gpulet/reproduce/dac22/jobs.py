@@ -75,10 +75,16 @@ def studies(*, full: bool, busy: Path | None = None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def check(asked: Asked) -> None:
+    """Raise what the rows cannot be, before any work."""
+    for row in asked.rows:
+        facts(_profile(row.profile or asked.profile), row.case)
+
+
 def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
     """One JSON value for each row, in their order."""
     rows = [replace(row, profile=row.profile or asked.profile) for row in asked.rows]
-    made = [facts(_profile(row.profile), row.case) for row in rows]  # what cannot be is said before anything starts
+    made = [facts(_profile(row.profile), row.case) for row in rows]
     points = _read_kept(asked.kept)
     wanted = {
         _key(row, design, draw, asked.effort): (row.profile, row.case, design, asked.effort, draw)
@@ -123,9 +129,8 @@ def _value(row: Row, fact: Mapping[str, Any], points: Mapping[str, float], effor
         design: fmean(points[_key(row, design, draw, effort)] for d, draw in _points(row) if d == design)
         for design in row.designs
     }
-    best = max((lbt[name] for name in HOMOGENEOUS if name in lbt), default=None)
-    if best is not None:
-        lbt["GPU(max)"] = best
+    if set(HOMOGENEOUS) <= set(lbt):
+        lbt["GPU(max)"] = max(lbt[name] for name in HOMOGENEOUS)
     return {"study": row.study, **asdict(row.case), **fact, "lbt": lbt}
 
 
@@ -133,10 +138,10 @@ def _read_kept(folder: Path | None) -> dict[str, float]:
     """Points of an earlier run; a file that was cut off counts as none."""
     path = folder / _KEPT if folder else None
     try:
-        points: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
     except (OSError, ValueError):
         return {}
-    return points
+    return found if isinstance(found, dict) else {}
 
 
 def _keep(folder: Path | None, points: Mapping[str, float]) -> None:
