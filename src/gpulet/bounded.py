@@ -9,7 +9,7 @@ request that gets no result, or is never answered at all, is late.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf, sqrt
+from math import inf, ldexp, sqrt
 from random import Random
 
 import numpy as np
@@ -175,18 +175,18 @@ def largest_rate(
 ) -> float:
     """The largest rate that holds, to 1 part in 2^halvings of its doubling; 0 when `start` / 2^give_up does not.
 
-    It is taken for granted that what holds at one rate holds at every lower one.
+    That rate is asked first, since what does not hold without load holds nothing: first idle first served sends large
+    requests to small gpulets as long as these are idle, and not when all are busy. Above it, what holds at one rate is
+    taken to hold at every lower one.
     """
-    low, high = 0.0, start
+    low, high = ldexp(start, -give_up), start
+    if not holds_at(low):
+        return 0.0
     while holds_at(high) and high < start * 2**_MOST_DOUBLINGS:
         low, high = high, high * 2
-    tries = 0
-    while not low and tries < give_up:
-        tries += 1
+    while high > 2 * low:
         middle = high / 2
-        low, high = (middle, high) if holds_at(middle) else (0.0, middle)
-    if not low:
-        return 0.0
+        low, high = (middle, high) if holds_at(middle) else (low, middle)
     for _ in range(halvings):
         middle = (low + high) / 2
         low, high = (middle, high) if holds_at(middle) else (low, middle)

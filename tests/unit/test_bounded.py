@@ -55,8 +55,9 @@ def test_the_search_finds_a_threshold_to_one_part_in_512(start, threshold):
 def test_the_search_gives_0_when_nothing_holds_and_ends_when_everything_does():
     asked = []
     assert largest_rate(asked.append, 64.0) == 0
-    assert asked == [64, 32, 16, 8, 4, 2, 1]
+    assert asked == [1]
     assert largest_rate(lambda rate: rate <= 1, 64.0) == 1
+    assert largest_rate(lambda rate: 20 < rate < 50, 64.0) == 0
     assert largest_rate(lambda rate: True, 1.0) > 1e11
 
 
