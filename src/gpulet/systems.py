@@ -19,6 +19,7 @@ from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.dispatchers.gslice import Gslice
+from gpulet.dispatchers.triton import Triton
 from gpulet.errors import ConfigError
 from gpulet.judge import holds
 from gpulet.plan import Plan
@@ -38,6 +39,7 @@ from gpulet.planners.pooled import MERGING, pooled
 from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
+from gpulet.planners.uncut import uncut
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,12 @@ SYSTEMS: Mapping[str, System] = {
         drops_early=False,
         carves=True,
         about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
+    ),
+    "triton": System(
+        uncut,
+        Triton,
+        drops_early=False,
+        about="Triton's dynamic batcher with its defaults: every model on every uncut device, runs slow each other",
     ),
     "exact": System(
         exact,

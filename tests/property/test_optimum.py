@@ -26,8 +26,12 @@ NOBODY = Interference(CONSTANT, (1.0,))
 CORES_ONLY = {"gslice"}
 """Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
-LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE}
-"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker."""
+OVERLAPPING = {"triton": physical_bound}
+LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE, **OVERLAPPING}
+"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker.
+
+Runs that overlap each get a part of the device at every instant, which no duty cycle does.
+"""
 MIG_ONLY = {"segments"}
 """Against all counts that fit: test_counts.py."""
 
