@@ -13,6 +13,7 @@ from gpulet.bounded import PERCENTILE, Quick, worth
 from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Mechanism
+from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
@@ -209,6 +210,17 @@ SYSTEMS: Mapping[str, System] = {
         Triton,
         drops_early=False,
         about="Triton's dynamic batcher with its defaults: every model on every uncut device, runs slow each other",
+    ),
+    "clipper": System(
+        uncut,
+        Clipper,
+        drops_early=False,
+        about="Clipper (NSDI'17): batch sizes by additive increase and multiplicative decrease, devices uncut",
+    ),
+    "clipper-regression": System(
+        uncut,
+        partial(Clipper, sizing=regression),
+        about="the batcher of Clipper's released code: explores sizes, then estimates them from the time left",
     ),
     "exact": System(
         exact,
