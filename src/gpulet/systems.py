@@ -18,8 +18,10 @@ from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.fifs import Fifs, Idle
+from gpulet.dispatchers.fixedbatch import FIXED_BATCH, FixedBatch
 from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.dispatchers.gslice import Gslice
+from gpulet.dispatchers.temporal import Temporal
 from gpulet.dispatchers.triton import Triton
 from gpulet.errors import ConfigError
 from gpulet.judge import holds
@@ -40,6 +42,7 @@ from gpulet.planners.pooled import MERGING, pooled
 from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
+from gpulet.planners.temporal import temporal
 from gpulet.planners.uncut import uncut
 
 
@@ -221,6 +224,18 @@ SYSTEMS: Mapping[str, System] = {
         uncut,
         partial(Clipper, sizing=regression),
         about="the batcher of Clipper's released code: explores sizes, then estimates them from the time left",
+    ),
+    "temporal": System(
+        temporal,
+        Temporal,
+        drops_early=False,
+        about="temporal sharing: whole devices in slices in proportion to SLOs (D-STACK's baseline)",
+    ),
+    "fixed-batch": System(
+        partial(uncut, batch=FIXED_BATCH),
+        FixedBatch,
+        drops_early=False,
+        about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
     ),
     "exact": System(
         exact,

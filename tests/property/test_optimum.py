@@ -26,11 +26,12 @@ NOBODY = Interference(CONSTANT, (1.0,))
 CORES_ONLY = {"gslice"}
 """Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
-OVERLAPPING = dict.fromkeys(["triton", "clipper", "clipper-regression"], physical_bound)
+OVERLAPPING = dict.fromkeys(["triton", "clipper", "clipper-regression", "fixed-batch", "temporal"], physical_bound)
 LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE, **OVERLAPPING}
 """Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker.
 
-Runs that overlap each get a part of the device at every instant, which no duty cycle does.
+Runs that overlap each get a part of the device at every instant, which no duty cycle does;
+a slice may hold several batches.
 """
 MIG_ONLY = {"segments"}
 """Against all counts that fit: test_counts.py."""
