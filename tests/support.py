@@ -386,7 +386,7 @@ SHAPES = {
     "size per run": SizePerRun,
     "loads and evicts": LoadsAndEvicts,
 }
-CARVES = {"one central queue", "size per run", "loads and evicts"}
+CARVES = {"one central queue", "size per run", "loads and evicts", "clockwork"}
 
 
 def segments(problem, plan):

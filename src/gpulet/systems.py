@@ -14,6 +14,7 @@ from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, P
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Mechanism
 from gpulet.dispatchers.clipper import Clipper, regression
+from gpulet.dispatchers.clockwork import Clockwork
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
@@ -28,6 +29,7 @@ from gpulet.judge import holds
 from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
+from gpulet.planners.clockwork import clockwork
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
@@ -224,6 +226,12 @@ SYSTEMS: Mapping[str, System] = {
         uncut,
         partial(Clipper, sizing=regression),
         about="the batcher of Clipper's released code: explores sizes, then estimates them from the time left",
+    ),
+    "clockwork": System(
+        partial(clockwork, place=nexus),
+        Clockwork,
+        carves=True,
+        about="Clockwork (OSDI'20): latest start first on whole devices, nothing predicted late, models loaded and evicted",
     ),
     "temporal": System(
         temporal,

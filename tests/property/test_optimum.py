@@ -1,6 +1,7 @@
 """No planner claims more than there is: whenever it emits a plan, the true optimum of the case is at least the demand."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,10 @@ CORES_ONLY = {"gslice"}
 """Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
 OVERLAPPING = dict.fromkeys(["triton", "clipper", "clipper-regression", "fixed-batch", "temporal"], physical_bound)
-LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE, **OVERLAPPING}
-"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker.
+BY_TURNS = partial(optimum, waits=Waits.TURN)
+LIMITS = {"gpulet": physical_bound, "nexus": BY_TURNS, "clockwork": BY_TURNS, **ALONE, **OVERLAPPING}
+"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker,
+and is what `clockwork` is planned by.
 
 Runs that overlap each get a part of the device at every instant, which no duty cycle does;
 a slice may hold several batches.
