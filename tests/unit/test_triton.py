@@ -27,15 +27,24 @@ def problem(demand, devices=1, contention=0.0, slo=100, memory=0):
 # planner --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_model_is_on_every_device_and_counts_on_all_of_them_running():
+def test_every_model_is_on_every_device_at_the_speed_that_the_others_leave_it():
     plan = uncut(problem({"a": 300.0, "b": 100.0}, devices=2))
     assert isinstance(plan, Plan)
     assert [(g.device, g.models) for g in plan.gpulets] == [(0, ("a",)), (0, ("b",)), (1, ("a",)), (1, ("b",))]
+    assert [g.turns[0].rate for g in plan.gpulets] == [150, 50, 150, 50]
     assert {d.mechanism for d in plan.devices} == {Mechanism.WHOLE}
-    # Two runs go twice slower: 2 x 2 x (2 + b) <= 100 ms holds up to the model's 16 rows, in 36 ms.
+    # 16 rows in 18 ms: 50 rows/s of b take 5.6 % of each device, and a has the rest.
+    speed = 1 - 50 * 0.018 / 16
     assert plan.gpulets[0].turns[0].batch == 16
-    assert plan.promises["a"].throughput == pytest.approx(2 * 16 / 0.036)
-    assert plan.promises["a"].worst_latency == 72 * MS
+    assert plan.promises["a"].throughput == pytest.approx(2 * 16 / 0.018 * speed)
+    assert plan.promises["a"].worst_latency == pytest.approx(36 * MS / speed, abs=2)
+
+
+def test_nobody_goes_slower_than_an_equal_part_whatever_the_others_want():
+    outcome = uncut(problem({"a": 10.0, "b": 5000.0}))
+    assert isinstance(outcome, Infeasible)
+    assert outcome.model == "b"
+    assert outcome.partial.promises["a"].throughput == pytest.approx(16 / 0.036)
 
 
 def test_contention_and_copies_slow_everybody():

@@ -1,14 +1,16 @@
 """Every model on every device, and no device cut: how Triton, Clipper and default MPS share GPUs.
 
-A run wants all SMs, so runs that overlap slow each other: with k models per device in demand, and `copies` of each, the
-plan counts on all of them running, each k x copies x (1 + contention x (k x copies - 1)) times slower. That is what
-executors on `whole` devices do too (`Device.contention` is measured). None of those systems plans; that a demand beyond
-it is refused is ours, and so is the promise. What a device is partitioned by is ignored.
+A run wants all SMs, so runs that overlap slow each other. Of k models in demand each goes at least at 1/k of its speed
+alone, and on the mean at what the others' demand leaves, 1 - (sum of their rates x time per row): the larger of both is
+planned with, divided by 1 + contention x (runs - 1), as executors do on `whole` devices when all run. None of those
+systems plans: that a demand beyond it is refused is ours, and so is the promise, which is one of the mean. What a device
+is partitioned by is ignored.
 
 With `batch` every batch has so many rows (fewer where a model cannot). Time to fill it is not counted: at low rates
 requests of such a system are late, and no plan of it could help.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Infeasible, Problem
@@ -16,78 +18,96 @@ from gpulet.device import Device, Mechanism
 from gpulet.duty import Cycle, Share, saturated
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Promise, Turn
+from gpulet.profile import Curve
 from gpulet.units import SECOND, to_ms
+
+_ROUNDS = 50
+"""Speeds settle in a few rounds: they only rise, since a higher speed allows batches that take less of the device."""
 
 
 def uncut(problem: Problem, *, copies: int = 1, batch: int = 0) -> Plan | Infeasible:
     """All models on all devices, `copies` of each a device, or why that does not carry the demand."""
     devices = tuple(replace(device, mechanism=Mechanism.WHOLE) for device in problem.devices)
-    wanted = sum(problem.demand.get(name, 0.0) > 0 for name in problem.models)
-    crowd = max(1, wanted) * copies
-    homes = [_Home(problem, device, model, crowd, batch) for device in devices for model in problem.models.values()]
-    homes = [home for home in homes for _ in range(copies)]
-    carried = {name: sum(home.rate for home in homes if home.model.name == name) for name in problem.models}
-    gpulets = tuple(home.gpulet(place, carried[home.model.name]) for place, home in enumerate(homes))
-    plan = Plan(devices, gpulets, promises=_promises(problem, homes, carried))
+    crowds = [_Crowd(problem, device, copies, batch) for device in devices]
+    settled = [(crowd.device, crowd.settled()) for crowd in crowds]
+    homes = [(device, name, cycles[name]) for device, cycles in settled for name in cycles for _ in range(copies)]
+    gpulets = tuple(_gpulet(problem, place, *home, len(homes)) for place, home in enumerate(homes))
+    carried = {name: _carried(problem.models[name], [cycles[name] for _, cycles in settled]) for name in problem.models}
+    carried = {name: rate * copies for name, rate in carried.items()}
+    worst = {name: max(cycles[name].worst for _, cycles in settled) for name in problem.models}
+    promises = {
+        name: Promise(problem.demand.get(name, 0.0), rate, worst[name], problem.models[name].slo)
+        for name, rate in carried.items()
+        if rate
+    }
+    plan = Plan(devices, gpulets, promises=promises)
     missing = {name: rate - carried[name] for name, rate in problem.demand.items() if rate > carried[name]}
-    return _refusal(problem, plan, missing, crowd) if missing else problem.within_memory(plan)
+    return _refusal(problem, plan, missing) if missing else problem.within_memory(plan)
 
 
 @dataclass(frozen=True, slots=True)
-class _Home:
-    """One model on one device, `crowd` runs at a time."""
+class _Crowd:
+    """All models on one device, with an even part of the demand."""
 
     problem: Problem
     device: Device
-    model: Model
-    crowd: int
+    copies: int
     batch: int
 
-    @property
-    def cycle(self) -> Cycle:
-        """Back-to-back batches beside all others; a single row where nothing is in time."""
-        sms = self.device.kind.sms
-        slowdown = self.crowd * (1 + self.device.contention * (self.crowd - 1))
-        curve = tuple(round(t * slowdown) for t in self.problem.profile.curve(self.model.name, sms))
-        most = min(self.model.max_batch, len(curve))
+    def settled(self) -> dict[str, Cycle]:
+        """Back-to-back batches of each model at the speed that the others leave it; a single row where none is in time."""
+        wanted = max(1, sum(rate > 0 for rate in self.problem.demand.values()))
+        toll = 1 + self.device.contention * (wanted * self.copies - 1)
+        speeds = dict.fromkeys(self.problem.models, 1 / wanted)
+        for _ in range(_ROUNDS):
+            cycles = {name: self._cycle(model, toll / speeds[name]) for name, model in self.problem.models.items()}
+            used = {name: self._used(name, cycle) * toll for name, cycle in cycles.items()}
+            left = {name: max(1 / wanted, 1 - sum(used.values()) + used[name]) for name in used}
+            if left == speeds:
+                break
+            speeds = left
+        return cycles
+
+    def _curve(self, name: str) -> Curve:
+        return self.problem.profile.curve(name, self.device.kind.sms)
+
+    def _used(self, name: str, cycle: Cycle) -> float:
+        """The part of the device that the demand takes in batches of such a cycle."""
+        rows = cycle.batches[0]
+        rate = self.problem.demand.get(name, 0.0) / len(self.problem.devices)
+        return rate * self._curve(name)[rows - 1] / (rows * SECOND)
+
+    def _cycle(self, model: Model, slowdown: float) -> Cycle:
+        """The copies of a model share its speed."""
+        curve = tuple(round(t * slowdown * self.copies) for t in self._curve(model.name))
+        most = min(model.max_batch, len(curve))
         if self.batch:
             rows = min(self.batch, most)
             return Cycle(curve[rows - 1], (rows,), (curve[rows - 1],))
-        found = saturated(Share(curve, self.model.slo, 0.0, most))
+        found = saturated(Share(curve, model.slo, 0.0, most))
         return found if found.batches else Cycle(curve[0], (1,), (curve[0],))
 
-    @property
-    def rate(self) -> float:
-        """Rows/s within the objective; 0 when it cannot be kept."""
-        cycle = self.cycle
-        return cycle.batches[0] * SECOND / cycle.duty if cycle.worst <= self.model.slo else 0.0
 
-    def gpulet(self, place: int, carried: float) -> Gpulet:
-        """All of the device; its part of the demand goes by what it carries."""
-        demand, cycle = self.problem.demand.get(self.model.name, 0.0), self.cycle
-        turn = Turn(self.model.name, cycle.batches[0], demand * self.rate / (carried or 1), cycle.duty)
-        return Gpulet(place, self.device.index, self.device.sizes()[-1], 0, cycle.duty, (turn,))
+def _carried(model: Model, cycles: Sequence[Cycle]) -> float:
+    """Rows/s of one copy on every device, as much as the slowest for each; 0 when an objective is not kept."""
+    if any(cycle.worst > model.slo for cycle in cycles):
+        return 0.0
+    return len(cycles) * min(cycle.batches[0] * SECOND / cycle.duty for cycle in cycles)
 
 
-def _promises(problem: Problem, homes: list[_Home], carried: dict[str, float]) -> dict[str, Promise]:
-    """For what is in demand or can be carried: who only lives here promises nothing."""
-    return {
-        name: Promise(problem.demand.get(name, 0.0), rate, _worst(homes, name), problem.models[name].slo)
-        for name, rate in carried.items()
-        if rate or problem.demand.get(name, 0.0) > 0
-    }
+def _gpulet(problem: Problem, place: int, device: Device, name: str, cycle: Cycle, homes: int) -> Gpulet:
+    rate = problem.demand.get(name, 0.0) * len(problem.models) / homes
+    turn = Turn(name, cycle.batches[0], rate, cycle.duty)
+    return Gpulet(place, device.index, device.sizes()[-1], 0, cycle.duty, (turn,))
 
 
-def _worst(homes: list[_Home], name: str) -> int:
-    return max((home.cycle.worst for home in homes if home.model.name == name and home.rate), default=0)
-
-
-def _refusal(problem: Problem, plan: Plan, missing: dict[str, float], crowd: int) -> Infeasible:
+def _refusal(problem: Problem, plan: Plan, missing: Mapping[str, float]) -> Infeasible:
     name = max(missing, key=lambda n: missing[n])
     demand, left = problem.demand[name], missing[name]
+    crowd = sum(rate > 0 for rate in problem.demand.values())
     if left == demand:
-        constraint = f"beside {crowd - 1} others no batch of it runs twice within its SLO of "
-        constraint += f"{to_ms(problem.models[name].slo):g} ms: 0 of {demand:.1f} rows/s"
-        return Infeasible(name, constraint, "raise its SLO", missing, plan)
-    constraint = f"{len(problem.devices)} uncut devices, {crowd} runs on each, carry {demand - left:.1f} of "
+        slo = to_ms(problem.models[name].slo)
+        constraint = f"beside {crowd - 1} others no batch of it runs twice within its SLO of {slo:g} ms"
+        return Infeasible(name, f"{constraint}: 0 of {demand:.1f} rows/s", "raise its SLO", missing, plan)
+    constraint = f"{len(problem.devices)} uncut devices with {crowd} models in demand carry {demand - left:.1f} of "
     return Infeasible(name, f"{constraint}{demand:.1f} rows/s", f"lower its rate by {left:.1f}/s", missing, plan)
