@@ -28,7 +28,7 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
-from gpulet.dispatchers.clipper import Clipper
+from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.triton import DynamicBatching, RateLimiter, Resource, TimeoutAction, Triton
@@ -405,6 +405,7 @@ OPTIONS = {
     "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
     "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
     "clipper, waiting": partial(Clipper, wait=2 * MS),
+    "clipper, exploring": partial(Clipper, sizing=partial(regression, is_warm=False)),
     "triton, delayed": partial(Triton, batching=LATER),
     "triton, rejecting": partial(Triton, batching=NEVER_LATER),
     "triton, limited": partial(Triton, limiters={"m0": RateLimiter((TOKEN,), 2), "m1": RateLimiter((TOKEN,))}),

@@ -15,8 +15,11 @@ def latency(rows):
     return (5 + 2 * rows) * MS
 
 
+CURVE = tuple(latency(rows) for rows in range(1, 65))
+
+
 def test_the_golden_trace_of_additive_increase_and_multiplicative_decrease():
-    sizing = Aimd(50 * MS, 64)
+    sizing = Aimd(50 * MS, CURVE)
     trace = []
     for _ in range(20):
         size = sizing.limit(0)
@@ -27,7 +30,7 @@ def test_the_golden_trace_of_additive_increase_and_multiplicative_decrease():
 
 
 def test_a_batch_that_is_not_full_tells_nothing_and_one_row_always_runs():
-    sizing = Aimd(50 * MS, 64)
+    sizing = Aimd(50 * MS, CURVE)
     sizing.add(1, 26 * MS, is_full=True)
     assert sizing.size == 1
     sizing.add(1, 25 * MS, is_full=True)
@@ -37,14 +40,14 @@ def test_a_batch_that_is_not_full_tells_nothing_and_one_row_always_runs():
 
 
 def test_no_batch_grows_beyond_what_can_run():
-    sizing = Aimd(50 * MS, 3)
+    sizing = Aimd(50 * MS, CURVE[:3])
     for _ in range(9):
         sizing.add(sizing.size, 1, is_full=True)
     assert sizing.size == 3
 
 
-def explored(left, rounds, most=64):
-    sizing = Regression(100 * MS, most, random=Random(1))
+def explored(left, rounds):
+    sizing = Regression(100 * MS, CURVE, random=Random(1), is_warm=False)
     trace = []
     for _ in range(rounds):
         size = sizing.limit(left)
@@ -59,6 +62,12 @@ def test_the_regression_explores_by_one_after_five_samples_and_by_about_a_tenth_
     sizes = list(dict.fromkeys(trace))
     assert sizes[:10] == list(range(1, 11))
     assert all(1 < b / a <= 1.3 for a, b in zip(sizes[9:], sizes[10:], strict=False))
+
+
+def test_a_warm_start_knows_what_exploring_would_find():
+    sizing = Regression(100 * MS, CURVE, random=Random(1))
+    assert sizing.limit(10_000 * MS) == 64
+    assert sizing.limit(round((5 + 2 * 20 + 1) * MS / 0.92)) == 20
 
 
 @pytest.mark.parametrize("budget", [8, 12, 14])
@@ -110,5 +119,5 @@ def test_runs_beside_neighbours_are_slower_and_batches_shrink():
 
 def test_every_dispatcher_draws_from_the_start_of_its_stream():
     assert explored(10_000 * MS, 90)[1] == explored(10_000 * MS, 90)[1]
-    first, second = (regression()(100 * MS, 64) for _ in range(2))
+    first, second = (regression()(100 * MS, CURVE) for _ in range(2))
     assert first is not second

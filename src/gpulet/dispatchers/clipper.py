@@ -9,7 +9,7 @@ each other: what overlaps slows each other.
 The paper's objective for a batch is the SLO less headroom for queueing; half the SLO is ours, since a request may just
 miss a batch. Departures from the code: queues are in order of arrival, which is that of deadlines but for clients' own
 timeouts; short batches are not padded with copies while exploring (a batch holds requests only), so a size is explored
-when enough waits; the weight of its ridge is ours. Times are those from start to end as the core sees them.
+when enough waits, and is known from the profile at first; the weight of its ridge is ours. Times are those from start to end as the core sees them.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,9 @@ from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
 from gpulet.core.messages import Reason
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.plan import Gpulet, GpuletId, Plan
+from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import NEVER, Duration, Instant, to_ms
+from gpulet.units import NEVER, PLAIN, Duration, Instant, to_ms
 
 
 class Sizing(Protocol):
@@ -39,16 +40,16 @@ class Sizing(Protocol):
         ...
 
 
-MakeSizing: TypeAlias = Callable[[Duration, int], Sizing]
-"""Of a model's SLO and the most rows that a batch can have."""
+MakeSizing: TypeAlias = Callable[[Duration, Curve], Sizing]
+"""Of a model's SLO and its latencies alone, by as many rows as a batch can have."""
 
 
 class Aimd:
     """Additive increase, multiplicative decrease; batches that were not full tell nothing."""
 
-    def __init__(self, slo: Duration, most: int, *, part: float = 0.5, step: int = 1, backoff: float = 0.9) -> None:
+    def __init__(self, slo: Duration, curve: Curve, *, part: float = 0.5, step: int = 1, backoff: float = 0.9) -> None:
         self._objective = round(part * slo)
-        self._most = most
+        self._most = len(curve)
         self._step = step
         self._backoff = backoff
         self.size = 1
@@ -95,15 +96,28 @@ EXPLORING = Exploring()
 
 
 class Regression:
-    """Explores batch sizes, then estimates them from the time left. `random` draws how fast it explores."""
+    """Explores batch sizes, then estimates them from the time left. `random` draws how fast it explores.
 
-    def __init__(self, slo: Duration, most: int, *, random: Random, exploring: Exploring = EXPLORING) -> None:
-        self._most = most
+    With `is_warm` it has explored every size before: started under load, when little time is left from the first second
+    on, it would never explore, and run single rows for ever.
+    """
+
+    def __init__(
+        self,
+        slo: Duration,
+        curve: Curve,
+        *,
+        random: Random,
+        exploring: Exploring = EXPLORING,
+        is_warm: bool = True,
+    ) -> None:
+        self._most = len(curve)
         self._random = random
         self._asked = exploring
-        self._seen: dict[int, _Seen] = {}
-        self._slowest = 0.0
-        self._top = 1
+        known = curve if is_warm else ()
+        self._seen = {n: _Seen(exploring.samples, to_ms(latency)) for n, latency in enumerate(known, start=1)}
+        self._slowest = max(map(to_ms, known), default=0.0)
+        self._top = max(1, len(known))
 
     def limit(self, left: Duration) -> int:
         budget = self._asked.safety * to_ms(left)
@@ -135,9 +149,9 @@ class Regression:
         return max(1, min(self._most, int(rows + slope * (budget - middle))))
 
 
-def regression(seed: int = 0) -> MakeSizing:
+def regression(seed: int = 0, *, is_warm: bool = True) -> MakeSizing:
     """Regressions that draw from one random stream."""
-    return partial(Regression, random=Random(seed))
+    return partial(Regression, random=Random(seed), is_warm=is_warm)
 
 
 @dataclass(slots=True)
@@ -183,8 +197,9 @@ class Clipper:
         make = sizing()
         self._replicas: dict[GpuletId, dict[str, _Replica]] = {}
         for gpulet in plan.gpulets:
-            sizings = {name: make(problem.models[name].slo, self._most(gpulet, name, "")) for name in gpulet.models}
-            self._replicas[gpulet.id] = {name: _Replica(gpulet, name, sizings[name]) for name in gpulet.models}
+            curves = {name: self._curve(gpulet, name) for name in gpulet.models}
+            sizings = {name: make(problem.models[name].slo, curve) for name, curve in curves.items()}
+            self._replicas[gpulet.id] = {name: _Replica(gpulet, name, sizing) for name, sizing in sizings.items()}
         self._hosts = {name: plan.hosts(name) for name in problem.models}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
@@ -239,6 +254,10 @@ class Clipper:
         replica.rows, replica.since = rows, now
         curve = self._problem.profile.curve(queue.model, planned.size.sms, queue.shape, planned.processes)
         return Run(gpulet.id, requests, curve[rows - 1])
+
+    def _curve(self, gpulet: Gpulet, model: str) -> Curve:
+        curve = self._problem.profile.curve(model, gpulet.size.sms, PLAIN, gpulet.processes)
+        return curve[: self._problem.models[model].max_batch]
 
     def _measured(self, gpulet: Gpulet, model: str, shape: str) -> int:
         return self._problem.profile.max_batch(model, gpulet.size.sms, shape, gpulet.processes)
