@@ -21,6 +21,7 @@ from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.fixedbatch import FIXED_BATCH, FixedBatch
 from gpulet.dispatchers.glet import GletDispatcher
+from gpulet.dispatchers.greedy import Greedy, Rule
 from gpulet.dispatchers.gslice import Gslice
 from gpulet.dispatchers.temporal import Temporal
 from gpulet.dispatchers.triton import Triton
@@ -244,6 +245,20 @@ SYSTEMS: Mapping[str, System] = {
         FixedBatch,
         drops_early=False,
         about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
+    ),
+    "max-throughput": System(
+        gslice,
+        Greedy,
+        drops_early=False,
+        carves=True,
+        about="at knees, the set of models that gives most rows/s at every event (D-STACK's baseline); placed as gslice",
+    ),
+    "max-min": System(
+        gslice,
+        partial(Greedy, rule=Rule.MAX_MIN),
+        drops_early=False,
+        carves=True,
+        about="at knees, the smallest first at every event (D-STACK's baseline); placed as gslice",
     ),
     "exact": System(
         exact,

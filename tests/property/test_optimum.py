@@ -15,6 +15,7 @@ from gpulet.interference import CONSTANT, Interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.planners.exact import Waits, exact, optimum, physical_bound
+from gpulet.planners.gslice import gslice
 from gpulet.profile import Point, Profile
 from gpulet.systems import SYSTEMS
 from gpulet.units import MS
@@ -24,8 +25,8 @@ CORES = cpu_kind(5)
 TOLERANCE = 1e-6
 NOBODY = Interference(CONSTANT, (1.0,))
 """Neighbours that cost nothing, for the systems that ask for a model of them."""
-CORES_ONLY = {"gslice"}
-"""Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
+CORES_ONLY = {name for name, system in SYSTEMS.items() if system.planner is gslice}
+"""Shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
 OVERLAPPING = dict.fromkeys(["triton", "clipper", "clipper-regression", "fixed-batch", "temporal"], physical_bound)
 BY_TURNS = partial(optimum, waits=Waits.TURN)
