@@ -38,6 +38,7 @@ from gpulet.planners.glet import NONE, Cuts, Style, glet
 from gpulet.planners.gslice import gslice
 from gpulet.planners.homogeneous import homogeneous, largest_homogeneous
 from gpulet.planners.ideal import ideal
+from gpulet.planners.infaas import infaas
 from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
 from gpulet.planners.paris import paris
@@ -245,6 +246,12 @@ SYSTEMS: Mapping[str, System] = {
         FixedBatch,
         drops_early=False,
         about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
+    ),
+    "infaas": System(
+        partial(infaas, beside=uncut),
+        Fifo,
+        drops_early=False,
+        about="INFaaS (ATC'21): as many replicas as the rate asks for on uncut devices, first in first out",
     ),
     "max-throughput": System(
         gslice,

@@ -28,7 +28,9 @@ NOBODY = Interference(CONSTANT, (1.0,))
 CORES_ONLY = {name for name, system in SYSTEMS.items() if system.planner is gslice}
 """Shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
-OVERLAPPING = dict.fromkeys(["triton", "clipper", "clipper-regression", "fixed-batch", "temporal"], physical_bound)
+OVERLAPPING = dict.fromkeys(
+    ["triton", "clipper", "clipper-regression", "fixed-batch", "temporal", "infaas"], physical_bound
+)
 BY_TURNS = partial(optimum, waits=Waits.TURN)
 LIMITS = {"gpulet": physical_bound, "nexus": BY_TURNS, "clockwork": BY_TURNS, **ALONE, **OVERLAPPING}
 """Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker,
