@@ -28,8 +28,10 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
+from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
+from gpulet.dispatchers.triton import DynamicBatching, RateLimiter, Resource, TimeoutAction, Triton
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
@@ -384,7 +386,7 @@ SHAPES = {
     "size per run": SizePerRun,
     "loads and evicts": LoadsAndEvicts,
 }
-CARVES = {"one central queue", "size per run", "loads and evicts"}
+CARVES = {"one central queue", "size per run", "loads and evicts", "clockwork"}
 
 
 def segments(problem, plan):
@@ -392,6 +394,9 @@ def segments(problem, plan):
     return {(name, size): size for name in problem.models for size in (1, 2, 4, 8)}
 
 
+TOKEN = Resource("token", 1, is_global=True)
+LATER = DynamicBatching((2, 4), 3000, timeout_action=TimeoutAction.DELAY, default_timeout_microseconds=4000)
+NEVER_LATER = DynamicBatching((), 1000, max_batch_size=2, default_timeout_microseconds=4000, max_queue_size=3)
 OPTIONS = {
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
@@ -399,6 +404,11 @@ OPTIONS = {
     "fifs": Fifs,
     "fifs, largest": partial(Fifs, idle=Idle.LARGEST),
     "fifs, random": partial(Fifs, idle=Idle.RANDOM, seed=1),
+    "clipper, waiting": partial(Clipper, wait=2 * MS),
+    "clipper, exploring": partial(Clipper, sizing=partial(regression, is_warm=False)),
+    "triton, delayed": partial(Triton, batching=LATER),
+    "triton, rejecting": partial(Triton, batching=NEVER_LATER),
+    "triton, limited": partial(Triton, limiters={"m0": RateLimiter((TOKEN,), 2), "m1": RateLimiter((TOKEN,))}),
     "segments": partial(Fifs, idle=Idle.SMALLEST, segments=segments),
 }
 """Dispatchers with options that no system has by default."""

@@ -91,6 +91,12 @@ def squishy(shares: Sequence[Share]) -> Cycle:
     return IMPOSSIBLE
 
 
+def slices(cycle: Duration, slos: Sequence[Duration]) -> list[Duration]:
+    """A cycle cut in proportion to objectives."""
+    total = sum(slos)
+    return [cycle * slo // total for slo in slos]
+
+
 def _least_use(share: Share) -> float:
     """The part of a gpulet's time that the rate takes at its best batch."""
     return share.rate * float(min(map(truediv, share.curve, count(1)))) / SECOND

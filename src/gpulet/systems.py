@@ -13,17 +13,24 @@ from gpulet.bounded import PERCENTILE, Quick, worth
 from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Mechanism
+from gpulet.dispatchers.clipper import Clipper, regression
+from gpulet.dispatchers.clockwork import Clockwork
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.fifs import Fifs, Idle
+from gpulet.dispatchers.fixedbatch import FIXED_BATCH, FixedBatch
 from gpulet.dispatchers.glet import GletDispatcher
+from gpulet.dispatchers.greedy import Greedy, Rule
 from gpulet.dispatchers.gslice import Gslice
+from gpulet.dispatchers.temporal import Temporal
+from gpulet.dispatchers.triton import Triton
 from gpulet.errors import ConfigError
 from gpulet.judge import holds
 from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
+from gpulet.planners.clockwork import clockwork
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
@@ -31,6 +38,7 @@ from gpulet.planners.glet import NONE, Cuts, Style, glet
 from gpulet.planners.gslice import gslice
 from gpulet.planners.homogeneous import homogeneous, largest_homogeneous
 from gpulet.planners.ideal import ideal
+from gpulet.planners.infaas import infaas
 from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
 from gpulet.planners.paris import paris
@@ -38,6 +46,8 @@ from gpulet.planners.pooled import MERGING, pooled
 from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
+from gpulet.planners.temporal import temporal
+from gpulet.planners.uncut import uncut
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +214,61 @@ SYSTEMS: Mapping[str, System] = {
         drops_early=False,
         carves=True,
         about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
+    ),
+    "triton": System(
+        uncut,
+        Triton,
+        drops_early=False,
+        about="Triton's dynamic batcher with its defaults: every model on every uncut device, runs slow each other",
+    ),
+    "clipper": System(
+        uncut,
+        Clipper,
+        drops_early=False,
+        about="Clipper (NSDI'17): batch sizes by additive increase and multiplicative decrease, devices uncut",
+    ),
+    "clipper-regression": System(
+        uncut,
+        partial(Clipper, sizing=regression),
+        about="the batcher of Clipper's released code: explores sizes, then estimates them from the time left",
+    ),
+    "clockwork": System(
+        partial(clockwork, place=nexus),
+        Clockwork,
+        carves=True,
+        about="Clockwork (OSDI'20): latest start first on whole devices, nothing predicted late, models loaded and evicted",
+    ),
+    "temporal": System(
+        temporal,
+        Temporal,
+        drops_early=False,
+        about="temporal sharing: whole devices in slices in proportion to SLOs (D-STACK's baseline)",
+    ),
+    "fixed-batch": System(
+        partial(uncut, batch=FIXED_BATCH),
+        FixedBatch,
+        drops_early=False,
+        about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
+    ),
+    "infaas": System(
+        partial(infaas, beside=uncut),
+        Fifo,
+        drops_early=False,
+        about="INFaaS (ATC'21): as many replicas as the rate asks for on uncut devices, first in first out",
+    ),
+    "max-throughput": System(
+        gslice,
+        Greedy,
+        drops_early=False,
+        carves=True,
+        about="at knees, the set of models that gives most rows/s at every event (D-STACK's baseline); placed as gslice",
+    ),
+    "max-min": System(
+        gslice,
+        partial(Greedy, rule=Rule.MAX_MIN),
+        drops_early=False,
+        carves=True,
+        about="at knees, the smallest first at every event (D-STACK's baseline); placed as gslice",
     ),
     "exact": System(
         exact,

@@ -1,6 +1,7 @@
 """No planner claims more than there is: whenever it emits a plan, the true optimum of the case is at least the demand."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from gpulet.interference import CONSTANT, Interference
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.planners.exact import Waits, exact, optimum, physical_bound
+from gpulet.planners.gslice import gslice
 from gpulet.profile import Point, Profile
 from gpulet.systems import SYSTEMS
 from gpulet.units import MS
@@ -23,11 +25,20 @@ CORES = cpu_kind(5)
 TOLERANCE = 1e-6
 NOBODY = Interference(CONSTANT, (1.0,))
 """Neighbours that cost nothing, for the systems that ask for a model of them."""
-CORES_ONLY = {"gslice"}
-"""Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
+CORES_ONLY = {name for name, system in SYSTEMS.items() if system.planner is gslice}
+"""Shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
-LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE}
-"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker."""
+OVERLAPPING = dict.fromkeys(
+    ["triton", "clipper", "clipper-regression", "fixed-batch", "temporal", "infaas"], physical_bound
+)
+BY_TURNS = partial(optimum, waits=Waits.TURN)
+LIMITS = {"gpulet": physical_bound, "nexus": BY_TURNS, "clockwork": BY_TURNS, **ALONE, **OVERLAPPING}
+"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker,
+and is what `clockwork` is planned by.
+
+Runs that overlap each get a part of the device at every instant, which no duty cycle does;
+a slice may hold several batches.
+"""
 MIG_ONLY = {"segments"}
 CHOSEN_BY_SIMULATION = {"fifs"}
 """One of the pools of gpu1 to gpu7, which are tried themselves; half a minute of simulations to find out which."""
