@@ -250,12 +250,6 @@ SYSTEMS: Mapping[str, System] = {
         drops_early=False,
         about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
     ),
-    "infaas": System(
-        partial(infaas, beside=uncut),
-        Fifo,
-        drops_early=False,
-        about="INFaaS (ATC'21): as many replicas as the rate asks for on uncut devices, first in first out",
-    ),
     "max-throughput": System(
         gslice,
         Greedy,
@@ -276,6 +270,12 @@ SYSTEMS: Mapping[str, System] = {
         about="the optimum of small fleets, by a solver: the yardstick; batches started as soon as a gpulet is idle",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
+    "infaas": System(
+        partial(infaas, beside=uncut),
+        Fifo,
+        drops_early=False,
+        about="INFaaS (ATC'21): as many replicas as the rate asks for on uncut devices, first in first out",
+    ),
 }
 
 
