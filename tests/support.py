@@ -234,16 +234,19 @@ class World:
 
 
 class MortalExecutor(Simulated):
-    """The simulated executor, on which gpulets can die and models can fail a batch."""
+    """The simulated executor, on which gpulets can die, models can fail a batch, and batches can overrun."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.on = {}
         self.dead = set()
         self.poisoned = set()
+        self.overruns = {}
 
     def start(self, command):
         self.on[command.batch] = command.on
+        overrun = self.overruns.get(command.batch)
+        self._noise = (lambda latency: latency + overrun) if overrun else None
         super().start(command)
 
     def _finish(self, batch):
@@ -384,7 +387,7 @@ SHAPES = {
     "size per run": SizePerRun,
     "loads and evicts": LoadsAndEvicts,
 }
-CARVES = {"one central queue", "size per run", "loads and evicts"}
+CARVES = {"one central queue", "size per run", "loads and evicts", "dstack"}
 
 
 def segments(problem, plan):

@@ -13,6 +13,7 @@ from gpulet.bounded import PERCENTILE, Quick, worth
 from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Mechanism
+from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
@@ -25,6 +26,7 @@ from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
 from gpulet.planners.dedicated import dedicated
+from gpulet.planners.dstack import dstack
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
 from gpulet.planners.glet import NONE, Cuts, Style, glet
@@ -201,6 +203,12 @@ SYSTEMS: Mapping[str, System] = {
         drops_early=False,
         carves=True,
         about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
+    ),
+    "dstack": System(
+        dstack,
+        Dstack,
+        carves=True,
+        about="D-STACK (TCC'24): a planned session that runs every model in each of its SLOs, free SMs to the least served",
     ),
     "exact": System(
         exact,

@@ -26,8 +26,14 @@ NOBODY = Interference(CONSTANT, (1.0,))
 CORES_ONLY = {"gslice"}
 """Its shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
-LIMITS = {"gpulet": physical_bound, "nexus": lambda problem: optimum(problem, waits=Waits.TURN), **ALONE}
-"""Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker."""
+LIMITS = {
+    "gpulet": physical_bound,
+    "dstack": physical_bound,
+    "nexus": lambda problem: optimum(problem, waits=Waits.TURN),
+    **ALONE,
+}
+"""Ours need not keep to a duty cycle, nor need those that run every request alone; D-STACK's sizes change
+from run to run; Nexus' rule for waiting is weaker."""
 MIG_ONLY = {"segments"}
 """Against all counts that fit: test_counts.py."""
 

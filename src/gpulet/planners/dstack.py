@@ -170,7 +170,7 @@ class _Sessions:
         parts = {name: rate / len(self._problem.devices) for name, rate in active.items()}
         runs: dict[Device, tuple[TimelineRun, ...]] = {}
         for device in dict.fromkeys(self._kinds.values()):
-            runs[device] = self._placed(device, parts, session, searches=searches)
+            runs[device] = self._placed(device, parts, session, searches=searches) if parts else ()
             if parts and not runs[device]:
                 return ()
         return tuple(Timeline(device.index, session, runs[alike]) for device, alike in self._kinds.items())

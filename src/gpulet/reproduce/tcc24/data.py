@@ -5,7 +5,7 @@ least sure. ResNet-50 and VGG-19 run a little longer than half their SLO, which 
 paper publishes no latency but that at the knee: away from it we take the curve that its analytical model gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Problem
@@ -13,7 +13,8 @@ from gpulet.device import KINDS, Device, Kind, Mechanism, mps_size
 from gpulet.efficacy import OperatingPoint
 from gpulet.model import Model
 from gpulet.profile import Point, Profile
-from gpulet.units import MS, SECOND, Duration, from_ms
+from gpulet.request import Request
+from gpulet.units import MS, NEVER, SECOND, Duration, from_ms
 
 BATCH = 16
 STEP = 5
@@ -90,3 +91,12 @@ def mix(name: str, *, gpus: int = 1) -> Problem:
     demand = {n: gpus * BATCH * SECOND / model.slo for n, model in models.items()}
     devices = tuple(Device(d, KIND, Mechanism.MPS) for d in range(gpus))
     return Problem(models, demand, devices, profile(names))
+
+
+def saturated(problem: Problem, duration: Duration) -> Iterator[Request]:
+    """More single rows of each model than all devices run in that time, there from the start, and never due."""
+    serial = 0
+    for name, point in published(tuple(problem.models)).items():
+        for _ in range(len(problem.devices) * BATCH * -(-duration // point.latency)):
+            serial += 1
+            yield Request(serial, name, 0, NEVER)

@@ -1,11 +1,18 @@
 """D-STACK's worked mixes: the mandatory plans of its three and four models, and why they need a sweep over time."""
 
+from collections import Counter
+
 import pytest
 
+from gpulet.core.messages import Arrived, Start
+from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.dispatchers.dstack import Dstack
+from gpulet.drivers.sim import Simulation, VirtualTimer
+from gpulet.executors.simulated import Simulated
 from gpulet.plan import Plan
 from gpulet.planners.dstack import dstack
-from gpulet.reproduce.tcc24.data import KIND, mix, published, slowdown
-from gpulet.units import MS
+from gpulet.reproduce.tcc24.data import KIND, mix, published, saturated, slowdown
+from gpulet.units import MS, SECOND
 
 C3 = {
     "alexnet": [(0, 8), (28, 36), (50, 58), (75, 83)],
@@ -96,3 +103,59 @@ def test_every_gpu_of_a_cluster_has_every_model():
 )
 def test_latency_below_and_above_the_knee_follows_the_analytical_model(part, expected):
     assert slowdown(part) == pytest.approx(expected, abs=0.005)
+
+
+SESSIONS = 10
+TOTALS = {
+    "C-3": (1760, 69.1, {"alexnet": 1280, "resnet50": 320, "vgg19": 160}),
+    "C-4": (3040, 84.7, {"mobilenet": 1280, "alexnet": 1280, "resnet50": 320, "vgg19": 160}),
+}
+"""Images/s in all, time average of the SMs up to each knee in percent, images/s by model; no window without its run."""
+
+
+class Nobody:
+    """Keeps no score."""
+
+    def record(self, now, events, commands):
+        pass
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_both_passes_serve_saturated_queues_as_computed(name):
+    problem = mix(name)
+    points = published(tuple(problem.models))
+    plan = planned(name)
+    end = SESSIONS * plan.timelines[0].period
+    starts = []
+    limits = Limits(max_queue=10**6, early_drop=False)
+    timer = VirtualTimer()
+    scheduler = Scheduler(problem.models, plan, Dstack(problem, plan), limits)
+    simulation = Simulation(
+        scheduler,
+        timer,
+        Nobody(),
+        [lambda now, _, commands: starts.extend((now, c) for c in commands if isinstance(c, Start) and now < end)],
+    )
+    simulation.attach(Simulated(problem.profile, plan, timer, simulation.feed))
+    simulation.feed(*map(Arrived, saturated(problem, end)))
+    simulation.run([])
+
+    rows = Counter()
+    for _, start in starts:
+        rows[start.model] += start.rows
+    served = {model: count * SECOND / end for model, count in rows.items()}
+    total, useful, by_model = TOTALS[name]
+    assert sum(served.values()) == pytest.approx(total, rel=0.02)
+    assert served == pytest.approx(by_model, rel=0.02)
+    area = sum(min(s.on.size, points[s.model].size.sms) * s.expected for _, s in starts)
+    assert 100 * area / (KIND.sms * end) == pytest.approx(useful, abs=0.05)
+    assert misses(problem, starts, end) == 0
+
+
+def misses(problem, starts, end):
+    """Windows of a model's SLO in which no run of it begins and ends."""
+    windows = [(m, begin) for m in problem.models.values() for begin in range(0, end, m.slo)]
+    return sum(
+        not any(s.model == m.name and begin <= now and now + s.expected <= begin + m.slo for now, s in starts)
+        for m, begin in windows
+    )
