@@ -1,7 +1,7 @@
 """What tests share: small fleets, a watcher that proves the core's rules, and one dispatcher of each shape."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gpulet.core.fleet import CENTRAL
@@ -28,12 +28,14 @@ from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
+from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Resident, Turn, placements
+from gpulet.planners.dstack import dstack
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS
@@ -387,7 +389,7 @@ SHAPES = {
     "size per run": SizePerRun,
     "loads and evicts": LoadsAndEvicts,
 }
-CARVES = {"one central queue", "size per run", "loads and evicts", "dstack"}
+CARVES = {"one central queue", "size per run", "loads and evicts", "dstack", "dstack, in sessions"}
 
 
 def segments(problem, plan):
@@ -395,7 +397,17 @@ def segments(problem, plan):
     return {(name, size): size for name in problem.models for size in (1, 2, 4, 8)}
 
 
+def in_sessions(problem, plan):
+    """Every model has its runs in every session, on sizes of any number of SMs."""
+    devices = tuple(replace(device, mechanism=Mechanism.CPU) for device in plan.devices)
+    models = {name: replace(model, memory=0) for name, model in problem.models.items()}
+    planned = dstack(replace(problem, devices=devices, models=models))
+    assert isinstance(planned, Plan)
+    return Dstack(problem, replace(plan, devices=devices, timelines=planned.timelines))
+
+
 OPTIONS = {
+    "dstack, in sessions": in_sessions,
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
     "least work": partial(Elsa, rule=Rule.LEAST_WORK),

@@ -250,6 +250,13 @@ def test_an_overrun_delays_who_needs_its_sms_and_nobody_else():
     assert ("m2", 16) in begun  # m1 is gone by then, m0 at 17
 
 
+def test_no_extra_run_takes_what_a_planned_one_waits_for():
+    """Both of whom m3 follows end at one instant, in two events; m2 must not slip in between."""
+    run = world((0, "m0", 4, 4), (0, "m1", 4, 4), (12, "m3", 8, 4), models=models_of(4, slo=SLO))
+    serve(run, (0, "m0", 4), (0, "m1", 4), (5, "m2", 1), (5, "m3", 4))
+    assert started(run)[2] == (12, "m3", 8, 4)
+
+
 def test_requests_that_cannot_be_in_time_are_dropped_unstarted():
     run = world((10, "m0", 8, 4))
     serve(run, (1, "m0", 1, 2), (1, "m1", 1, 900))

@@ -60,6 +60,11 @@ class _Tenant:
             found = self._curves[sms, shape] = self._profile.curve(self.model, sms, shape)
         return found
 
+    def least(self, sms: int, head: Request) -> Duration:
+        """How long the first request takes by itself; never where no batch holds it."""
+        curve = self.curve(sms, head.shape)
+        return curve[head.rows - 1] if head.rows <= len(curve) else NEVER
+
     def prefix(self, now: Instant, sms: int, batch: int, queue: Queue, allowed: Duration) -> list[Request]:
         """As many from the front as are over in the time allowed and before the first is due.
 
@@ -119,6 +124,7 @@ class _Board:
 
     def __init__(self, device: Device, runs: tuple[TimelineRun, ...], period: Duration, tenants: list[_Tenant]) -> None:
         self.device = device.index
+        self._sms = device.kind.sms
         self.tenants = {tenant.model: tenant for tenant in tenants}
         self._runs = tuple(sorted(runs, key=lambda run: run.start))
         self._ahead = [_ahead(self._runs[place:]) for place in range(len(runs) + 1)]
@@ -153,6 +159,7 @@ class _Board:
         self._room = []
         if self._late:
             yield from self._planned(now, queues)
+            self._keep_clear(now)
         yield from self._extra(now, queues if is_due or grown is None else queues.keys() & grown, queues)
 
     def _advance(self, now: Instant) -> bool:
@@ -180,17 +187,30 @@ class _Board:
         """In the order of their planned starts from the last one back: who is in time goes before who is late."""
         self._forget(queues)
         for name, run in sorted(self._late.items(), key=lambda item: -item[1].start):
-            tenant = self.tenants[name]
-            queue = _oldest(queues[name])
-            if tenant.until or run.size.sms > self._free or queue is None:
+            tenant, queue = self.tenants[name], _oldest(queues[name])
+            if queue is None:
                 continue
             allowed = self._hole(now, run.size.sms)
             requests = tenant.timely(now, run, queue, allowed) or tenant.prefix(
                 now, run.size.sms, run.batch, queue, allowed
             )
+            if requests and (tenant.until or run.size.sms > self._free):
+                continue
+            del self._late[name]
             if requests:
-                del self._late[name]
                 yield self._start(now, tenant, requests, run.size.sms)
+
+    def _keep_clear(self, now: Instant) -> None:
+        """No extra run takes the SMs that planned runs still wait for: those of whoever is about to end."""
+        held = sum([tenant.on for tenant in self.tenants.values() if tenant.until > now])
+        for run in self._late.values():
+            if not self._room:
+                self._room = self._look_ahead()
+            held += run.size.sms
+            for entry in self._room:
+                if entry[0] < now + run.length:
+                    entry[1] -= run.size.sms
+        self._free = max(0, min(self._free, self._sms - held))
 
     def _extra(self, now: Instant, names: Iterable[str], queues: dict[str, list[Queue]]) -> Iterator[Run]:
         """The least served first, at the largest size that fits."""
@@ -205,9 +225,14 @@ class _Board:
 
     def _squeezed(self, now: Instant, tenant: _Tenant, queue: Queue) -> Iterator[Run]:
         own = self._ahead[self._place].starts.get(tenant.model)
-        allowed = NEVER if own is None else self._session * self._period + own - now
+        head = queue.head
+        allowed = head.deadline - now
+        if own is not None:
+            allowed = min(allowed, self._session * self._period + own - now)
         for sms in tenant.sizes:
             if sms <= self._free:
+                if tenant.least(sms, head) > allowed:
+                    return  # and smaller sizes are slower
                 requests = tenant.prefix(now, sms, tenant.batch, queue, min(allowed, self._hole(now, sms)))
                 if requests:
                     yield self._start(now, tenant, requests, sms)
