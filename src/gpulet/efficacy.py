@@ -10,6 +10,7 @@ rate` refuses single rows that come seldom); and a point must carry the rate by 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from gpulet.device import Device, Size
 from gpulet.duty import Share
@@ -25,11 +26,6 @@ class OperatingPoint:
     size: Size
     batch: int
     latency: Duration
-
-    @property
-    def efficacy(self) -> float:
-        """Rows per nanosecond squared and SM."""
-        return self.batch / (self.latency**2 * self.size.sms)
 
 
 def assembly(batch: int, rate: float) -> Duration:
@@ -50,8 +46,8 @@ def operating_points(shares: Iterable[tuple[Size, Share]]) -> list[OperatingPoin
             in_time = assembly(batch, share.rate) + latency <= share.slo
             if in_time and batch * SECOND >= share.rate * latency:
                 point = OperatingPoint(size, batch, latency)
-                found.append((-point.efficacy, -batch, size.sms, point))
-    found.sort(key=lambda entry: entry[:3])
+                found.append((-batch / (latency**2 * size.sms), -batch, size.sms, point))
+    found.sort(key=itemgetter(0, 1, 2))
     return [point for _, _, _, point in found]
 
 

@@ -16,6 +16,7 @@ from gpulet.model import Model
 from gpulet.plan import Plan, Timeline, TimelineRun
 from gpulet.planners.dstack import Need, Order, dstack, place, sweep
 from gpulet.profile import Point, Profile
+from gpulet.reports.plans import timeline_table
 from gpulet.request import Request
 from gpulet.units import MS, SECOND
 from support import TINY, World, models_of
@@ -37,10 +38,6 @@ def problem(demand, devices=1, memory=0, slo=100, mechanism=Mechanism.MPS):
 
 
 # efficacy -------------------------------------------------------------------------------------------------------------
-
-
-def test_efficacy_is_rows_by_squared_latency_and_size():
-    assert OperatingPoint(Size(20, 20.0), 8, 10).efficacy == pytest.approx(8 / (100 * 20))
 
 
 def test_points_keep_half_the_objective_carry_the_rate_and_assemble_in_time():
@@ -126,6 +123,15 @@ def test_a_model_that_nobody_asks_for_is_resident_and_has_no_run():
     assert {run.model for run in plan.timelines[0].runs} == {"a"}
     assert [r.model for r in plan.residents] == ["a", "b"]
     assert dstack(problem({"a": 0.0})).violations() == ()
+
+
+def test_a_session_is_shown_run_by_run():
+    plan = dstack(problem({"a": 5.0, "b": 5.0}, devices=2))
+    assert isinstance(plan, Plan)
+    table = timeline_table(plan)
+    assert table.title == "sessions of 100 ms on 2 of 2 devices"
+    assert table.row_count == 2
+    assert list(table.columns[0].cells) == ["0, 1", "0, 1"]
 
 
 def test_every_device_has_every_model_and_an_equal_part():

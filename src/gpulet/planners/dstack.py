@@ -243,9 +243,11 @@ class _Sessions:
         self, device: Device, rates: Mapping[str, float], session: Duration, *, searches: bool
     ) -> tuple[TimelineRun, ...]:
         """With the best points, then with others."""
-        options = {name: self._options(device, name, rate, session) for name, rate in rates.items()}
-        if not all(options.values()):
-            return ()
+        options: dict[str, Sequence[Need]] = {}
+        for name, rate in rates.items():
+            options[name] = self._options(device, name, rate, session)
+            if not options[name]:
+                return ()
         for needs in _choices(options, _SMALLER if searches else 0):
             placed = place(needs, session, device.kind.sms, searches=searches)
             if placed:
@@ -267,7 +269,7 @@ def _is_alike(one: Device, other: Device) -> bool:
     return (one.kind, one.mechanism) == (other.kind, other.mechanism)
 
 
-def _choices(options: Mapping[str, list[Need]], smaller: int) -> Iterator[list[Need]]:
+def _choices(options: Mapping[str, Sequence[Need]], smaller: int) -> Iterator[list[Need]]:
     """The most efficacious; then, one after the other, a smaller batch of who takes the largest area; the least areas."""
     chosen = {name: needs[0] for name, needs in options.items()}
     yield list(chosen.values())
