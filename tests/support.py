@@ -1,7 +1,7 @@
 """What tests share: small fleets, a watcher that proves the core's rules, and one dispatcher of each shape."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gpulet.core.fleet import CENTRAL
@@ -29,6 +29,7 @@ from gpulet.core.ports import Decision, Problem, Run
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
 from gpulet.dispatchers.clipper import Clipper, regression
+from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.triton import DynamicBatching, RateLimiter, Resource, TimeoutAction, Triton
@@ -36,6 +37,7 @@ from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Resident, Turn, placements
+from gpulet.planners.dstack import dstack
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS
@@ -236,16 +238,19 @@ class World:
 
 
 class MortalExecutor(Simulated):
-    """The simulated executor, on which gpulets can die and models can fail a batch."""
+    """The simulated executor, on which gpulets can die, models can fail a batch, and batches can overrun."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.on = {}
         self.dead = set()
         self.poisoned = set()
+        self.overruns = {}
 
     def start(self, command):
         self.on[command.batch] = command.on
+        overrun = self.overruns.get(command.batch)
+        self._noise = (lambda latency: latency + overrun) if overrun else None
         super().start(command)
 
     def _finish(self, batch):
@@ -386,7 +391,7 @@ SHAPES = {
     "size per run": SizePerRun,
     "loads and evicts": LoadsAndEvicts,
 }
-CARVES = {"one central queue", "size per run", "loads and evicts", "clockwork"}
+CARVES = {"one central queue", "size per run", "loads and evicts", "clockwork", "dstack", "dstack, in sessions"}
 
 
 def segments(problem, plan):
@@ -397,7 +402,19 @@ def segments(problem, plan):
 TOKEN = Resource("token", 1, is_global=True)
 LATER = DynamicBatching((2, 4), 3000, timeout_action=TimeoutAction.DELAY, default_timeout_microseconds=4000)
 NEVER_LATER = DynamicBatching((), 1000, max_batch_size=2, default_timeout_microseconds=4000, max_queue_size=3)
+
+
+def in_sessions(problem, plan):
+    """Every model has its runs in every session, on sizes of any number of SMs."""
+    devices = tuple(replace(device, mechanism=Mechanism.CPU) for device in plan.devices)
+    models = {name: replace(model, memory=0) for name, model in problem.models.items()}
+    planned = dstack(replace(problem, devices=devices, models=models))
+    assert isinstance(planned, Plan)
+    return Dstack(problem, replace(plan, devices=devices, timelines=planned.timelines))
+
+
 OPTIONS = {
+    "dstack, in sessions": in_sessions,
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
     "least work": partial(Elsa, rule=Rule.LEAST_WORK),

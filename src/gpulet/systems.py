@@ -15,6 +15,7 @@ from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Mechanism
 from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.clockwork import Clockwork
+from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
@@ -32,6 +33,7 @@ from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.best import best
 from gpulet.planners.clockwork import clockwork
 from gpulet.planners.dedicated import dedicated
+from gpulet.planners.dstack import dstack
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
 from gpulet.planners.glet import NONE, Cuts, Style, glet
@@ -263,6 +265,12 @@ SYSTEMS: Mapping[str, System] = {
         drops_early=False,
         carves=True,
         about="at knees, the smallest first at every event (D-STACK's baseline); placed as gslice",
+    ),
+    "dstack": System(
+        dstack,
+        Dstack,
+        carves=True,
+        about="D-STACK (TCC'24): a planned session that runs every model in each of its SLOs, free SMs to the least served",
     ),
     "exact": System(
         exact,

@@ -32,12 +32,19 @@ OVERLAPPING = dict.fromkeys(
     ["triton", "clipper", "clipper-regression", "fixed-batch", "temporal", "infaas"], physical_bound
 )
 BY_TURNS = partial(optimum, waits=Waits.TURN)
-LIMITS = {"gpulet": physical_bound, "nexus": BY_TURNS, "clockwork": BY_TURNS, **ALONE, **OVERLAPPING}
+LIMITS = {
+    "gpulet": physical_bound,
+    "dstack": physical_bound,
+    "nexus": BY_TURNS,
+    "clockwork": BY_TURNS,
+    **ALONE,
+    **OVERLAPPING,
+}
 """Ours need not keep to a duty cycle, nor need those that run every request alone; Nexus' rule for waiting is weaker,
 and is what `clockwork` is planned by.
 
 Runs that overlap each get a part of the device at every instant, which no duty cycle does;
-a slice may hold several batches.
+a slice may hold several batches. D-STACK's sizes change from run to run.
 """
 MIG_ONLY = {"segments"}
 CHOSEN_BY_SIMULATION = {"fifs"}

@@ -138,8 +138,10 @@ class Regression:
         return self._top
 
     def _estimate(self, budget: float) -> int:
-        """Rows by latency: a ridge regression on each size's mean and `deviations` of them all."""
+        """Rows by latency: a ridge regression on each size's mean and `deviations` of them all; the first size unseen."""
         sizes = sorted(self._seen)
+        if not sizes:
+            return self._top
         degrees = sum(self._seen[n].count - 1 for n in sizes)
         pooled = sqrt(sum(self._seen[n].squares for n in sizes) / degrees) if degrees else 0.0
         upper = [self._seen[n].mean + self._asked.deviations * pooled for n in sizes]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from gpulet.device import Device, Mechanism
-from gpulet.plan import Gpulet, Plan
-from gpulet.units import to_ms
+from gpulet.plan import Gpulet, Plan, TimelineRun
+from gpulet.units import Duration, to_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +46,23 @@ def gpulet_table(plan: Plan) -> Table:
                 f"{turn.rate:.1f}",
                 f"{to_ms(turn.latency):.4g}",
             )
+    return table
+
+
+def timeline_table(plan: Plan) -> Table:
+    """One row per run of every device's session; devices that repeat the same one are named together."""
+    alike: dict[tuple[Duration, tuple[TimelineRun, ...]], list[str]] = {}
+    for line in plan.timelines:
+        alike.setdefault((line.period, line.runs), []).append(str(line.device))
+    periods = dict.fromkeys(f"{to_ms(line.period):g} ms" for line in plan.timelines)
+    table = Table(title=f"sessions of {', '.join(periods)} on {len(plan.timelines)} of {len(plan.devices)} devices")
+    for name in ("devices", "start ms", "end ms", "model", "size", "batch"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
+    for (_, runs), devices in alike.items():
+        for run in runs:
+            size = f"{run.size.sms} ({run.size.share_pct:.3g} %)"
+            span = (f"{to_ms(run.start):.4g}", f"{to_ms(run.start + run.length):.4g}")
+            table.add_row(", ".join(devices), *span, run.model, size, str(run.batch))
     return table
 
 

@@ -1,0 +1,102 @@
+"""D-STACK's eight models on a V100, its mixes, and the problems that they make.
+
+Knees, SLOs, batches and runtimes are the paper's as remembered: they await a look at its table. Membership of C-7 is the
+least sure. ResNet-50 and VGG-19 run a little longer than half their SLO, which breaks the paper's own equation 12. The
+paper publishes no latency but that at the knee: away from it we take the curve that its analytical model gives.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from gpulet.core.ports import Problem
+from gpulet.device import KINDS, Device, Kind, Mechanism, mps_size
+from gpulet.model import Model
+from gpulet.operating import OperatingPoint
+from gpulet.profile import Point, Profile
+from gpulet.request import Request
+from gpulet.units import MS, NEVER, SECOND, Duration, from_ms
+
+BATCH = 16
+STEP = 5
+"""Shares are multiples of 5 %, as far as the opportunistic pass goes below a knee at a time."""
+KIND: Kind = replace(KINDS["v100"], mps_shares=tuple(range(STEP, 101, STEP)))
+LINK = 1_920.0
+"""Images/s that the paper's generator sends over its 10 Gb/s link, all models together."""
+_SERIAL = 0.25
+"""Serial work of a kernel, in units of the time one SM needs for one of its parallel operations."""
+_KNEE = 0.5
+"""The knee as a part of the widest kernel's parallelism: (sqrt(r^2 + 3) - r) / 3 for r = 0.25."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table: knee in percent of the GPU, SLO and runtime of a batch of 16 there, in ms."""
+
+    knee_pct: int
+    slo_ms: float
+    runtime_ms: float
+
+
+TABLE: Mapping[str, Row] = {
+    "mobilenet": Row(20, 25, 10),
+    "alexnet": Row(30, 25, 8),
+    "bert": Row(30, 25, 9),
+    "resnet18": Row(30, 25, 12),
+    "resnet50": Row(40, 50, 28),
+    "inception": Row(40, 50, 25),
+    "vgg19": Row(50, 100, 55),
+    "resnext50": Row(50, 100, 40),
+}
+CONVNETS: Mapping[str, tuple[int, float]] = {"convnet1": (30, 10.3), "convnet2": (40, 14.6), "convnet3": (60, 15.4)}
+"""LeNet-like networks of three widths: knee in percent and runtime in ms. They have no SLO."""
+MIXES: Mapping[str, tuple[str, ...]] = {
+    "C-2": ("resnet50", "vgg19"),
+    "C-3": ("alexnet", "resnet50", "vgg19"),
+    "C-4": ("mobilenet", "alexnet", "resnet50", "vgg19"),
+    "C-7": ("mobilenet", "bert", "resnet18", "resnet50", "inception", "vgg19", "resnext50"),
+}
+
+
+def slowdown(part: float) -> float:
+    """Latency at a part of the knee over that at the knee: 50 kernels that narrow linearly, normalised."""
+    width = min(1.0, part * _KNEE)
+    return _time(width) / _time(_KNEE)
+
+
+def _time(width: float) -> float:
+    return _SERIAL + (width + 1 / width) / 2
+
+
+def profile(names: tuple[str, ...]) -> Profile:
+    """Batches of 16 alone, so that fewer rows take as long."""
+    points: list[Point] = []
+    for name in names:
+        row = TABLE[name]
+        for share in KIND.mps_shares:
+            latency: Duration = round(row.runtime_ms * MS * slowdown(share / row.knee_pct))
+            points.append(Point(name, mps_size(KIND, share).sms, BATCH, latency, latency, latency))
+    return Profile(tuple(points))
+
+
+def published(names: tuple[str, ...]) -> dict[str, OperatingPoint]:
+    """Size, batch and runtime of each model at its knee."""
+    rows = {name: TABLE[name] for name in names}
+    return {n: OperatingPoint(mps_size(KIND, r.knee_pct), BATCH, from_ms(r.runtime_ms)) for n, r in rows.items()}
+
+
+def mix(name: str, *, gpus: int = 1) -> Problem:
+    """A mix on V100s. The demand is one batch of each model in each of its SLOs: what the mandatory plan serves."""
+    names = MIXES[name]
+    models = {n: Model(n, from_ms(TABLE[n].slo_ms), BATCH) for n in names}
+    demand = {n: gpus * BATCH * SECOND / model.slo for n, model in models.items()}
+    devices = tuple(Device(d, KIND, Mechanism.MPS) for d in range(gpus))
+    return Problem(models, demand, devices, profile(names))
+
+
+def saturated(problem: Problem, duration: Duration) -> Iterator[Request]:
+    """More single rows of each model than all devices run in that time, there from the start, and never due."""
+    serial = 0
+    for name, point in published(tuple(problem.models)).items():
+        for _ in range(len(problem.devices) * BATCH * -(-duration // point.latency)):
+            serial += 1
+            yield Request(serial, name, 0, NEVER)
