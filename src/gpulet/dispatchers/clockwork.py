@@ -102,6 +102,7 @@ class Clockwork:
         self._running: dict[RequestId, _Running] = {}
         self._used: dict[tuple[int, str], Instant] = {}
         self._awaited: dict[int, int] = {}
+        self._loaded: dict[tuple[int, str], Instant] = {}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; what no device can hold, or run soon enough, is refused."""
@@ -124,7 +125,7 @@ class Clockwork:
             run = self._infer(now, device) if device.free_sms == device.device.kind.sms else None
             if run:
                 return Decision([run], more=True)
-        return self._fetch(fleet)
+        return self._fetch(now, fleet)
 
     # predictions ------------------------------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class Clockwork:
 
     # loading ----------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, fleet: Fleet) -> Decision:
+    def _fetch(self, now: Instant, fleet: Fleet) -> Decision:
         """Load the model with most unserved demand that can be; or make room for it first."""
         for index, least in list(self._awaited.items()):
             if fleet.devices[index].memory_used <= least:
@@ -214,7 +215,7 @@ class Clockwork:
         for model in sorted(tallies.unserved, key=lambda name: -tallies.unserved[name]):
             lacking = [d for d in fleet.devices.values() if model not in d.resident and self._is_free(d)]
             for device in sorted(lacking, key=lambda d: tallies.load[d.device.index]):
-                found = self._load(model, device, tallies)
+                found = self._load(now, model, device, tallies)
                 if found:
                     return found
         return Decision()
@@ -249,14 +250,15 @@ class Clockwork:
                 tallies.unserved[model] = left
         return tallies
 
-    def _load(self, model: str, device: DeviceState, tallies: _Tallies) -> Decision | None:
+    def _load(self, now: Instant, model: str, device: DeviceState, tallies: _Tallies) -> Decision | None:
         """Into the room that there is; else evict, and load once it is there."""
         need, index = self._models[model].memory, device.device.index
         short = need - (device.device.kind.memory - device.memory_used) if device.device.kind.memory else 0
         if short <= 0:
+            self._loaded[index, model] = now
             return Decision(load=[Load(model, index)], more=True)
         victims: list[str] = []
-        for victim in self._victims(device, tallies, tallies.unserved[model]):
+        for victim in self._victims(now, device, tallies, tallies.unserved[model]):
             victims.append(victim)
             short -= self._models[victim].memory
             if short <= 0:
@@ -264,12 +266,12 @@ class Clockwork:
                 return Decision(unload=[Unload(name, index) for name in victims], more=True)
         return None
 
-    def _victims(self, device: DeviceState, tallies: _Tallies, wanted: float) -> list[str]:
-        """Who may go, the first first."""
+    def _victims(self, now: Instant, device: DeviceState, tallies: _Tallies, wanted: float) -> list[str]:
+        """Who may go, the first first; not who came this instant, or instant loads would never end."""
         index, demand = device.device.index, tallies.demand
         busy = {ran.key.model for ran in self._running.values() if ran.device == index}
         able = [name for name in sorted(device.resident - busy) if demand.get(name, 0.0) < wanted]
-        able = [name for name in able if self._models[name].memory]
+        able = [name for name in able if self._models[name].memory and self._loaded.get((index, name), -1) < now]
         return sorted(able, key=lambda name: (name in demand, self._used.get((index, name), 0)))
 
 
