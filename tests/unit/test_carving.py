@@ -107,8 +107,8 @@ def lines(plan):
 def test_workers_find_their_mig_instance_and_its_mps_daemon_in_the_environment():
     first, second, *others = lines(MIG_LAYOUT)
     shared = (
-        "CUDA_VISIBLE_DEVICES=MIG-<UUID:GPU-0:4g.20gb:slot-0> CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps-gpulet-0 "
-        "CUDA_MPS_LOG_DIRECTORY=/tmp/nvidia-mps-gpulet-0/log"
+        "CUDA_VISIBLE_DEVICES=MIG-<UUID:GPU-0:4g.20gb:slot-0> CUDA_MPS_PIPE_DIRECTORY=/run/nvidia-mps/gpulet-0 "
+        "CUDA_MPS_LOG_DIRECTORY=/run/nvidia-mps/gpulet-0/log"
     )
     assert first == f"GPULET_ID=0 GPULET_PROCESS=0 {shared}"
     assert second == f"GPULET_ID=0 GPULET_PROCESS=1 {shared}"

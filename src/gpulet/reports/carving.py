@@ -15,7 +15,7 @@ from gpulet.plan import Gpulet, Plan
 
 CONFIG_NAME = "gpulet"
 """What `nvidia-mig-parted apply -c` and the node label nvidia.com/mig.config call it."""
-_MPS_DIRECTORY = "/tmp/nvidia-mps-gpulet-"  # noqa: S108 (beside MPS' own default, /tmp/nvidia-mps)
+_MPS_DIRECTORY = "/run/nvidia-mps/gpulet-"
 
 
 def emitted(plan: Plan, form: str) -> str:
