@@ -57,15 +57,24 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device of the fleet; `index` is its place in the fleet, `contention` slows runs that overlap on `whole`."""
+    """One device of the fleet; `index` is its place in the fleet, `contention` slows runs that overlap on `whole`.
+
+    `resizes`: under MPS, processes of every size stand ready, so that runs may each have a size of their own.
+    """
 
     index: int
     kind: Kind
     mechanism: Mechanism
     contention: float = 0.0
+    resizes: bool = False
 
     def __post_init__(self) -> None:
         _refuse_unread(self.kind)
+
+    @property
+    def resizes_runs(self) -> bool:
+        """Whether two runs, one after the other, may have different sizes: contexts of green groups stand ready anyway."""
+        return self.mechanism is Mechanism.GREEN or (self.resizes and self.mechanism is Mechanism.MPS)
 
     def sizes(self) -> tuple[Size, ...]:
         """The sizes this device can be cut into, ascending."""

@@ -1,0 +1,197 @@
+"""How each model is best run where every run may have a size of its own: as narrow as its objective allows.
+
+SMs give most rows when a run is narrow, since a kernel leaves part of a wide share idle; what bounds the width from
+below is time. A request may wait for a batch to assemble and then run, all within the objective, so of all sizes and
+batches b the thriftiest is the one of most rows per SM-second with (b - 1) / rate + latency <= stretch x SLO. `stretch`
+is the part of the objectives that is planned with: the least that leaves a comfortable part of the SMs free, so that
+answers come early while there is room. The rest of the objectives absorbs arrivals that bunch.
+
+Ours. The seeds are in what the numbers of D-STACK say (specification, sections 1.12 and 5): shares below the knee beat
+runs at the knee in throughput, sizes should be chosen per run by rows per SM-ms, and batches by slack.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from gpulet.core.ports import Problem
+from gpulet.device import Device
+from gpulet.interference import Footprint, Side, footprint
+from gpulet.model import Model
+from gpulet.profile import Profile
+from gpulet.units import PLAIN, SECOND, Duration
+
+COMFORT = 0.8
+"""The part of the SMs that may be planned with before more of the objectives is used up."""
+STRETCHES = tuple(percent / 100 for percent in range(20, 92, 2))
+"""At most nine tenths of an objective: the rest is for starts that come late."""
+WORTH = 0.95
+"""An option is worth running while it gives so much of the rows per SM-second of the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A batch of `rows` on `size` SMs, `latency` long; meanwhile it takes `dram` of the device's bandwidth, 0 if unknown."""
+
+    size: int
+    rows: int
+    latency: Duration
+    dram: float = 0.0
+
+    @property
+    def thrift(self) -> float:
+        """Rows per SM-nanosecond."""
+        return self.rows / (self.size * self.latency)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a model runs at its rate: an option, started `wait` after its first row came, on `area` SMs in the mean."""
+
+    option: Option
+    wait: Duration
+    area: float
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What is worth running while so many rows wait, thriftiest first, and the `least` time that any of it takes."""
+
+    options: tuple[Option, ...]
+    least: Duration
+
+
+class Menu:
+    """What one model may run, of one shape class.
+
+    With fewer rows than the pace's, what is worth running is measured by the best of as many rows in the time that the
+    pace leaves. With a backlog of two full batches it is measured by the best of all: nobody waits for rows then, and
+    requests too old for it are better given up, or they would make every batch dear (Nexus' early drop).
+    """
+
+    def __init__(self, ways: Sequence[Option], model: Model, rate: float, stretch: float) -> None:
+        limit = round(model.slo * stretch)
+        self.model = model.name
+        self.slo = model.slo
+        self.limit = limit
+        found = pace(ways, rate, limit)
+        self.is_in_time = found is not None
+        self.pace = found or Pace(min(ways, key=lambda o: (o.latency, o.size)), 0, 0.0)
+        self.ways = tuple(ways)
+        self.fastest = min(option.latency for option in ways)
+        self.smallest = min(option.size for option in ways)
+        self.largest = max(option.rows for option in ways)
+        left = max(limit - self.pace.wait, self.pace.option.latency)
+        self._levels = [_level(ways, rows, left) for rows in range(1, self.pace.option.rows + 1)]
+        self._backlog = _level(ways, self.largest, limit)
+
+    def level(self, rows: int) -> Level:
+        """For so many waiting rows."""
+        if rows >= 2 * self.largest:
+            return self._backlog
+        return self._levels[min(rows, len(self._levels)) - 1]
+
+
+def pace(ways: Sequence[Option], rate: float, limit: Duration) -> Pace | None:
+    """The thriftiest that is assembled and run within `limit` at `rate` rows/s; none where nothing is."""
+    for option in ways:
+        wait = round((option.rows - 1) * SECOND / rate) if rate > 0 else limit * (option.rows - 1)
+        if wait + option.latency <= limit:
+            return Pace(option, wait, rate / SECOND / option.thrift)
+    return None
+
+
+def _level(ways: Sequence[Option], rows: int, limit: Duration) -> Level:
+    few = [option for option in ways if option.rows <= rows]
+    best = next((option for option in few if option.latency <= limit), None) or min(few, key=lambda o: o.latency)
+    worth = tuple(option for option in ways if option.thrift >= WORTH * best.thrift)
+    return Level(worth, min(option.latency for option in worth if option.rows <= rows))
+
+
+class Pacing:
+    """Every model's menu on devices that are alike. `area` is the SMs that all paces take in the mean, on all of them."""
+
+    def __init__(self, problem: Problem, devices: Sequence[Device]) -> None:
+        self._problem = problem
+        self._device = devices[0]
+        self._sms = sum(device.kind.sms for device in devices)
+        self._menus: dict[tuple[str, str], Menu] = {}
+        self._company: list[tuple[Side, str, float]] = []
+        paces = self._settled()
+        if problem.interference is not None:
+            self._company = [(self._side(name, p.option), name, _abreast(p) / len(devices)) for name, p in paces.items()]
+            paces = self._settled()
+        self.area = sum(pace.area for pace in paces.values())
+
+    def menu(self, name: str, shape: str = PLAIN) -> Menu:
+        """The menu of a shape class. Nobody says how a rate divides among classes: each is paced by all of it."""
+        found = self._menus.get((name, shape))
+        if found is None:
+            model, rate = self._problem.models[name], self._problem.demand.get(name, 0.0)
+            found = self._menus[name, shape] = Menu(self._ways(model, shape), model, rate, self.stretch)
+        return found
+
+    def _settled(self) -> dict[str, Pace]:
+        """The paces of the least stretch under which all models are in time and SMs are left; else of the largest."""
+        models = self._problem.models
+        ways = {name: self._ways(model) for name, model in models.items()}
+        paces: dict[str, Pace] = {}
+        for self.stretch in STRETCHES:
+            found = {n: pace(ways[n], self._rate(n), round(models[n].slo * self.stretch)) for n in models}
+            paces = {name: one for name, one in found.items() if one is not None}
+            if len(paces) == len(models) and sum(one.area for one in paces.values()) <= COMFORT * self._sms:
+                break
+        return paces
+
+    def _rate(self, name: str) -> float:
+        return self._problem.demand.get(name, 0.0)
+
+    def _ways(self, model: Model, shape: str = PLAIN) -> tuple[Option, ...]:
+        profile = self._problem.profile
+        found = options(profile, model, self._device, shape)
+        if not self._company:
+            return found
+        return _undominated(replace(o, latency=self._slowed(model.name, o)) for o in found)
+
+    def _slowed(self, name: str, option: Option) -> Duration:
+        """Beside what runs on a device in the mean."""
+        interference = self._problem.needs_interference()
+        mine = self._footprint(name, option)
+        costs = [
+            (interference.pair(mine.side, side) - 1) * (max(0.0, count - 1) if other == name else count)
+            for side, other, count in self._company
+        ]
+        return max(1, round(option.latency * mine.slowed(min(1 + sum(costs), interference.ceiling)) / mine.latency))
+
+    def _side(self, name: str, option: Option) -> Side:
+        return self._footprint(name, option).side
+
+    def _footprint(self, name: str, option: Option) -> Footprint:
+        share = option.size / self._device.kind.sms
+        return footprint(self._problem.profile, name, option.size, share, option.rows)
+
+
+def _abreast(one: Pace) -> float:
+    """How many runs of a model are in progress in the mean."""
+    return one.area / one.option.size
+
+
+def options(profile: Profile, model: Model, device: Device, shape: str = PLAIN) -> tuple[Option, ...]:
+    """Every size and batch that was measured, thriftiest first, but for those that another beats in everything.
+
+    Raises `ProfileError` for a model that nobody measured.
+    """
+    found: list[Option] = []
+    for size in device.sizes():
+        if size.sms >= profile.sizes(model.name)[0]:
+            uses = profile.uses(model.name, size.sms)
+            for rows, latency in enumerate(profile.curve(model.name, size.sms, shape)[: model.max_batch], start=1):
+                found.append(Option(size.sms, rows, max(1, latency), uses[min(rows, len(uses)) - 1].dram))
+    return _undominated(found)
+
+
+def _undominated(found: Iterable[Option]) -> tuple[Option, ...]:
+    kept: list[Option] = []
+    for one in sorted(found, key=lambda o: (-o.thrift, o.size, o.rows)):
+        if not any(o.rows <= one.rows and o.size <= one.size and o.latency <= one.latency for o in kept):
+            kept.append(one)
+    return tuple(kept)

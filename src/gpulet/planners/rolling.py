@@ -1,0 +1,88 @@
+"""Ours: every model on every device that has the memory for it, and no cut: the rolling dispatcher chooses sizes.
+
+The plan says what that carries: the area that all models take at their pace (pacing.py), against the SMs there are.
+Replicas cost memory alone, since requests wait centrally: a model on several devices assembles its batches from all of
+its rate, where D-STACK gives each replica an even part of it.
+"""
+
+from collections.abc import Sequence
+
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.device import Device
+from gpulet.errors import PlanError
+from gpulet.model import Model
+from gpulet.pacing import Pacing
+from gpulet.plan import Plan, Promise, Resident
+from gpulet.units import to_ms
+
+ROLLING = "rolling"
+"""The dispatcher's name in a plan."""
+
+
+def rolling(problem: Problem) -> Plan | Infeasible:
+    """Residents on the devices whose size can change from run to run, or why these do not carry the demand.
+
+    Raises `PlanError` where there is no such device.
+    """
+    devices = [device for device in problem.devices if device.resizes_runs]
+    if not devices:
+        msg = f"device {problem.devices[0].index}: a rolling plan needs devices whose runs may each have a size of their own"
+        raise PlanError(msg)
+    pacing = Pacing(problem, devices)
+    residents, homeless = _resident(problem, devices)
+    plan = Plan(problem.devices, residents=residents, promises=_promises(problem, pacing, devices), dispatcher=ROLLING)
+    if homeless:
+        why = f"its {problem.models[homeless].memory} bytes fit on no device beside the others"
+        return Infeasible(homeless, why, "add a device", {homeless: problem.demand.get(homeless, 0.0)}, plan)
+    return _refusal(problem, pacing, plan) or plan
+
+
+def _promises(problem: Problem, pacing: Pacing, devices: Sequence[Device]) -> dict[str, Promise]:
+    """All rates times what the SMs would carry of them: at full area nothing is left for arrivals that bunch."""
+    sms = sum(device.kind.sms for device in devices)
+    factor = sms / pacing.area if pacing.area else 0.0
+    promises: dict[str, Promise] = {}
+    for name, model in problem.models.items():
+        demand, menu = problem.demand.get(name, 0.0), pacing.menu(name)
+        worst = menu.limit if menu.is_in_time else menu.fastest
+        promises[name] = Promise(demand, demand * factor if menu.is_in_time else 0.0, worst, model.slo)
+    return promises
+
+
+def _refusal(problem: Problem, pacing: Pacing, plan: Plan) -> Infeasible | None:
+    late = [n for n in problem.models if problem.demand.get(n, 0.0) > 0 and not pacing.menu(n).is_in_time]
+    if late:
+        menu = pacing.menu(late[0])
+        why = f"its fastest run takes {to_ms(menu.fastest):g} ms of an SLO of {to_ms(menu.slo):g} ms"
+        return Infeasible(late[0], why, "raise its SLO", {n: problem.demand[n] for n in late}, plan)
+    short = {n: p.demand - p.throughput for n, p in plan.promises.items() if p.throughput < p.demand}
+    if not short:
+        return None
+    name = max(short, key=lambda n: pacing.menu(n).pace.area)
+    carried = plan.promises[name].throughput
+    why = f"at any size {carried:.1f} of {problem.demand[name]:.1f} rows/s fit beside the others"
+    return Infeasible(name, why, f"lower its rate by {short[name]:.1f}/s, or add a device", short, plan)
+
+
+def _resident(problem: Problem, devices: Sequence[Device]) -> tuple[tuple[Resident, ...], str]:
+    """Each model once, the largest first where most memory is left; then everywhere else that it fits.
+
+    And the first model that fits nowhere, empty where all do.
+    """
+    left = {device.index: device.kind.memory for device in devices}
+    unbounded = {device.index for device in devices if not device.kind.memory}
+    models = sorted(problem.models.values(), key=lambda model: (-model.memory, model.name))
+    homes: dict[str, set[int]] = {model.name: set() for model in models}
+
+    def settle(model: Model, places: Sequence[int]) -> None:
+        for device in places:
+            if device not in homes[model.name] and (device in unbounded or left[device] >= model.memory):
+                homes[model.name].add(device)
+                left[device] -= model.memory
+
+    for model in models:
+        settle(model, [max(left, key=lambda device: left[device])])
+    for model in models:
+        settle(model, list(left))
+    residents = [Resident(d, n, problem.models[n].memory) for n in problem.models for d in sorted(homes[n])]
+    return tuple(residents), next((name for name in problem.models if not homes[name]), "")
