@@ -20,6 +20,7 @@ from gpulet.problems import front_end_share, make_problem
 from gpulet.profile import Profile
 from gpulet.systems import find_system, make_scheduler
 from gpulet.units import SECOND
+from gpulet.useful import useful_sizes
 from gpulet.workload import Arrivals, drawn, poisson
 
 ATTAINED = 0.99
@@ -94,7 +95,9 @@ def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> S
     """What a workload is worth under a plan."""
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     before = time.perf_counter()
-    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
+    metrics = simulate(
+        scheduler, problem.profile, plan, arrivals, interference=problem.interference, knees=useful_sizes(problem)
+    )
     took = time.perf_counter() - before
     return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
 

@@ -269,6 +269,15 @@ def test_metrics_carry_tritons_names_and_ours(digits):
     assert 'gpulet_up{gpulet="0"} 1.0' in text
     assert 'gpulet_estimate_error_mean_seconds{model="digits-small"}' in text
     assert 'gpulet_estimate_error_p95_seconds{model="digits-small"}' in text
+    assert 'gpulet_violations_total{model="digits-small"}' in text
+    assert 'gpulet_gpu_seconds_total{model="digits-small"}' in text
+    assert 'gpulet_gpu_area_seconds_total{model="digits-small"}' in text
+    for name in ("busy_sm_seconds", "useful_sm_seconds", "carved_sm_seconds", "switches", "resizes"):
+        assert f'gpulet_device_{name}_total{{device="0"}}' in text
+    assert 'gpulet_device_sms{device="0"}' in text
+    assert 'gpulet_device_gpulet_sms{device="0"}' in text
+    for of in ("runtime", "area", "goodput"):
+        assert f'gpulet_fairness{{of="{of}"}}' in text
 
 
 def test_a_client_that_goes_away_takes_its_waiting_request_with_it(digits):
