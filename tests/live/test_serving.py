@@ -346,6 +346,12 @@ def test_the_live_journal_replays_command_for_command(tmp_path):
     code, out, _ = run("replay", tmp_path / "journal")
     assert code == 0
     assert ", 0 differ" in out
+    assert "violations/s" in out
+    report = json.loads(run("replay", tmp_path / "journal", "--json")[1])
+    assert report["total"]["served"] == 20
+    assert report["total"]["gpu_s"] > 0
+    assert 0 < report["devices"][0]["busy"] < report["devices"][0]["allocated"]
+    assert report["fairness"] == {"runtime": 1, "area": 1, "goodput": 1}
     text = (tmp_path / "journal").read_bytes()
     at = text.index(b'"Start"')
     (tmp_path / "forged").write_bytes(text[:at] + text[at:].replace(b'"tiny"', b'"tinz"', 1))

@@ -42,7 +42,7 @@ from gpulet.plan import Plan
 from gpulet.problems import load_profile, make_problem, stored_points
 from gpulet.profile import Point, Profile
 from gpulet.profiler import P99_SAMPLES
-from gpulet.reports.runs import run_table, usage_text
+from gpulet.reports.runs import fairness_text, run_table, usage_text
 from gpulet.rows import parse_rows
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
 from gpulet.store import Machine
@@ -156,6 +156,7 @@ def bench(
         print_json(report)
     else:
         out.print(run_table(report, f"{duration:g} s of {workload} at {url}, seed {seed}"))
+        out.print(fairness_text(report))
         out.print(f"client CPU {outcome.client_cpu_us:.0f} us per request")
         for error, count in outcome.errors.items():
             out.print(f"{count} x {error}", markup=False)

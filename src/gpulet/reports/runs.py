@@ -36,11 +36,15 @@ def run_table(report: Rows, title: str) -> Table:
 
 
 def usage_text(report: RunReport) -> str:
-    """Two lines: how much of the devices was used, on average over them, and how even the models are."""
+    """Two lines: how much of the devices was used, on average over them, and `fairness_text`."""
     devices = report["devices"]
     shares = [(d["busy"], d["useful"], d["allocated"]) for d in devices] or [(0.0, 0.0, 0.0)]
     busy, useful, allocated = map(fmean, zip(*shares, strict=True))
     switches, resizes = sum(d["switches"] for d in devices), sum(d["resizes"] for d in devices)
     used = f"busy {busy:.1%}, useful {useful:.1%}, allocated {allocated:.1%}"
-    even = ", ".join(f"{of} {index:.2f}" for of, index in report["fairness"].items())
-    return f"devices {used}; {switches} switches, {resizes} resizes\nfairness {even}"
+    return f"devices {used}; {switches} switches, {resizes} resizes\n{fairness_text(report)}"
+
+
+def fairness_text(report: Rows) -> str:
+    """Jain's index of everything that is known of how even the models are."""
+    return "fairness " + ", ".join(f"{of} {index:.2f}" for of, index in report["fairness"].items())
