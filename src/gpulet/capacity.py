@@ -20,6 +20,7 @@ from gpulet.problems import front_end_share, make_problem
 from gpulet.profile import Profile
 from gpulet.systems import find_system, make_scheduler
 from gpulet.units import SECOND
+from gpulet.useful import useful_sizes
 from gpulet.workload import Arrivals, drawn, poisson
 
 ATTAINED = 0.99
@@ -94,7 +95,9 @@ def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> S
     """What a workload is worth under a plan."""
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     before = time.perf_counter()
-    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
+    metrics = simulate(
+        scheduler, problem.profile, plan, arrivals, interference=problem.interference, knees=useful_sizes(problem)
+    )
     took = time.perf_counter() - before
     return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
 
@@ -128,7 +131,7 @@ def held_factor(site: Site, problem: Problem, outcome: Plan | Infeasible, asked:
     It is that of one plan; what there is of it counts even if the planner refuses the rates.
     """
     plan = outcome.partial if isinstance(outcome, Infeasible) else outcome
-    homeless = next((name for name in problem.models if problem.demand.get(name) and not plan.hosts(name)), "")
+    homeless = next((name for name in problem.models if problem.demand.get(name) and not plan.serves(name)), "")
     if homeless:
         return Held((0.0,) * len(asked.seeds), homeless)
     served = _Served(site.dispatcher_name, site.limits, problem, plan, front_end_share(site, problem))

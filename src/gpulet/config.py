@@ -48,6 +48,10 @@ class DeviceSection(_Section):
     contention: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="mechanism whole: extra slowdown by each overlapping run"
     )
+    resizes: bool = Field(
+        False,
+        description="mechanism mps, emulated: processes of every size stand ready, so that each run may have its own size",
+    )
 
 
 class ModelSection(_Section):

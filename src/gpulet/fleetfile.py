@@ -147,7 +147,12 @@ def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
             msg = f"mig_sms are for devices that mechanism mig cuts, not {name}"
             raise ConfigError(msg)
         sizes(kind, mechanism)
-        devices += [Device(len(devices) + n, kind, mechanism, section.contention) for n in range(section.count)]
+        if section.resizes and mechanism is not Mechanism.MPS:
+            msg = f"resizes is for devices that mechanism mps cuts, not {name}"
+            raise ConfigError(msg)
+        devices += [
+            Device(len(devices) + n, kind, mechanism, section.contention, section.resizes) for n in range(section.count)
+        ]
     return tuple(devices)
 
 

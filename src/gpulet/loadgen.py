@@ -16,7 +16,8 @@ from typing import Final
 
 import orjson
 
-from gpulet.core.metrics import Counts, Rows
+from gpulet.core.counts import Counts, goodput_fairness
+from gpulet.core.metrics import Rows
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, Unusable
 from gpulet.model import Model
@@ -75,6 +76,7 @@ class Outcome:
         return {
             "models": models,
             "total": total.report(duration),
+            "fairness": {"goodput": goodput_fairness(self.counts.values())},
             "wrong": self.wrong,
             "errors": self.errors,
             "refused_p99_ms": self.refusal_latency.latency.percentile(99) / 1e6,

@@ -118,7 +118,9 @@ class Pacing:
         self._company: list[tuple[Side, str, float]] = []
         paces = self._settled()
         if problem.interference is not None:
-            self._company = [(self._side(name, p.option), name, _abreast(p) / len(devices)) for name, p in paces.items()]
+            self._company = [
+                (self._side(name, p.option), name, _abreast(p) / len(devices)) for name, p in paces.items()
+            ]
             paces = self._settled()
         self.area = sum(pace.area for pace in paces.values())
 

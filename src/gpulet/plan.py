@@ -145,6 +145,11 @@ class Plan:
         """The gpulets on which `model` has a turn."""
         return tuple(g for g in self.gpulets if model in g.models)
 
+    def serves(self, model: str) -> bool:
+        """Whether `model` is anywhere in the plan: on a gpulet, in a timeline, or resident."""
+        in_time = (run.model for line in self.timelines for run in line.runs)
+        return bool(self.hosts(model)) or model in {*in_time, *(r.model for r in self.residents)}
+
     def violations(self) -> tuple[str, ...]:
         """Every reason why this plan cannot hold, one line each; none when it can."""
         return tuple(

@@ -29,6 +29,7 @@ from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
 from gpulet.units import MIB
+from gpulet.useful import useful_sizes
 
 _FLUSH_S = 1.0
 _JOURNAL_BUFFER = 1 * MIB
@@ -122,8 +123,14 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
     served = {name: Served(model, versions.get(name, "1"), shapes[name]) for name, model in problem.models.items()}
     served |= {application.name: _served_application(application, problem) for application in problem.applications}
-    metrics = Metrics(list(served), plan)
     timer = LiveTimer(asyncio.get_running_loop())
+    metrics = Metrics(
+        list(served),
+        plan,
+        knees=useful_sizes(problem),
+        applications=[application.name for application in problem.applications],
+        begins=timer.now(),
+    )
     applications = {application.name: models_of(application) for application in problem.applications}
     catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
     journal = _journal(site, server, Header.of(site.dispatcher_name, problem, plan, site.limits))

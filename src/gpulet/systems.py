@@ -7,19 +7,17 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 
 from gpulet.bounded import PERCENTILE, Quick, worth
-from gpulet.core.ports import Dispatcher, Infeasible, MakeDispatcher, Planner, Problem
+from gpulet.core.ports import Infeasible, MakeDispatcher, Planner, Problem
 from gpulet.core.scheduler import Limits, Scheduler
-from gpulet.device import Mechanism
 from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.clockwork import Clockwork
 from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
-from gpulet.dispatchers.fifs import Fifs, Idle
+from gpulet.dispatchers.fifs import Fifs
 from gpulet.dispatchers.fixedbatch import FIXED_BATCH, FixedBatch
 from gpulet.dispatchers.glet import GletDispatcher
 from gpulet.dispatchers.greedy import Greedy, Rule
@@ -27,27 +25,23 @@ from gpulet.dispatchers.gslice import Gslice
 from gpulet.dispatchers.temporal import Temporal
 from gpulet.dispatchers.triton import Triton
 from gpulet.errors import ConfigError
-from gpulet.judge import holds
+from gpulet.ours import as_planned, ours
 from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
-from gpulet.planners.best import best
 from gpulet.planners.clockwork import clockwork
 from gpulet.planners.dedicated import dedicated
 from gpulet.planners.dstack import dstack
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
-from gpulet.planners.glet import NONE, Cuts, Style, glet
+from gpulet.planners.glet import Cuts, Style, glet
 from gpulet.planners.gslice import gslice
 from gpulet.planners.homogeneous import homogeneous, largest_homogeneous
 from gpulet.planners.ideal import ideal
 from gpulet.planners.infaas import infaas
 from gpulet.planners.nexus import nexus
-from gpulet.planners.packing import packing
 from gpulet.planners.paris import paris
-from gpulet.planners.pooled import MERGING, pooled
 from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
-from gpulet.planners.shared import shared
 from gpulet.planners.temporal import temporal
 from gpulet.planners.uncut import uncut
 
@@ -73,57 +67,6 @@ class System:
         return self.prober or self.planner
 
 
-_UNLIMITED = 10**6
-
-CANDIDATES: tuple[Planner, ...] = (
-    packing,
-    partial(packing, merges=False),
-    partial(packing, spreads=True),
-    elastic,
-    partial(elastic, most_per_device=_UNLIMITED),
-    partial(elastic, most_per_device=_UNLIMITED, shares_in_time=False),
-    nexus,
-    partial(glet, margins=NONE),
-    shared,
-)
-"""What `gpulet` tries: the published planners and its own, all without margins, since it keeps its own allowance."""
-
-
-def _as_planned(problem: Problem, plan: Plan) -> Dispatcher:
-    """The dispatcher that the plan was made for."""
-    return _CHOSEN[plan.dispatcher](problem, plan)
-
-
-_CHOSEN: Mapping[str, MakeDispatcher] = {
-    "": DutyCycle,
-    MERGING: DutyCycle,
-    "elsa": Elsa,
-    "fifs": partial(Fifs, idle=Idle.LARGEST),
-}
-POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3, 4, 7)), paris)
-"""What `gpulet` starts from where gpulets are counted by size."""
-
-
-def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Plan | Infeasible:  # noqa: B008 (frozen)
-    """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners', or pools where
-    requests bring several rows and no such plan holds.
-
-    With `enough` the first pool that holds so many times the demand is taken.
-    """
-    search = partial(pooled, starts=POOLS, worth=partial(worth, _as_planned, quick), enough=enough)
-    if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
-        turns = best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
-        pool = search(problem) if problem.rows and isinstance(turns, Infeasible) else turns
-        return pool if isinstance(pool, Plan) else turns
-    if all(point.processes == 1 for point in problem.profile.points):
-        return search(problem)
-    segmented = best(problem, candidates=(segments,), judge=partial(holds, DutyCycle))
-    if isinstance(segmented, Plan):
-        return segmented
-    shared_out = search(problem)  # where there are more models than instances, say
-    return shared_out if isinstance(shared_out, Plan) else segmented
-
-
 _ROUGH = Quick(2_000, 3, PERCENTILE)
 
 
@@ -135,9 +78,9 @@ def _glet_as_known(problem: Problem, *, cuts: Cuts) -> Plan | Infeasible:
 SYSTEMS: Mapping[str, System] = {
     "gpulet": System(
         ours,
-        _as_planned,
+        as_planned,
         prober=partial(ours, enough=1.0),
-        about="ours: the safest of several planners' plans that holds in simulation; batches start once a gpulet is idle",
+        about="ours: the safest of several planners' plans that holds in simulation, or runs sized as they come",
     ),
     "elastic": System(
         partial(autoscaled, planner=elastic),

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from gpulet.core.messages import Arrived, Start
+from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dstack import Dstack
 from gpulet.drivers.sim import Simulation, VirtualTimer
@@ -113,11 +114,16 @@ TOTALS = {
 """Images/s in all, time average of the SMs up to each knee in percent, images/s by model; no window without its run."""
 
 
-class Nobody:
-    """Keeps no score."""
+class Until:
+    """Metrics of what comes to pass by `end`."""
+
+    def __init__(self, end, metrics):
+        self.end = end
+        self.metrics = metrics
 
     def record(self, now, events, commands):
-        pass
+        if now <= self.end:
+            self.metrics.record(now, events, commands)
 
 
 @pytest.mark.parametrize("name", TOTALS)
@@ -127,13 +133,14 @@ def test_both_passes_serve_saturated_queues_as_computed(name):
     plan = planned(name)
     end = SESSIONS * plan.timelines[0].period
     starts = []
+    metrics = Metrics(list(problem.models), plan, knees={name: point.size.sms for name, point in points.items()})
     limits = Limits(max_queue=10**6, early_drop=False)
     timer = VirtualTimer()
     scheduler = Scheduler(problem.models, plan, Dstack(problem, plan), limits)
     simulation = Simulation(
         scheduler,
         timer,
-        Nobody(),
+        Until(end, metrics),
         [lambda now, _, commands: starts.extend((now, c) for c in commands if isinstance(c, Start) and now < end)],
     )
     simulation.attach(Simulated(problem.profile, plan, timer, simulation.feed))
@@ -149,6 +156,9 @@ def test_both_passes_serve_saturated_queues_as_computed(name):
     assert served == pytest.approx(by_model, rel=0.02)
     area = sum(min(s.on.size, points[s.model].size.sms) * s.expected for _, s in starts)
     assert 100 * area / (KIND.sms * end) == pytest.approx(useful, abs=0.05)
+    (device,) = metrics.report(end)["devices"]
+    assert 100 * device["useful"] == pytest.approx(useful, abs=0.05)
+    assert device["busy"] == device["useful"] == device["allocated"]
     assert misses(problem, starts, end) == 0
 
 

@@ -98,6 +98,9 @@ def test_an_application_is_served_counted_and_replayed(path, tmp_path):
     code, out, _ = run("replay", tmp_path / "journal")
     assert code == 0
     assert ", 0 differ" in out
+    report = json.loads(run("replay", tmp_path / "journal", "--json")[1])
+    assert report["models"]["shop"]["gpu_s"] == 0 < report["models"]["read"]["gpu_s"]
+    assert report["total"]["gpu_s"] == pytest.approx(sum(report["models"][m]["gpu_s"] for m in PROFILE))
     assert b'"Gather"' in (tmp_path / "journal").read_bytes()
 
 

@@ -269,6 +269,15 @@ def test_metrics_carry_tritons_names_and_ours(digits):
     assert 'gpulet_up{gpulet="0"} 1.0' in text
     assert 'gpulet_estimate_error_mean_seconds{model="digits-small"}' in text
     assert 'gpulet_estimate_error_p95_seconds{model="digits-small"}' in text
+    assert 'gpulet_violations_total{model="digits-small"}' in text
+    assert 'gpulet_gpu_seconds_total{model="digits-small"}' in text
+    assert 'gpulet_gpu_area_seconds_total{model="digits-small"}' in text
+    for name in ("busy_sm_seconds", "useful_sm_seconds", "carved_sm_seconds", "switches", "resizes"):
+        assert f'gpulet_device_{name}_total{{device="0"}}' in text
+    assert 'gpulet_device_sms{device="0"}' in text
+    assert 'gpulet_device_gpulet_sms{device="0"}' in text
+    for of in ("runtime", "area", "goodput"):
+        assert f'gpulet_fairness{{of="{of}"}}' in text
 
 
 def test_a_client_that_goes_away_takes_its_waiting_request_with_it(digits):
@@ -337,6 +346,12 @@ def test_the_live_journal_replays_command_for_command(tmp_path):
     code, out, _ = run("replay", tmp_path / "journal")
     assert code == 0
     assert ", 0 differ" in out
+    assert "violations/s" in out
+    report = json.loads(run("replay", tmp_path / "journal", "--json")[1])
+    assert report["total"]["served"] == 20
+    assert report["total"]["gpu_s"] > 0
+    assert 0 < report["devices"][0]["busy"] < report["devices"][0]["allocated"]
+    assert report["fairness"] == {"runtime": 1, "area": 1, "goodput": 1}
     text = (tmp_path / "journal").read_bytes()
     at = text.index(b'"Start"')
     (tmp_path / "forged").write_bytes(text[:at] + text[at:].replace(b'"tiny"', b'"tinz"', 1))

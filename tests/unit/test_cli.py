@@ -39,9 +39,14 @@ def test_a_plan_file_serves_the_simulator(gpulet, tmp_path):
         "p95_ms",
         "p99_ms",
         "mean_batch",
+        "violations_per_s",
+        "gpu_s",
+        "gpu_area_s",
     }
     assert one["total"]["arrived"] == sum(m["arrived"] for m in one["models"].values())
-    assert set(one["devices"][0]) == {"busy", "allocated"}
+    assert set(one["devices"][0]) == {"busy", "allocated", "useful", "switches", "resizes"}
+    assert 0 < one["devices"][0]["useful"] <= one["devices"][0]["busy"] <= one["devices"][0]["allocated"] <= 1
+    assert set(one["fairness"]) == {"runtime", "area", "goodput"}
 
 
 @pytest.mark.parametrize(

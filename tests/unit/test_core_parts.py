@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpulet.core.histogram import Histogram
-from gpulet.core.journal import Header, encode_header, encode_step, read_header, replay
+from gpulet.core.journal import Header, encode_header, encode_step, read_header, replay, span
 from gpulet.core.messages import Reason
+from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Limits
 from gpulet.errors import BadInput
 from gpulet.systems import SYSTEMS, make_scheduler
@@ -93,6 +94,22 @@ def test_a_journal_replayed_into_a_fresh_core_gives_the_same_commands():
     assert parsed.plan == w.plan
     fresh = make_scheduler(SYSTEMS["gpulet"], parsed.problem(), parsed.plan, parsed.limits)
     assert list(replay(fresh, lines)) == []
+
+
+def test_a_replay_is_worth_what_the_run_was():
+    w, models = world()
+    w.kill(3 * MS, 0, 5 * MS)
+    lived = w.run(requests_of([(n * MS // 3, n % 2, 1 + n % 3, "", n % 2, False) for n in range(60)], models))
+    header, *lines = journal_of(w, models)
+    assert span([*lines, lines[-1][:-1]]) == (w.steps[0][0], w.steps[-1][0])
+    assert span([]) == span([b"cut o"]) == (0, 0)
+    parsed = read_header(header)
+    fresh = make_scheduler(SYSTEMS["gpulet"], parsed.problem(), parsed.plan, parsed.limits)
+    again = Metrics(NAMES, parsed.plan)
+    assert list(replay(fresh, lines, again.record)) == []
+    report = lived.report(20 * MS)
+    assert report["total"]["violations_per_s"] > 0
+    assert again.report(20 * MS) == report
 
 
 def test_a_journal_with_another_command_is_found_out():

@@ -8,11 +8,11 @@ from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device, Mechanism, find_kind
 from gpulet.errors import PlanError
 from gpulet.model import Model
+from gpulet.ours import ours
 from gpulet.plan import Plan
 from gpulet.planners.segments import segments
 from gpulet.profile import Point, Profile
 from gpulet.rows import fixed
-from gpulet.systems import ours
 from gpulet.units import GIB, MS
 
 A100 = find_kind("a100-80gb")

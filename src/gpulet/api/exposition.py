@@ -8,9 +8,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gpulet.api.catalog import Served
+from gpulet.core.counts import Counts
 from gpulet.core.fleet import Fleet
 from gpulet.core.histogram import Histogram
-from gpulet.core.metrics import Counts, Metrics
+from gpulet.core.metrics import Metrics
 from gpulet.units import MS, SECOND, US
 
 _BUCKETS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -33,6 +34,8 @@ class _Collector(Collector):
         yield from self._per_model()
         yield from self._latency()
         yield from self._gpulets()
+        yield from self._devices()
+        yield from self._fairness()
 
     def _per_model(self) -> Iterator[Metric]:
         """Request, inference (rows) and execution (batches) counts as in Triton's metrics documentation."""
@@ -49,12 +52,16 @@ class _Collector(Collector):
             for outcome in ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed"):
                 answers.add_metric((name, outcome), getattr(counts, outcome))
         yield answers
+        violations = CounterMetricFamily("gpulet_violations", "late, or without a result", labels=("model",))
+        for name, counts in self._known():
+            violations.add_metric((name,), counts.violations)
+        yield violations
         attainment = GaugeMetricFamily(
             "gpulet_attainment", "share of arrivals served within the SLO", labels=("model",)
         )
         waiting = GaugeMetricFamily("gpulet_unanswered", "requests that wait or run", labels=("model",))
         for name, counts in self._known():
-            attainment.add_metric((name,), (counts.served - counts.late) / counts.arrived if counts.arrived else 1.0)
+            attainment.add_metric((name,), counts.attainment)
             waiting.add_metric((name,), counts.unanswered)
         yield attainment
         yield waiting
@@ -93,6 +100,41 @@ class _Collector(Collector):
             rows.add_metric((name,), use.rows)
             _add(run, name, use.run)
         yield from (up, sms, busy, predicted, batches, rows, run)
+
+    def _devices(self) -> Iterator[Metric]:
+        """SM time of batches that have ended; rates of it over `gpulet_device_sms` are utilizations."""
+        label = ("device",)
+        sms = GaugeMetricFamily("gpulet_device_sms", "SMs or cores", labels=label)
+        given = GaugeMetricFamily("gpulet_device_gpulet_sms", "SMs or cores in gpulets of the plan", labels=label)
+        busy = CounterMetricFamily("gpulet_device_busy_sm_seconds", "SMs that batches held, times s", labels=label)
+        useful = CounterMetricFamily(
+            "gpulet_device_useful_sm_seconds", "the same, none beyond its model's knee", labels=label
+        )
+        carved = CounterMetricFamily("gpulet_device_carved_sm_seconds", "the same, carved for one run", labels=label)
+        switches = CounterMetricFamily("gpulet_device_switches", "starts after another model's", labels=label)
+        resizes = CounterMetricFamily("gpulet_device_resizes", "carves of another size than before", labels=label)
+        times = self._metrics.usage.by_device()
+        for index, use in self._metrics.usage.devices.items():
+            name, time = (str(index),), times[index]
+            sms.add_metric(name, use.sms)
+            given.add_metric(name, use.gpulet_sms)
+            busy.add_metric(name, time.busy / SECOND)
+            useful.add_metric(name, time.useful / SECOND)
+            carved.add_metric(name, time.carved / SECOND)
+            switches.add_metric(name, use.switches)
+            resizes.add_metric(name, use.resizes)
+        yield from (sms, given, busy, useful, carved, switches, resizes)
+
+    def _fairness(self) -> Iterator[Metric]:
+        ran = CounterMetricFamily("gpulet_gpu_seconds", "time of a model's batches", labels=("model",))
+        area = CounterMetricFamily("gpulet_gpu_area_seconds", "the same times shares of devices", labels=("model",))
+        for name, time in self._metrics.usage.by_model().items():
+            ran.add_metric((name,), time.ran / SECOND)
+            area.add_metric((name,), time.area / SECOND)
+        fairness = GaugeMetricFamily("gpulet_fairness", "Jain's index over models, 1 when even", labels=("of",))
+        for of, index in self._metrics.fairness().items():
+            fairness.add_metric((of,), index)
+        yield from (ran, area, fairness)
 
     def _known(self) -> Iterator[tuple[str, Counts]]:
         return ((name, counts) for name, counts in self._metrics.models.items() if name)

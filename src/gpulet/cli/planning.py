@@ -43,7 +43,7 @@ from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.remedies import Remedies, remedies
 from gpulet.reports.carving import emitted, find_form
 from gpulet.reports.plans import draw_plan, gpulet_table, promise_table, timeline_table
-from gpulet.reports.runs import run_table
+from gpulet.reports.runs import run_table, usage_text
 from gpulet.units import Duration, to_ms
 
 _ALL = 100
@@ -219,6 +219,7 @@ def simulate(
     else:
         for name, report in reports.items():
             out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
+            out.print(usage_text(report))
             out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
         for name, refusal in refusals.items():
             out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)

@@ -28,7 +28,8 @@ from gpulet.cli.common import (
     print_json,
 )
 from gpulet.client import parse_address, random_requests
-from gpulet.core.journal import read_header, replay
+from gpulet.core.journal import read_header, replay, span
+from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
 from gpulet.fleetfile import Site, open_site, servable
@@ -41,12 +42,13 @@ from gpulet.plan import Plan
 from gpulet.problems import load_profile, make_problem, stored_points
 from gpulet.profile import Point, Profile
 from gpulet.profiler import P99_SAMPLES
-from gpulet.reports.runs import run_table
+from gpulet.reports.runs import fairness_text, run_table, usage_text
 from gpulet.rows import parse_rows
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
 from gpulet.store import Machine
 from gpulet.systems import find_system, make_scheduler
-from gpulet.units import MS, SECOND, to_ms
+from gpulet.units import MS, SECOND, Instant, to_ms
+from gpulet.useful import useful_sizes
 from gpulet.workload import Arrivals
 
 _BUDGET_S = 1.0
@@ -154,6 +156,7 @@ def bench(
         print_json(report)
     else:
         out.print(run_table(report, f"{duration:g} s of {workload} at {url}, seed {seed}"))
+        out.print(fairness_text(report))
         out.print(f"client CPU {outcome.client_cpu_us:.0f} us per request")
         for error, count in outcome.errors.items():
             out.print(f"{count} x {error}", markup=False)
@@ -163,7 +166,7 @@ def bench(
 def replay_journal(
     journal: Annotated[Path, typer.Argument(help="what [server] journal wrote")], as_json: AsJson = False
 ) -> None:
-    """Feed a live journal to a fresh core and say where its commands differ.
+    """Feed a live journal to a fresh core: where its commands differ, and what the run was worth by them.
 
     Example: gpulet replay gpulet.journal
     """
@@ -173,16 +176,28 @@ def replay_journal(
         msg = f"journal {journal} cannot be read: {error}"
         raise BadInput(msg) from None
     header = read_header(lines[0] if lines else b"")
-    scheduler = make_scheduler(find_system(header.system), header.problem(), header.plan, header.limits)
-    differences = list(replay(scheduler, lines[1:]))
+    problem = header.problem()
+    scheduler = make_scheduler(find_system(header.system), problem, header.plan, header.limits)
+    begins, ends = span(lines[1:])
+    metrics = _metrics(problem, header.plan, begins)
+    differences = list(replay(scheduler, lines[1:], metrics.record))
+    report = metrics.report(ends - begins)
     if as_json:
-        print_json({"steps": len(lines) - 1, "differences": [asdict(d) for d in differences]})
+        print_json({"steps": len(lines) - 1, "differences": [asdict(d) for d in differences], **report})
     else:
+        out.print(run_table(report, f"{(ends - begins) / SECOND:.1f} s of {journal}"))
+        out.print(usage_text(report))
         for d in differences[:10]:
             out.print(f"line {d.line}: journal {d.journal}, replayed {d.replayed}", markup=False)
         out.print(f"{len(lines) - 1} steps, {len(differences)} differ")
     if differences:
         raise typer.Exit(1)
+
+
+def _metrics(problem: Problem, plan: Plan, begins: Instant) -> Metrics:
+    applications = [application.name for application in problem.applications]
+    names = [*problem.models, *applications]
+    return Metrics(names, plan, knees=useful_sizes(problem), applications=applications, begins=begins)
 
 
 async def _drive(address: tuple[str, int], loads: Sequence[LoadSpec], arrivals: Arrivals, connections: int) -> Outcome:

@@ -3,7 +3,7 @@
 Line 1 is a `Header` with all that a core is made of. Every other line is `[now, events, commands]`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +20,7 @@ from gpulet.profile import Point, Profile, Statistic
 from gpulet.units import Instant
 
 FORMAT = 1
+Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -97,19 +98,35 @@ class Difference:
     replayed: str
 
 
-def replay(scheduler: Scheduler, lines: Sequence[bytes]) -> Iterator[Difference]:
+def replay(scheduler: Scheduler, lines: Sequence[bytes], observe: Observe | None = None) -> Iterator[Difference]:
     """Feed the journal's steps (all lines but the header) to a fresh core; yield where its commands differ.
 
-    Lines keep their ends: a last one without, cut off by a crash or still being written, is left out.
+    Lines keep their ends: a last one without, cut off by a crash or still being written, is left out. `observe` sees
+    every step as the fresh core took it.
     """
-    if lines and not lines[-1].endswith(b"\n"):
-        lines = lines[:-1]
-    for number, line in enumerate(lines, start=2):
-        try:
-            now, events, commands = _entry.decode(line)
-        except msgspec.MsgspecError as error:
-            msg = f"journal line {number}: {error}"
-            raise BadInput(msg) from None
-        again = _encoder.encode(scheduler.step(now, *events))
+    for number, line in enumerate(_whole(lines), start=2):
+        now, events, commands = _step(number, line)
+        fresh = scheduler.step(now, *events)
+        if observe:
+            observe(now, events, fresh)
+        again = _encoder.encode(fresh)
         if again != bytes(commands):
             yield Difference(number, bytes(commands).decode(), again.decode())
+
+
+def span(lines: Sequence[bytes]) -> tuple[Instant, Instant]:
+    """When the first and the last of a journal's steps were (all lines but the header); 0 where there are none."""
+    whole = _whole(lines)
+    return (_step(2, whole[0])[0], _step(len(whole) + 1, whole[-1])[0]) if whole else (0, 0)
+
+
+def _whole(lines: Sequence[bytes]) -> Sequence[bytes]:
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+
+
+def _step(number: int, line: bytes) -> tuple[Instant, tuple[Event, ...], msgspec.Raw]:
+    try:
+        return _entry.decode(line)
+    except msgspec.MsgspecError as error:
+        msg = f"journal line {number}: {error}"
+        raise BadInput(msg) from None

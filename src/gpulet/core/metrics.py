@@ -1,16 +1,15 @@
 """What a run was worth: a fold over messages, the same for simulated, live and replayed ones.
 
-Per model: arrived = served + rejected + expired + cancelled + failed + lost. `lost` is never answered: 0 once nothing
-waits or runs. `late` is part of served; attainment = (served - late) / arrived; goodput = (served - late) per second.
 An application has a row as a model has; its models' rows count its stage requests, which the total leaves out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
+from gpulet.core.counts import Counts, ModelRow, goodput_fairness
 from gpulet.core.estimates import EstimateRow, Estimates
-from gpulet.core.histogram import Histogram
+from gpulet.core.fairness import jain
 from gpulet.core.messages import (
     FIRST_STAGE_REQUEST,
     Answer,
@@ -30,42 +29,18 @@ from gpulet.core.messages import (
     Spawn,
     Start,
 )
-from gpulet.plan import GpuletId, Plan
+from gpulet.core.usage import NO_TIME, DeviceRow, ModelTime, Usage
+from gpulet.plan import Plan
 from gpulet.request import Request
-from gpulet.units import SECOND, Duration, Instant, to_ms
-
-
-class ModelRow(TypedDict):
-    """One model's line of a report: counts, shares of 1, answers per second, milliseconds."""
-
-    arrived: int
-    served: int
-    late: int
-    rejected: int
-    expired: int
-    cancelled: int
-    failed: int
-    lost: int
-    attainment: float
-    goodput: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    mean_batch: float
-
-
-class DeviceRow(TypedDict):
-    """Share of a device's SM-time in use, and of its SMs given to gpulets."""
-
-    busy: float
-    allocated: float
+from gpulet.units import Duration, Instant
 
 
 class Rows(TypedDict):
-    """What every run's report has: a line for each model and one for all."""
+    """What every run's report has: a line for each model, one for all, and how even they are (Jain's index, by what)."""
 
     models: dict[str, ModelRow]
     total: ModelRow
+    fairness: dict[str, float]
 
 
 class RunReport(Rows):
@@ -75,90 +50,7 @@ class RunReport(Rows):
     estimates: EstimateRow
 
 
-_SUMMED = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "batches", "rows")
-
-
 @dataclass(slots=True)
-class Counts:
-    """One model's counters. `latency` counts served requests from arrival; `rows` and `batches` count what started."""
-
-    arrived: int = 0
-    served: int = 0
-    late: int = 0
-    rejected: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    batches: int = 0
-    rows: int = 0
-    latency: Histogram = field(default_factory=Histogram)
-    queued: Duration = 0
-    computed: Duration = 0
-
-    @property
-    def unanswered(self) -> int:
-        """Still waiting or running; lost, once the run is over."""
-        return self.arrived - self.served - self.rejected - self.expired - self.cancelled - self.failed
-
-    def add(self, other: "Counts") -> None:
-        """Count everything that `other` counted."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.latency.merge(other.latency)
-
-    def remove(self, other: "Counts") -> None:
-        """Forget what `other` counted, all of which is counted here."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) - getattr(other, name))
-        self.latency.remove(other.latency)
-
-    def end(self, request: Request, now: Instant) -> None:
-        """One request is served."""
-        self.served += 1
-        self.late += now > request.deadline
-        self.latency.add(now - request.arrival)
-
-    def refuse(self, reason: Reason) -> None:
-        """One request got no result."""
-        setattr(self, _FIELD[reason], getattr(self, _FIELD[reason]) + 1)
-
-    def report(self, duration: Duration) -> ModelRow:
-        """The shape of `simulate --json` and `bench --json`."""
-        good = self.served - self.late
-        p50, p95, p99 = (to_ms(round(self.latency.percentile(p))) for p in (50, 95, 99))
-        return {
-            "arrived": self.arrived,
-            "served": self.served,
-            "late": self.late,
-            "rejected": self.rejected,
-            "expired": self.expired,
-            "cancelled": self.cancelled,
-            "failed": self.failed,
-            "lost": self.unanswered,
-            "attainment": good / self.arrived if self.arrived else 1.0,
-            "goodput": good * SECOND / duration if duration else 0.0,
-            "p50_ms": p50,
-            "p95_ms": p95,
-            "p99_ms": p99,
-            "mean_batch": self.rows / self.batches if self.batches else 0.0,
-        }
-
-
-@dataclass(slots=True)
-class GpuletUse:
-    """One gpulet's batches: how long they ran, how long they were predicted to; `fellows` share its SMs with it."""
-
-    device: int
-    sms: int
-    fellows: int = 1
-    busy: Duration = 0
-    predicted: Duration = 0
-    batches: int = 0
-    rows: int = 0
-    run: Histogram = field(default_factory=Histogram)
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     start: Start
     since: Instant
@@ -168,26 +60,34 @@ class _Run:
 class Metrics:
     """Folds every step's messages. Unknown models are counted together under `""`.
 
-    `models` are all names that requests may have, applications included; `stages` counts stage requests once more.
+    `models` are all names that requests may have, `applications` those among them that only lead to others' runs;
+    `stages` counts stage requests once more. `knees` are SMs by model, as `Usage` says; `begins` is when the run does.
     """
 
-    def __init__(self, models: Sequence[str], plan: Plan) -> None:
+    def __init__(
+        self,
+        models: Sequence[str],
+        plan: Plan,
+        *,
+        knees: Mapping[str, int] | None = None,
+        applications: Collection[str] = (),
+        begins: Instant = 0,
+    ) -> None:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
         self.stages = Counts()
         self.estimates = Estimates(models)
         self._has_stages = False
-        self.gpulets = {g.id: GpuletUse(g.device, g.size.sms, g.fellows) for g in plan.gpulets}
+        self.usage = Usage(plan, knees or {}, begins)
+        self.gpulets = self.usage.gpulets
         self.reasons: dict[tuple[str, Reason], int] = {}
-        self._sms = {d.index: d.kind.sms for d in plan.devices}
-        self._carved = dict.fromkeys(self._sms, 0)
-        self._allocated = {d: sum(g.size.sms / g.fellows for g in plan.gpulets if g.device == d) for d in self._sms}
+        self._applications = frozenset(applications)
         self._open: dict[RequestId, Request] = {}
         self._running: dict[BatchId, _Run] = {}
 
     def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
         """Take one step's messages into account."""
         for event in events:
-            self._take_in(event)
+            self._take_in(now, event)
         for command in commands:
             match command:
                 case Answer():
@@ -207,42 +107,45 @@ class Metrics:
                 case _:
                     pass
 
-    def _take_in(self, event: Event) -> None:
+    def _take_in(self, now: Instant, event: Event) -> None:
         match event:
             case Arrived():
                 self._open[event.request.id] = event.request
                 self._counts(event.request.model).arrived += 1
             case RunFailed():
-                self._running.pop(event.batch, None)
+                self._lose(now, [event.batch])
             case GpuletDown():
-                self._running = {b: run for b, run in self._running.items() if run.start.on != event.gpulet}
+                self._lose(now, [b for b, run in self._running.items() if run.start.on == event.gpulet])
             case _:
                 pass
 
     def report(self, duration: Duration) -> RunReport:
-        """`models`, `total`, `devices` and `estimates` as in `simulate --json`; `duration` is the time of the arrivals."""
+        """As in `simulate --json`; `duration` is the time of the arrivals."""
         total = Counts()
         for counts in self.models.values():
             total.add(counts)
         total.remove(self.stages)
-        known = {name: counts.report(duration) for name, counts in self.models.items() if name or counts.arrived}
+        times = self.usage.by_model()
+        known = {name: counts for name, counts in self.models.items() if name or counts.arrived}
+        spent = ModelTime(sum(t.ran for t in times.values()), sum(t.area for t in times.values()))
         return {
-            "models": known,
-            "devices": self._devices(duration),
-            "total": total.report(duration),
+            "models": {name: counts.report(duration, times.get(name, NO_TIME)) for name, counts in known.items()},
+            "devices": self.usage.report(duration),
+            "total": total.report(duration, spent),
+            "fairness": self.fairness(),
             "estimates": self.estimates.report(),
         }
 
-    def _devices(self, duration: Duration) -> list[DeviceRow]:
-        """Share of SM-time in use, and share of SMs given to gpulets."""
-        if not duration:
-            return []
-        busy = dict[int, float](self._carved)
-        for use in self.gpulets.values():
-            busy[use.device] += use.busy * use.sms / use.fellows
-        return [
-            {"busy": busy[d] / (duration * sms), "allocated": self._allocated[d] / sms} for d, sms in self._sms.items()
-        ]
+    def fairness(self) -> dict[str, float]:
+        """Jain's index over what was asked anything: `runtime` and `area` of models, `goodput` of applications as well."""
+        asked = {name: counts for name, counts in self.models.items() if name and counts.arrived}
+        times = self.usage.by_model()
+        run = [times.get(name, NO_TIME) for name in asked if name not in self._applications]
+        return {
+            "runtime": jain(time.ran for time in run),
+            "area": jain(time.area for time in run),
+            "goodput": goodput_fairness(asked.values()),
+        }
 
     def _counts(self, model: str) -> Counts:
         counts = self.models.get(model)
@@ -251,6 +154,7 @@ class Metrics:
     def _start(self, now: Instant, start: Start) -> None:
         requests = tuple([self._open[request_id] for request_id in start.requests])
         self._running[start.batch] = _Run(start, now, requests)
+        self.usage.begin(now, start)
         counts = self.models[start.model]
         counts.batches += 1
         counts.rows += start.rows
@@ -274,18 +178,23 @@ class Metrics:
                 if request.id >= FIRST_STAGE_REQUEST:
                     self.stages.end(request, now)
         self.estimates.add(run.start, now - since)
-        self._use(run.start.on, now - since, run.start)
+        self.usage.end(now, run.start, now - since)
+        self._use(now - since, run.start)
 
-    def _use(self, on: GpuletId | Carve, ran: Duration, start: Start) -> None:
-        if isinstance(on, Carve):
-            self._carved[on.device] += ran * on.size
+    def _use(self, ran: Duration, start: Start) -> None:
+        if isinstance(start.on, Carve):
             return
-        use = self.gpulets[on]
+        use = self.gpulets[start.on]
         use.busy += ran
         use.predicted += start.expected
         use.batches += 1
         use.rows += start.rows
         use.run.add(ran)
+
+    def _lose(self, now: Instant, batches: Iterable[BatchId]) -> None:
+        for batch in batches:
+            run = self._running.pop(batch)
+            self.usage.end(now, run.start, now - run.since)
 
     def _refuse(self, request_id: RequestId, reason: Reason) -> None:
         model = self._open.pop(request_id).model
@@ -293,17 +202,3 @@ class Metrics:
         if request_id >= FIRST_STAGE_REQUEST:
             self.stages.refuse(reason)
         self.reasons[model, reason] = self.reasons.get((model, reason), 0) + 1
-
-
-_FIELD: Mapping[Reason, str] = {
-    Reason.UNKNOWN_MODEL: "rejected",
-    Reason.TOO_LARGE: "rejected",
-    Reason.QUEUE_FULL: "rejected",
-    Reason.LATE: "rejected",
-    Reason.STOPPED: "rejected",
-    Reason.EXPIRED: "expired",
-    Reason.CANCELLED: "cancelled",
-    Reason.ABANDONED: "cancelled",
-    Reason.RUN_FAILED: "failed",
-    Reason.WORKER_LOST: "failed",
-}

@@ -92,7 +92,7 @@ class Rolling:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         devices = [device for device in plan.devices if any(r.device == device.index for r in plan.residents)]
         self._pacing = Pacing(problem, devices)
-        self._boards = [_board(problem, plan, device, self._pacing) for device in devices]
+        self._boards = [_board(plan, device, self._pacing) for device in devices]
         self._homes = {n: [board for board in self._boards if n in board.held] for n in problem.models}
         self._runs: dict[RequestId, tuple[_Board, str, Option]] = {}
         self._dues: dict[tuple[str, str], Instant] = {}
@@ -209,7 +209,7 @@ def _pick(now: Instant, queue: Queue, menu: Menu, room: int, board: _Board) -> O
     return late
 
 
-def _board(problem: Problem, plan: Plan, device: Device, pacing: Pacing) -> _Board:
+def _board(plan: Plan, device: Device, pacing: Pacing) -> _Board:
     """Guarantees in proportion to the areas of the paces, a replica's part of each."""
     homes = Counter(resident.model for resident in plan.residents)
     here = [resident.model for resident in plan.residents if resident.device == device.index]

@@ -3,7 +3,7 @@
 Of things due at one instant, what was scheduled first comes first; arrivals come last.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -116,15 +116,16 @@ def simulate(
     observers: Sequence[Observe] = (),
     *,
     interference: Interference | None = None,
+    knees: Mapping[str, int] | None = None,
 ) -> Metrics:
     """Run a workload through a core on the simulated executor; what it was worth.
 
-    The plan is the core's, or that one folded.
+    The plan is the core's, or that one folded; `knees` are for the metrics, SMs by model.
     """
     plan = plan.unfolded()
     timer = VirtualTimer()
     names = dict.fromkeys([*(model.name for model in arrivals.models), *scheduler.fleet.models])
-    metrics = Metrics(list(names), plan)
+    metrics = Metrics(list(names), plan, knees=knees, applications=scheduler.applications)
     simulation = Simulation(scheduler, timer, metrics, observers)
     executor = Simulated(profile, plan, timer, simulation.feed, interference=interference)
     simulation.attach(executor)

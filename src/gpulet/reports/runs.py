@@ -1,15 +1,17 @@
 """What a run was worth, for people: the same table for `simulate`, `bench` and the demo."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from rich.table import Table
 
-from gpulet.core.metrics import Rows
+from gpulet.core.metrics import Rows, RunReport
 
 _COUNTS = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost")
 _MEASURES = {
     "attainment": ".2%",
     "goodput": ".1f",
+    "violations_per_s": ".1f",
     "p50_ms": ".2f",
     "p95_ms": ".2f",
     "p99_ms": ".2f",
@@ -27,5 +29,22 @@ def run_table(report: Rows, title: str) -> Table:
     for name in _COUNTS:
         table.add_row(name, *(str(row[name]) for row in columns.values()))
     for name, unit in _MEASURES.items():
-        table.add_row(name.removesuffix("_ms"), *(f"{row[name]:{unit}}" for row in columns.values()))
+        table.add_row(
+            name.removesuffix("_ms").replace("_per_", "/"), *(f"{row[name]:{unit}}" for row in columns.values())
+        )
     return table
+
+
+def usage_text(report: RunReport) -> str:
+    """Two lines: how much of the devices was used, on average over them, and `fairness_text`."""
+    devices = report["devices"]
+    shares = [(d["busy"], d["useful"], d["allocated"]) for d in devices] or [(0.0, 0.0, 0.0)]
+    busy, useful, allocated = map(fmean, zip(*shares, strict=True))
+    switches, resizes = sum(d["switches"] for d in devices), sum(d["resizes"] for d in devices)
+    used = f"busy {busy:.1%}, useful {useful:.1%}, allocated {allocated:.1%}"
+    return f"devices {used}; {switches} switches, {resizes} resizes\n{fairness_text(report)}"
+
+
+def fairness_text(report: Rows) -> str:
+    """Jain's index of everything that is known of how even the models are."""
+    return "fairness " + ", ".join(f"{of} {index:.2f}" for of, index in report["fairness"].items())

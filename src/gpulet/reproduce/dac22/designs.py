@@ -10,6 +10,7 @@ from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.executors.simulated import Noise
+from gpulet.ours import ours
 from gpulet.plan import Plan
 from gpulet.planners.homogeneous import homogeneous
 from gpulet.planners.paris import UTILIZATIONS, paris
@@ -17,7 +18,7 @@ from gpulet.planners.random_mig import random_mig
 from gpulet.pools import carried, groups_in
 from gpulet.profile import Profile
 from gpulet.reproduce.dac22.cases import WHOLE, Case, planned, served, whole_gpus
-from gpulet.systems import SYSTEMS, ours
+from gpulet.systems import SYSTEMS
 
 HOMOGENEOUS = {f"GPU({n})": n for n in (1, 2, 3, 7)}
 RANDOM = ("Random+FIFS", "Random+ELSA")

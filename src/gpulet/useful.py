@@ -1,0 +1,34 @@
+"""How many SMs models make use of, for measures: what they hold beyond that is held in vain."""
+
+from dataclasses import replace
+
+from gpulet.core.ports import Problem
+from gpulet.device import Device, Mechanism
+from gpulet.errors import ProfileError
+from gpulet.model import Model
+from gpulet.operating import operating_points, shares_of
+
+
+def useful_sizes(problem: Problem) -> dict[str, int]:
+    """The knee of each model in SMs: the size of its highest efficacy at any rate (D-STACK, Dhakal et al., TCC 2024).
+
+    Sizes are those that the fleet's kind of device can be cut into, on an uncut one any number of SMs. Models that nobody
+    has measured, or that keep their objective at no size, are left out.
+    """
+    device = next(iter(problem.devices), None)
+    if device is None:
+        return {}
+    knees = {name: _knee(problem, model, device) for name, model in problem.models.items()}
+    return {name: sms for name, sms in knees.items() if sms}
+
+
+def _knee(problem: Problem, model: Model, device: Device) -> int:
+    """0 where there is none."""
+    if device.mechanism is Mechanism.WHOLE:
+        device = replace(device, mechanism=Mechanism.CPU)  # cut as cores are: any number
+    try:
+        shares = shares_of(problem.profile, model, device, 0.0)
+    except ProfileError:
+        return 0
+    best = next(iter(operating_points(shares)), None)
+    return best.size.sms if best else 0
