@@ -65,9 +65,9 @@ class _Board:
                 owed += unused if other in self.saving else KEPT * unused
         return max(min(own, free - saved), int(free - owed))
 
-    def spare(self, free: int) -> int:
-        """SMs that nobody is guaranteed, and nobody saves up for."""
-        owed = sum(max(0.0, part - self.held[name]) for name, part in self.guaranteed.items())
+    def spare(self, model: str, free: int) -> int:
+        """SMs that no other model is guaranteed, and nobody saves up for."""
+        owed = sum(max(0.0, part - self.held[name]) for name, part in self.guaranteed.items() if name != model)
         return int(free - max(owed, *self.saving.values(), 0))
 
     def bears(self, option: Option) -> bool:
@@ -163,7 +163,7 @@ class Rolling:
         """Run what is no longer worth its SMs where there are some to spare, and give it up otherwise."""
         head = queue.head
         for board in self._homes[queue.model]:
-            spare = board.spare(fleet.devices[board.index].free_sms)
+            spare = board.spare(queue.model, fleet.devices[board.index].free_sms)
             for option in menu.ways:
                 is_in_time = option.rows >= head.rows and option.latency <= head.deadline - now
                 if is_in_time and option.size <= spare and board.bears(option):

@@ -1,0 +1,188 @@
+from dataclasses import replace
+
+import pytest
+
+from gpulet.core.messages import Arrived, Drop, Start
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.scheduler import Limits
+from gpulet.device import Device, Kind, Mechanism
+from gpulet.dispatchers.rolling import Rolling
+from gpulet.errors import PlanError
+from gpulet.model import Model
+from gpulet.ours import ours
+from gpulet.plan import Plan
+from gpulet.planners.rolling import ROLLING, rolling
+from gpulet.profile import Point, Profile
+from gpulet.request import Request
+from gpulet.units import MS, NEVER
+from support import World
+
+KIND = Kind("hundred", 100, 100, mps_shares=(10, 20, 50, 100))
+
+
+def problem(rates, slo=100, devices=1, memory=0, dram=0.0):
+    """A row takes 44 ms on 10 SMs and 8 ms on all 100; 10 ms, or 1 ms, more for each row that joins it."""
+    slos = slo if isinstance(slo, dict) else dict.fromkeys(rates, slo)
+    points = [
+        Point(name, sms, rows, *[4 * MS + (30 + 10 * rows) * MS * 10 // sms] * 3, dram=dram)
+        for name in rates
+        for sms in (10, 20, 50, 100)
+        for rows in (1, 8)
+    ]
+    models = {name: Model(name, slos[name] * MS, 8, memory) for name in rates}
+    fleet = tuple(Device(d, KIND, Mechanism.MPS, resizes=True) for d in range(devices))
+    return Problem(models, rates, fleet, Profile(tuple(points)))
+
+
+def planned(p):
+    plan = rolling(p)
+    assert isinstance(plan, Plan)
+    return plan
+
+
+class Rig(World):
+    """A world whose dispatcher knows the problem's rates."""
+
+    def __init__(self, p, plan=None, limits=None):
+        plan = plan or planned(p)
+        super().__init__(list(p.models.values()), plan, lambda _, plan: Rolling(p, plan), limits, p.profile)
+
+    def starts(self):
+        return [(now, c) for now, _, commands in self.steps for c in commands if isinstance(c, Start)]
+
+
+def single(n, name, arrival, slo=100, rows=1):
+    return Request(n, name, arrival * MS, (arrival + slo) * MS, rows)
+
+
+# planner --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_model_is_resident_on_every_device():
+    plan = planned(problem({"a": 5.0, "b": 5.0}, devices=2))
+    assert [(r.device, r.model) for r in plan.residents] == [(0, "a"), (1, "a"), (0, "b"), (1, "b")]
+    assert plan.dispatcher == ROLLING
+    assert plan.violations() == ()
+    assert all(plan.serves(name) for name in "ab")
+
+
+def test_a_model_has_as_many_replicas_as_memory_allows_and_each_has_one():
+    plan = planned(problem({"a": 5.0, "b": 5.0, "c": 5.0}, devices=2, memory=40))
+    homes = [(r.model, r.device) for r in plan.residents]
+    assert {name for name, _ in homes} == {"a", "b", "c"}
+    assert sorted(device for _, device in homes) == [0, 0, 1, 1]
+    refused = rolling(problem(dict.fromkeys("abcde", 5.0), devices=2, memory=40))
+    assert isinstance(refused, Infeasible)
+    assert "40 bytes fit on no device" in refused.constraint
+
+
+def test_more_than_all_sms_is_refused_with_what_fits():
+    refused = rolling(problem({"a": 5.0, "b": 2000.0}))
+    assert isinstance(refused, Infeasible)
+    assert refused.model == "b"
+    assert "of 2000.0 rows/s fit" in refused.constraint
+    late = rolling(problem({"a": 5.0}, slo=7))
+    assert isinstance(late, Infeasible)
+    assert str(late) == "model a: its fastest run takes 8 ms of an SLO of 7 ms; raise its SLO"
+
+
+def test_devices_that_are_cut_once_take_no_rolling_plan():
+    fixed = replace(problem({"a": 5.0}), devices=(Device(0, KIND, Mechanism.MPS),))
+    with pytest.raises(PlanError, match="device 0: a rolling plan needs"):
+        rolling(fixed)
+    assert Device(0, KIND, Mechanism.GREEN).resizes_runs
+    assert not replace(fixed.devices[0], mechanism=Mechanism.MIG, resizes=True).resizes_runs
+
+
+def test_gpulet_cuts_where_that_holds_and_sizes_runs_as_they_come_where_it_does_not():
+    light, heavy = ours(problem({"a": 20.0})), ours(problem(dict.fromkeys("abcdef", 40.0), slo=90))
+    assert isinstance(light, Plan)
+    assert isinstance(heavy, Plan)
+    assert (light.dispatcher, heavy.dispatcher) == ("", ROLLING)
+    refused = ours(problem({"a": 2000.0}))
+    assert isinstance(refused, Infeasible)
+    assert refused.partial.dispatcher == ROLLING
+
+
+# dispatcher -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_waits_until_it_is_complete_or_its_oldest_request_must_start():
+    p = problem({"a": 300.0})
+    rig = Rig(p)
+    menu = rig.scheduler._dispatcher._pacing.menu("a")
+    rows, wait = menu.pace.option.rows, menu.pace.wait
+    assert rows > 1
+    early = [single(n, "a", 0) for n in range(1, rows + 1)]
+    rig.run([*early, single(rows + 1, "a", 200)])
+    (first, full), (second, alone) = rig.starts()
+    assert (first, full.rows, full.on.size) == (0, rows, menu.pace.option.size)
+    assert (second, alone.rows) == (200 * MS + wait, 1)
+
+
+def test_runs_of_one_model_go_on_side_by_side():
+    rig = Rig(problem({"a": 200.0}))
+    rig.run([single(n, "a", n // 10) for n in range(40)])
+    starts = rig.starts()
+    assert any(later < now + c.expected for (now, c), (later, _) in zip(starts, starts[1:], strict=False))
+    assert rig.metrics.models["a"].late == 0
+
+
+def test_a_short_deadline_takes_a_wide_run_where_nobody_is_guaranteed_the_sms():
+    rig = Rig(problem({"a": 5.0}))
+    rig.run([single(1, "a", 0, slo=9)])
+    ((_, start),) = rig.starts()
+    assert start.on.size == 100
+    assert rig.metrics.models["a"].late == 0
+
+
+def test_what_no_size_runs_in_time_is_given_up_at_once():
+    rig = Rig(problem({"a": 5.0}))
+    rig.run([single(1, "a", 0, slo=7)])
+    assert [now for now, _, commands in rig.steps for c in commands if isinstance(c, Drop)] == [0]
+
+
+def test_a_flood_of_one_model_leaves_the_other_its_guarantee():
+    p = problem({"a": 40.0, "b": 40.0})
+    flood = [single(n, "a", n // 20) for n in range(4000)]
+    steady = [single(10_000 + n, "b", 25 * n) for n in range(8)]
+    rig = Rig(p)
+    rig.run(sorted([*flood, *steady], key=lambda r: r.arrival))
+    b = rig.metrics.models["b"]
+    assert b.served - b.late >= 7
+
+
+def test_bandwidth_that_is_taken_keeps_a_run_waiting():
+    rig = Rig(problem({"a": 5.0, "b": 5.0}, dram=0.7))
+    rig.run([single(1, "a", 0), single(2, "b", 0)])
+    (one, first), (two, _) = rig.starts()
+    assert (one, two) == (0, first.expected)
+
+
+def test_saturated_queues_without_deadlines_run_within_the_objective():
+    p = problem({"a": 40.0, "b": 40.0})
+    rig = Rig(p, limits=Limits(max_queue=10**6, early_drop=False))
+    for n in range(400):
+        rig.simulation.feed(Arrived(Request(n + 1, "ab"[n % 2], 0, NEVER)))
+    rig.run([])
+    assert all(start.expected <= p.models[start.model].slo for _, start in rig.starts())
+    assert {c.served for c in rig.metrics.models.values()} == {200}
+
+
+def test_of_two_devices_the_one_with_most_room_runs_the_next_batch():
+    rig = Rig(problem({"a": 5.0, "b": 5.0}, devices=2))
+    rig.run([single(1, "a", 0), single(2, "b", 0)])
+    assert sorted(c.on.device for _, c in rig.starts()) == [0, 1]
+
+
+def test_more_rows_than_any_run_holds_are_refused_and_many_rows_run_together():
+    rig = Rig(problem({"a": 5.0}))
+    rig.run([single(1, "a", 0, rows=8)])
+    assert [c.rows for _, c in rig.starts()] == [8]
+
+
+def test_a_model_that_was_not_asked_for_is_served_all_the_same():
+    rig = Rig(problem({"a": 20.0, "b": 0.0}))
+    rig.run([single(n, "b", 10 * n) for n in range(10)])
+    b = rig.metrics.models["b"]
+    assert (b.served, b.late) == (10, 0)
