@@ -10,6 +10,7 @@ from gpulet.dispatchers.rolling import Rolling
 from gpulet.errors import PlanError
 from gpulet.model import Model
 from gpulet.ours import ours
+from gpulet.pacing import Pacing
 from gpulet.plan import Plan
 from gpulet.planners.rolling import ROLLING, rolling
 from gpulet.profile import Point, Profile
@@ -110,7 +111,7 @@ def test_gpulet_cuts_where_that_holds_and_sizes_runs_as_they_come_where_it_does_
 def test_a_batch_waits_until_it_is_complete_or_its_oldest_request_must_start():
     p = problem({"a": 300.0})
     rig = Rig(p)
-    menu = rig.scheduler._dispatcher._pacing.menu("a")
+    menu = Pacing(p, p.devices).menu("a")
     rows, wait = menu.pace.option.rows, menu.pace.wait
     assert rows > 1
     early = [single(n, "a", 0) for n in range(1, rows + 1)]
