@@ -25,8 +25,8 @@ from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import Carve, Reason, RequestId
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.device import Device
+from gpulet.efficacy import points_of, sizes_of, within
 from gpulet.model import Model
-from gpulet.operating import operating_points, shares_of
 from gpulet.plan import Plan, TimelineRun
 from gpulet.profile import Curve, Profile
 from gpulet.request import Request
@@ -364,11 +364,11 @@ def _board(problem: Problem, plan: Plan, device: Device) -> _Board:
 
 def _tenant(problem: Problem, device: Device, model: Model, runs: list[TimelineRun]) -> _Tenant:
     """As planned; else at its best point, or on the largest size where none keeps its objective."""
-    shares = shares_of(problem.profile, model, device, 0.0)
+    offered = sizes_of(problem.profile, model.name, device)
     if runs:
         knee, batch = runs[0].size.sms, runs[0].batch
     else:
-        best = next(iter(operating_points(shares)), None)
-        knee, batch = (best.size.sms, best.batch) if best else (shares[-1][0].sms, model.max_batch)
-    sizes = sorted({knee, *(size.sms for size, _ in shares if knee <= 2 * size.sms <= 2 * knee)}, reverse=True)
+        best = next(within(points_of(problem.profile, model.name, offered), model), None)
+        knee, batch = (best.size.sms, best.batch) if best else (offered[-1].sms, model.max_batch)
+    sizes = sorted({knee, *(size.sms for size in offered if knee <= 2 * size.sms <= 2 * knee)}, reverse=True)
     return _Tenant(model, tuple(sizes), batch, problem.profile)
