@@ -15,7 +15,8 @@ if it started now at its knee is dropped. A model that the plan does not mention
 highest efficacy.
 """
 
-from collections.abc import Iterator
+from functools import partial
+from itertools import chain, takewhile
 
 from gpulet.core.fleet import CENTRAL, Fleet, Queue
 from gpulet.core.messages import Reason, RequestId
@@ -27,7 +28,7 @@ from gpulet.efficacy import points_of, sizes_of, within
 from gpulet.model import Model
 from gpulet.plan import Plan, TimelineRun
 from gpulet.request import Request
-from gpulet.units import NEVER, Instant
+from gpulet.units import NEVER, Duration, Instant
 
 
 class Dstack:
@@ -36,10 +37,11 @@ class Dstack:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         self._boards = [_board(problem, plan, device) for device in plan.devices]
         self._runs: dict[RequestId, tuple[Board, str]] = {}
+        self._least: dict[tuple[str, str, int], Duration] = {}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; what no device holds in one batch is refused."""
-        if request.rows > 1 and not any(self._holds(board, request) for board in self._boards):
+        if request.rows > 1 and all(board.least(request) == NEVER for board in self._boards):
             return Reason.TOO_LARGE
         return CENTRAL
 
@@ -59,37 +61,36 @@ class Dstack:
             for run in board.starts(now, fleet.devices[board.device].free_sms, grown, queues):
                 first = run.requests[0]
                 self._runs[first.id] = (board, first.model)
-                queues[first.model] = [q for q in queues[first.model] if q.shape != first.shape]
+                queues[first.model].remove(fleet.waiting[first.id])
                 starts.append(run)
         is_more = bool(starts) and len(self._boards) > 1
         is_waiting = len(fleet.waiting) > sum(len(run.requests) for run in starts)
         wake_at = min(board.next_start for board in self._boards) if is_waiting else NEVER
         return Decision(starts, wake_at=wake_at, more=is_more)
 
-    def _holds(self, board: Board, request: Request) -> bool:
-        tenant = board.tenants.get(request.model)
-        return tenant is not None and request.rows <= len(tenant.curve(tenant.sizes[0], request.shape))
-
     def _hopeless(self, now: Instant, queues: dict[str, list[Queue]]) -> list[Request]:
         """Heads, and those right behind them, that are late even if they start now at their knee on any device."""
-        return [request for some in queues.values() for queue in some for request in self._late_heads(now, queue)]
+        late: list[Request] = []
+        for queue in chain.from_iterable(queues.values()):
+            if self._is_late(now, queue.head):
+                late += takewhile(partial(self._is_late, now), queue)
+        return late
 
-    def _late_heads(self, now: Instant, queue: Queue) -> Iterator[Request]:
-        curves = [t.curve(t.sizes[0], queue.shape) for t in (b.tenants.get(queue.model) for b in self._boards) if t]
-        for request in queue:
-            rows = request.rows
-            if any(rows <= len(curve) and now + curve[rows - 1] <= request.deadline for curve in curves):
-                return
-            yield request
+    def _is_late(self, now: Instant, request: Request) -> bool:
+        key = request.model, request.shape, request.rows
+        least = self._least.get(key)
+        if least is None:
+            least = self._least[key] = min((b.least(request) for b in self._boards), default=NEVER)
+        return now + least > request.deadline
 
 
 def _waiting(fleet: Fleet) -> dict[str, list[Queue]]:
     """The queues that hold anything, by model."""
     waiting: dict[str, list[Queue]] = {}
     for name, shapes in fleet.queues.items():
-        some = [queue for queue in shapes.values() if queue]
-        if some:
-            waiting[name] = some
+        for queue in shapes.values():
+            if queue.rows:
+                waiting.setdefault(name, []).append(queue)
     return waiting
 
 

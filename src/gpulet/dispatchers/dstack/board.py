@@ -1,24 +1,28 @@
 """One device under D-STACK's dispatcher: its session, who runs, and what may start."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from gpulet.core.fleet import Queue
 from gpulet.core.messages import Carve
 from gpulet.core.ports import Run
 from gpulet.device import Device
-from gpulet.dispatchers.dstack.tenant import Scores, Tenant
+from gpulet.dispatchers.dstack.tenant import Scores, Tenant, prefix, timely
 from gpulet.plan import TimelineRun
+from gpulet.profile import Curve
 from gpulet.request import Request
 from gpulet.units import NEVER, Duration, Instant
 
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """What a session still plans behind its first `place` runs: SMs planned at each start, and each model's next start."""
+    """What a session still plans behind its first `place` runs: each start, the SMs planned then, each model's next."""
 
-    used: tuple[tuple[Duration, int], ...]
-    starts: dict[str, Duration]
+    starts: tuple[Duration, ...]
+    used: tuple[int, ...]
+    own: dict[str, Duration]
 
 
 class Board:
@@ -35,7 +39,8 @@ class Board:
         self._session = 0
         self._place = 0
         self._late: dict[str, TimelineRun] = {}
-        self._room: list[list[int]] = []
+        self._room: list[int] = []
+        """SMs free at each start ahead; empty until somebody asks."""
         self._free = 0
 
     @property
@@ -46,6 +51,12 @@ class Board:
         if self._place < len(self._runs):
             return self._session * self._period + self._runs[self._place].start
         return (self._session + 1) * self._period + self._runs[0].start
+
+    def least(self, request: Request) -> Duration:
+        """How long the request takes by itself at its knee; never where no batch of a model here holds it."""
+        tenant = self.tenants.get(request.model)
+        curve = tenant.curve(tenant.sizes[0], request.shape) if tenant else ()
+        return curve[request.rows - 1] if request.rows <= len(curve) else NEVER
 
     def end(self, model: str) -> None:
         """The model's run here is over."""
@@ -88,30 +99,27 @@ class Board:
     def _planned(self, now: Instant, queues: dict[str, list[Queue]]) -> Iterator[Run]:
         """In the order of their planned starts from the last one back: who is in time goes before who is late."""
         self._forget(queues)
-        for name, run in sorted(self._late.items(), key=lambda item: -item[1].start):
-            tenant, queue = self.tenants[name], _oldest(queues[name])
+        for run in sorted(self._late.values(), key=attrgetter("start"), reverse=True):
+            tenant, queue = self.tenants[run.model], _oldest(queues[run.model])
             if queue is None:
                 continue
-            allowed = self._hole(now, run.size.sms)
-            requests = tenant.timely(now, run, queue, allowed) or tenant.prefix(
-                now, run.size.sms, run.batch, queue, allowed
+            curve, allowed = tenant.curve(run.size.sms, queue.shape), self._hole(now, run.size.sms)
+            requests = timely(now, curve, run.batch, queue, allowed) or prefix(
+                curve, run.batch, queue, min(allowed, queue.head.deadline - now)
             )
             if requests and (tenant.until or run.size.sms > self._free):
                 continue
-            del self._late[name]
+            del self._late[run.model]
             if requests:
-                yield self._start(now, tenant, requests, run.size.sms)
+                yield self._start(now, tenant, requests, run.size.sms, curve)
 
     def _keep_clear(self, now: Instant) -> None:
         """No extra run takes the SMs that planned runs still wait for: those of whoever is about to end."""
         held = sum([tenant.on for tenant in self.tenants.values() if tenant.until > now])
         for run in self._late.values():
-            if not self._room:
-                self._room = self._look_ahead()
+            self._look_ahead()
             held += run.size.sms
-            for entry in self._room:
-                if entry[0] < now + run.length:
-                    entry[1] -= run.size.sms
+            self._take(now + run.length, run.size.sms)
         self._free = max(0, min(self._free, self._sms - held))
 
     def _extra(self, now: Instant, names: Iterable[str], queues: dict[str, list[Queue]]) -> Iterator[Run]:
@@ -126,48 +134,52 @@ class Board:
                 yield from self._squeezed(now, tenant, queue)
 
     def _squeezed(self, now: Instant, tenant: Tenant, queue: Queue) -> Iterator[Run]:
-        own = self._ahead[self._place].starts.get(tenant.model)
+        own = self._ahead[self._place].own.get(tenant.model)
         head = queue.head
         allowed = head.deadline - now
         if own is not None:
             allowed = min(allowed, self._session * self._period + own - now)
-        for sms in tenant.sizes:
+        for sms, curve in tenant.options(head.shape):
             if sms <= self._free:
-                if tenant.least(sms, head) > allowed:
+                if head.rows > len(curve) or curve[head.rows - 1] > allowed:
                     return  # and smaller sizes are slower
-                requests = tenant.prefix(now, sms, tenant.batch, queue, min(allowed, self._hole(now, sms)))
+                requests = prefix(curve, tenant.batch, queue, min(allowed, self._hole(now, sms)))
                 if requests:
-                    yield self._start(now, tenant, requests, sms)
+                    yield self._start(now, tenant, requests, sms, curve)
                     return
 
     def _hole(self, now: Instant, sms: int) -> Duration:
         """How long so many SMs stay free of planned and running batches, at most until the session ends."""
         if not self._runs:
             return NEVER
-        if not self._room:
-            self._room = self._look_ahead()
-        for start, room in self._room:
+        self._look_ahead()
+        base = self._session * self._period - now
+        for place, room in enumerate(self._room):
             if room < sms:
-                return start - now
-        return (self._session + 1) * self._period - now
+                return base + self._ahead[self._place].starts[place]
+        return base + self._period
 
-    def _look_ahead(self) -> list[list[int]]:
-        """Instants of the planned starts to come, each with the SMs that are then free."""
-        base = self._session * self._period
-        held = [(tenant.until, tenant.on) for tenant in self.tenants.values() if tenant.until]
-        sms = self._free + sum(on for _, on in held)
-        return [
-            [base + start, sms - used - sum([on for until, on in held if until > base + start])]
-            for start, used in self._ahead[self._place].used
-        ]
+    def _look_ahead(self) -> None:
+        """Count once a decision what is free at the planned starts to come."""
+        if self._room:
+            return
+        held = [tenant for tenant in self.tenants.values() if tenant.until]
+        sms = self._free + sum([tenant.on for tenant in held])
+        self._room = [sms - used for used in self._ahead[self._place].used]
+        for tenant in held:
+            self._take(tenant.until, tenant.on)
 
-    def _start(self, now: Instant, tenant: Tenant, requests: list[Request], sms: int) -> Run:
-        expected = tenant.curve(sms, requests[0].shape)[sum([request.rows for request in requests]) - 1]
+    def _take(self, until: Instant, sms: int) -> None:
+        """So many SMs are somebody's until then."""
+        starts = self._ahead[self._place].starts
+        before = bisect_left(starts, until - self._session * self._period)
+        self._room[:before] = [room - sms for room in self._room[:before]]
+
+    def _start(self, now: Instant, tenant: Tenant, requests: list[Request], sms: int, curve: Curve) -> Run:
+        expected = curve[sum([request.rows for request in requests]) - 1]
         tenant.until, tenant.on = now + expected, sms
         self._free -= sms
-        for entry in self._room:
-            if entry[0] < tenant.until:
-                entry[1] -= sms
+        self._take(tenant.until, sms)
         self._scores.add(tenant.model, sms * expected)
         return Run(Carve(self.device, sms), requests, expected)
 
@@ -181,5 +193,4 @@ def _oldest(queues: list[Queue]) -> Queue | None:
 
 def _ahead(runs: tuple[TimelineRun, ...]) -> _Ahead:
     used = [sum(r.size.sms for r in runs[: n + 1] if r.start + r.length > run.start) for n, run in enumerate(runs)]
-    starts = {run.model: run.start for run in reversed(runs)}
-    return _Ahead(tuple(zip((run.start for run in runs), used, strict=True)), starts)
+    return _Ahead(tuple(run.start for run in runs), tuple(used), {run.model: run.start for run in reversed(runs)})

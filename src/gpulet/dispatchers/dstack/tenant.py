@@ -7,10 +7,9 @@ from itertools import accumulate
 
 from gpulet.core.fleet import Queue
 from gpulet.model import Model
-from gpulet.plan import TimelineRun
 from gpulet.profile import Curve, Profile
 from gpulet.request import Request
-from gpulet.units import NEVER, Duration, Instant
+from gpulet.units import Duration, Instant
 
 SESSIONS = 10
 """How far back the scoreboard looks."""
@@ -22,7 +21,7 @@ class Tenant:
     `until` is when its run is predicted to end, 0 when it does not run.
     """
 
-    __slots__ = ("_curves", "_profile", "batch", "model", "on", "sizes", "slo", "until")
+    __slots__ = ("_curves", "_options", "_profile", "batch", "model", "on", "sizes", "slo", "until")
 
     def __init__(self, model: Model, sizes: tuple[int, ...], batch: int, profile: Profile) -> None:
         self.model = model.name
@@ -33,6 +32,7 @@ class Tenant:
         self.on = 0
         self._profile = profile
         self._curves: dict[tuple[int, str], Curve] = {}
+        self._options: dict[str, list[tuple[int, Curve]]] = {}
 
     def curve(self, sms: int, shape: str) -> Curve:
         found = self._curves.get((sms, shape))
@@ -40,30 +40,12 @@ class Tenant:
             found = self._curves[sms, shape] = self._profile.curve(self.model, sms, shape)
         return found
 
-    def least(self, sms: int, head: Request) -> Duration:
-        """How long the first request takes by itself; never where no batch holds it."""
-        curve = self.curve(sms, head.shape)
-        return curve[head.rows - 1] if head.rows <= len(curve) else NEVER
-
-    def prefix(self, now: Instant, sms: int, batch: int, queue: Queue, allowed: Duration) -> list[Request]:
-        """As many from the front as are over in the time allowed and before the first is due.
-
-        The first goes even beyond the batch. None where not even it fits.
-        """
-        head = queue.head
-        most = bisect_right(self.curve(sms, queue.shape), min(allowed, head.deadline - now))
-        return queue.take(max(head.rows, min(most, batch))) if most >= head.rows else []
-
-    def timely(self, now: Instant, run: TimelineRun, queue: Queue, allowed: Duration) -> list[Request]:
-        """As many as a planned run holds in the time allowed, but for those that such a batch would make late."""
-        curve = self.curve(run.size.sms, queue.shape)
-        most = min(run.batch, queue.rows, bisect_right(curve, allowed))
-        if not most:
-            return []
-        end = now + curve[most - 1]
-        if queue.head.deadline >= end:
-            return queue.take(most)
-        return _first([request for request in queue if request.deadline >= end], most)
+    def options(self, shape: str) -> list[tuple[int, Curve]]:
+        """Every size with its curve, the largest first."""
+        found = self._options.get(shape)
+        if found is None:
+            found = self._options[shape] = [(sms, self.curve(sms, shape)) for sms in self.sizes]
+        return found
 
 
 class Scores:
@@ -89,6 +71,27 @@ class Scores:
                 for model, area in self._sessions.popleft().items():
                     self.total[model] -= area
         self._session = session
+
+
+def prefix(curve: Curve, batch: int, queue: Queue, allowed: Duration) -> list[Request]:
+    """As many from the front as are over in the time allowed; the first goes even beyond the batch.
+
+    None where not even it fits.
+    """
+    rows = queue.head.rows
+    most = bisect_right(curve, allowed)
+    return queue.take(max(rows, min(most, batch))) if most >= rows else []
+
+
+def timely(now: Instant, curve: Curve, batch: int, queue: Queue, allowed: Duration) -> list[Request]:
+    """As many as a planned run holds in the time allowed, but for those that such a batch would make late."""
+    most = min(batch, queue.rows, bisect_right(curve, allowed))
+    if not most:
+        return []
+    end = now + curve[most - 1]
+    if queue.head.deadline >= end:
+        return queue.take(most)
+    return _first([request for request in queue if request.deadline >= end], most)
 
 
 def _first(requests: list[Request], most: int) -> list[Request]:
