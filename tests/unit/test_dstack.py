@@ -242,6 +242,15 @@ def test_an_overrun_delays_who_needs_its_sms_and_nobody_else():
     assert ("m2", 16) in begun  # m1 is gone by then, m0 at 17
 
 
+@pytest.mark.parametrize(("late", "rows"), [(0, [8, 8, 8]), (0.5, [8, 8, 8]), (5, [8, 4, 8])])
+def test_runs_that_fit_exactly_still_do_where_clocks_are_late_by_a_millisecond_at_most(late, rows):
+    run = world((0, "m0", 8, 8), (10, "m1", 8, 8), (20, "m2", 8, 8))
+    run.executor.overruns[1] = round(late * MS)
+    serve(run, (0, "m0", 8), (5, "m1", 8), (5, "m2", 8))
+    assert [(at, count) for at, _, _, count in started(run)[:2]] == [(0, 8), (10 + late, rows[1])]
+    assert next(count for _, model, _, count in started(run) if model == "m2") == rows[2]
+
+
 def test_no_extra_run_takes_what_a_planned_one_waits_for():
     """Both of whom m3 follows end at one instant, in two events; m2 must not slip in between."""
     run = world((0, "m0", 4, 4), (0, "m1", 4, 4), (12, "m3", 8, 4), models=models_of(4, slo=SLO))

@@ -9,8 +9,9 @@ planned start, before its oldest request is due, and before the session ends.
 What the paper leaves open is ours. The scoreboard counts area, SMs times predicted time, where the paper speaks of
 runtime. A share below the knee is at least half of it. A planned run whose queue is empty is given up at once: what
 comes later goes through pass 2. A planned run that finds its SMs or its model still busy goes before pass 2 until the
-model's next one, with as many rows as fit without delaying another planned run. Requests that a full
-batch would make late are passed over by a planned run, rather than that it shrinks for their sake. A request that could not be in time even
+model's next one, with as many rows as fit without delaying another planned run. Plans fit to the nanosecond and clocks do
+not: what starts late may end later by as much, a millisecond at most. Requests that a full batch would make late are
+passed over by a planned run, rather than that it shrinks for their sake. A request that could not be in time even
 if it started now at its knee is dropped. A model that the plan does not mention runs by pass 2 alone, at its point of
 highest efficacy.
 """
@@ -50,7 +51,10 @@ class Dstack:
         for requests in changed.ended:
             board, model = self._runs.pop(requests[0].id, (None, ""))
             if board is not None:
-                board.end(model)
+                board.end(now, model)
+        if changed.alarm:
+            for board in self._boards:
+                board.foresaw(now, board.next_start)
         grown = None if changed.ended or changed.alarm or changed.devices else {q.model for q in changed.queues}
         queues = _waiting(fleet)
         hopeless = self._hopeless(now, queues if grown is None else {n: queues[n] for n in grown if n in queues})

@@ -13,7 +13,10 @@ from gpulet.dispatchers.dstack.tenant import Scores, Tenant, prefix, timely
 from gpulet.plan import TimelineRun
 from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import NEVER, Duration, Instant
+from gpulet.units import MS, NEVER, Duration, Instant
+
+JITTER = 1 * MS
+"""How late clocks, timers and runs may be without exact fits coming apart: a live server's are late by 0.2 ms or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Board:
         self._room: list[int] = []
         """SMs free at each start ahead; empty until somebody asks."""
         self._free = 0
+        self._lag: Duration = 0
+        """How much later than expected this decision comes, so much later its runs may end."""
 
     @property
     def next_start(self) -> Instant:
@@ -58,9 +63,14 @@ class Board:
         curve = tenant.curve(tenant.sizes[0], request.shape) if tenant else ()
         return curve[request.rows - 1] if request.rows <= len(curve) else NEVER
 
-    def end(self, model: str) -> None:
+    def end(self, now: Instant, model: str) -> None:
         """The model's run here is over."""
+        self.foresaw(now, self.tenants[model].until)
         self.tenants[model].until = 0
+
+    def foresaw(self, now: Instant, instant: Instant) -> None:
+        """What happens now was expected at that instant."""
+        self._lag = max(self._lag, min(now - instant, JITTER))
 
     def starts(self, now: Instant, free: int, grown: set[str] | None, queues: dict[str, list[Queue]]) -> Iterator[Run]:
         """Planned runs that are due, then extra runs; `grown` are the only models to look at, where nothing else changed."""
@@ -68,12 +78,14 @@ class Board:
         self._free = free
         if not queues or not free:
             self._forget(queues)
+            self._lag = 0
             return
         self._room = []
         if self._late:
             yield from self._planned(now, queues)
             self._keep_clear(now)
         yield from self._extra(now, queues if is_due or grown is None else queues.keys() & grown, queues)
+        self._lag = 0
 
     def _advance(self, now: Instant) -> bool:
         """Take up the planned runs that are due; whether there are any."""
@@ -138,7 +150,7 @@ class Board:
         head = queue.head
         allowed = head.deadline - now
         if own is not None:
-            allowed = min(allowed, self._session * self._period + own - now)
+            allowed = min(allowed, self._session * self._period + own - now + self._lag)
         for sms, curve in tenant.options(head.shape):
             if sms <= self._free:
                 if head.rows > len(curve) or curve[head.rows - 1] > allowed:
@@ -153,7 +165,7 @@ class Board:
         if not self._runs:
             return NEVER
         self._look_ahead()
-        base = self._session * self._period - now
+        base = self._session * self._period - now + self._lag
         for place, room in enumerate(self._room):
             if room < sms:
                 return base + self._ahead[self._place].starts[place]
@@ -177,7 +189,7 @@ class Board:
 
     def _start(self, now: Instant, tenant: Tenant, requests: list[Request], sms: int, curve: Curve) -> Run:
         expected = curve[sum([request.rows for request in requests]) - 1]
-        tenant.until, tenant.on = now + expected, sms
+        tenant.until, tenant.on = now + expected - self._lag, sms
         self._free -= sms
         self._take(tenant.until, sms)
         self._scores.add(tenant.model, sms * expected)
