@@ -10,7 +10,7 @@ What the paper leaves open is ours. The scoreboard counts area, SMs times predic
 runtime. A share below the knee is at least half of it. A planned run whose queue is empty is given up at once: what
 comes later goes through pass 2. A planned run that finds its SMs or its model still busy goes before pass 2 until the
 model's next one, with as many rows as fit without delaying another planned run. Plans fit to the nanosecond and clocks do
-not: what starts late may end later by as much, a millisecond at most. Requests that a full batch would make late are
+not: what starts late may end later by as much, a fiftieth of the session at most. Requests that a full batch would make late are
 passed over by a planned run, rather than that it shrinks for their sake. A request that could not be in time even
 if it started now at its knee is dropped. A model that the plan does not mention runs by pass 2 alone, at its point of
 highest efficacy.

@@ -13,10 +13,10 @@ from gpulet.dispatchers.dstack.tenant import Scores, Tenant, prefix, timely
 from gpulet.plan import TimelineRun
 from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import MS, NEVER, Duration, Instant
+from gpulet.units import NEVER, Duration, Instant
 
-JITTER = 1 * MS
-"""How late clocks, timers and runs may be without exact fits coming apart: a live server's are late by 0.2 ms or so."""
+JITTER = 50
+"""Clocks and runs may be late by this part of a session before exact fits come apart: a live server's by 0.2 to 2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Board:
 
     def foresaw(self, now: Instant, instant: Instant) -> None:
         """What happens now was expected at that instant."""
-        self._lag = max(self._lag, min(now - instant, JITTER))
+        self._lag = max(self._lag, min(now - instant, self._period // JITTER))
 
     def starts(self, now: Instant, free: int, grown: set[str] | None, queues: dict[str, list[Queue]]) -> Iterator[Run]:
         """Planned runs that are due, then extra runs; `grown` are the only models to look at, where nothing else changed."""
