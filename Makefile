@@ -27,6 +27,7 @@ test: check
 bench: setup
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/elsa.py
+	$(BIN)/python benchmarks/dstack.py
 	$(BIN)/python benchmarks/sim.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/overload.py --kill

@@ -6,16 +6,18 @@ is largest over rows b and size S subject to 1 <= b <= the model's batch limit (
 batch takes b / rate to assemble (Eq. 11), and latency <= SLO / 2, since a request that just misses a batch waits for a
 whole one (Eq. 12). The equations are as remembered, the paper's text was not at hand. The paper solves a fit with
 MATLAB's fmincon; a profile has a few hundred points, so they are enumerated (inferred), every number of rows between
-measured ones included, as the profile interpolates them. A batch of one waits 1 / rate too, as Eq. 11 is written.
+measured ones included, as the profile interpolates them.
+
+Ours: a batch of one is there when its row is, else rows that come seldom could not be served at all; and runs back to
+back must carry the rate. A rate of 0 is one that nobody knows: it binds nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fractions import Fraction
-from math import inf
 
-from gpulet.errors import ConfigError
+from gpulet.device import Device, Size
+from gpulet.errors import ProfileError
 from gpulet.model import Model
 from gpulet.profile import Profile
 from gpulet.units import SECOND, Duration, to_ms
@@ -27,42 +29,33 @@ class Bound(StrEnum):
     BATCH = "batch limit"
     ASSEMBLY = "latency and assembly within the SLO"
     HALF = "latency within half the SLO"
+    RATE = "the rate by runs back to back"
 
 
 @dataclass(frozen=True, slots=True)
-class Operating:
-    """A point of a profile: `latency` of `rows` at `size`, and the `assembly` of so many rows at the model's rate."""
+class OperatingPoint:
+    """How a model may be run: `batch` rows on `size`, `latency` long."""
 
-    size: int
-    rows: int
+    size: Size
+    batch: int
     latency: Duration
-    assembly: Duration = 0
 
-    @property
-    def efficacy(self) -> float:
-        """Rows per second, per second of latency and SM."""
-        return float(self.exactly) * SECOND * SECOND
-
-    @property
-    def exactly(self) -> Fraction:
-        """Efficacy in nanoseconds without rounding, so that ties are ties."""
-        return Fraction(self.rows, max(1, self.latency) ** 2 * self.size)
-
-    def breaks(self, model: Model) -> tuple[Bound, ...]:
-        """The constraints of `model` that this point breaks, in the paper's order."""
-        broken = {
-            Bound.BATCH: self.rows > model.max_batch,
-            Bound.ASSEMBLY: self.latency + self.assembly > model.slo,
-            Bound.HALF: 2 * self.latency > model.slo,
-        }
-        return tuple(bound for bound, is_broken in broken.items() if is_broken)
+    def breaks(self, model: Model, rate: float = 0.0) -> tuple[Bound, ...]:
+        """The constraints of `model` at `rate` rows/s that this point breaks, in the paper's order."""
+        broken = (
+            (Bound.BATCH, self.batch > model.max_batch),
+            (Bound.ASSEMBLY, self.latency + assembly(self.batch, rate) > model.slo),
+            (Bound.HALF, 2 * self.latency > model.slo),
+            (Bound.RATE, self.batch * SECOND < rate * self.latency),
+        )
+        return tuple(bound for bound, is_broken in broken if is_broken)
 
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
     """The best point within the objective; `binds` is what the best point of the whole profile breaks, () if this is it."""
 
-    point: Operating
+    point: OperatingPoint
     binds: tuple[Bound, ...] = ()
 
 
@@ -70,42 +63,63 @@ class Optimum:
 class Unreachable:
     """No point is within the objective; `nearest` breaks the fewest constraints and, of those, has the shortest wait."""
 
-    model: Model
     binds: tuple[Bound, ...]
-    nearest: Operating
+    nearest: OperatingPoint
+    assembly: Duration
 
     def __str__(self) -> str:
         n = self.nearest
-        limit = f"SLO {to_ms(self.model.slo):g} ms does not hold {' nor '.join(self.binds)}"
-        took = f"{to_ms(n.latency):g} ms at size {n.size} and {to_ms(n.assembly):g} ms to assemble"
-        return f"model {self.model.name}: {limit}; the nearest is a batch of {n.rows}: {took}"
+        took = f"{to_ms(n.latency):g} ms at size {n.size.sms} and {to_ms(self.assembly):g} ms to assemble"
+        return f"no point has {' nor '.join(self.binds)}; the nearest is a batch of {n.batch}: {took}"
 
 
-def optimum(
-    profile: Profile, model: Model, rate: float = inf, sizes: Sequence[int] | None = None
-) -> Optimum | Unreachable:
-    """The point of the largest efficacy for `rate` rows/s, at the measured sizes or at those given.
+def efficacy(sms: int, batch: int, latency: Duration) -> float:
+    """Rows per second, per second of latency and SM; two of equal worth are equal to the last bit."""
+    return batch * SECOND * SECOND / (max(1, latency) ** 2 * sms)
 
-    An infinite rate assembles batches at once. Of equal points the larger batch wins (ours), then the smaller size.
-    Raises `ProfileError` for a model or a size that was not measured, `ConfigError` for a rate that is not positive.
+
+def assembly(batch: int, rate: float) -> Duration:
+    """Until so many rows have come."""
+    return round(batch * SECOND / rate) if batch > 1 and rate > 0 else 0
+
+
+def sizes_of(profile: Profile, model: str, device: Device) -> list[Size]:
+    """What the device can be cut into and somebody has measured; raises `ProfileError` where that is nothing."""
+    least = profile.sizes(model)[0]
+    sizes = [size for size in device.sizes() if size.sms >= least]
+    if not sizes:
+        msg = f"model {model} is profiled from {least} SMs up, and device {device.index} has no gpulet of so many"
+        raise ProfileError(msg)
+    return sizes
+
+
+def points_of(profile: Profile, model: str, sizes: Iterable[Size]) -> list[OperatingPoint]:
+    """Every point, the highest efficacy first; of equals the larger batch (ours), then the smaller size.
+
+    Raises `ProfileError` for a model or a size that was not measured.
     """
-    if not rate > 0:
-        msg = f"model {model.name}: rate must be above 0, is {rate:g}"
-        raise ConfigError(msg)
-    points = tuple(_points(profile, model.name, rate, sizes or profile.sizes(model.name)))
-    best = max(points, key=_worth)
-    within = [point for point in points if not point.breaks(model)]
-    if within:
-        return Optimum(max(within, key=_worth), best.breaks(model))
-    nearest = min(points, key=lambda p: (len(p.breaks(model)), p.latency + p.assembly, p.size))
-    return Unreachable(model, nearest.breaks(model), nearest)
+    points = [
+        OperatingPoint(size, batch, latency)
+        for size in sizes
+        for batch, latency in enumerate(profile.curve(model, size.sms), start=1)
+    ]
+    return sorted(points, key=lambda p: (-efficacy(p.size.sms, p.batch, p.latency), -p.batch, p.size.sms))
 
 
-def _worth(point: Operating) -> tuple[Fraction, int, int]:
-    return point.exactly, point.rows, -point.size
+def within(points: Iterable[OperatingPoint], model: Model, rate: float = 0.0) -> Iterator[OperatingPoint]:
+    """Those that break no constraint."""
+    return (point for point in points if not point.breaks(model, rate))
 
 
-def _points(profile: Profile, name: str, rate: float, sizes: Sequence[int]) -> Iterator[Operating]:
-    for size in sizes:
-        for rows, latency in enumerate(profile.curve(name, size), start=1):
-            yield Operating(size, rows, latency, round(rows * SECOND / rate))
+def optimum(points: Sequence[OperatingPoint], model: Model, rate: float = 0.0) -> Optimum | Unreachable:
+    """The first of `points_of` that is within the objective."""
+    found = next(within(points, model, rate), None)
+    if found:
+        return Optimum(found, points[0].breaks(model, rate))
+
+    def misses(point: OperatingPoint) -> tuple[int, Duration, int]:
+        wait = point.latency + assembly(point.batch, rate)
+        return len(point.breaks(model, rate)), wait, point.size.sms
+
+    nearest = min(points, key=misses)
+    return Unreachable(nearest.breaks(model, rate), nearest, assembly(nearest.batch, rate))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from gpulet.core.ports import Problem
 from gpulet.device import Device, Mechanism
+from gpulet.efficacy import points_of, sizes_of, within
 from gpulet.errors import ProfileError
 from gpulet.model import Model
-from gpulet.operating import operating_points, shares_of
 
 
 def useful_sizes(problem: Problem) -> dict[str, int]:
@@ -27,8 +27,8 @@ def _knee(problem: Problem, model: Model, device: Device) -> int:
     if device.mechanism is Mechanism.WHOLE:
         device = replace(device, mechanism=Mechanism.CPU)  # cut as cores are: any number
     try:
-        shares = shares_of(problem.profile, model, device, 0.0)
+        points = points_of(problem.profile, model.name, sizes_of(problem.profile, model.name, device))
     except ProfileError:
         return 0
-    best = next(iter(operating_points(shares)), None)
+    best = next(within(points, model), None)
     return best.size.sms if best else 0

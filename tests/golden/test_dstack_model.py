@@ -4,7 +4,8 @@ from math import sqrt
 
 import pytest
 
-from gpulet.efficacy import Bound, Optimum, Unreachable, optimum
+from gpulet.device import Size
+from gpulet.efficacy import Bound, Optimum, Unreachable, assembly, optimum, points_of
 from gpulet.model import Model
 from gpulet.parallelism import Ramp, closed_form, divided, knee_of, ramp
 from gpulet.profile import Point, Profile
@@ -76,11 +77,12 @@ TABLE = {
 }
 
 
-def planned(name, rate=float("inf")):
+def planned(name, rate=0.0):
     """The published operating point as a profile of one point; efficacy is in percent where it is usually in SMs."""
     share, slo, runtime = TABLE[name]
     profile = Profile((Point(name, share, 16, *[runtime * MS] * 3),)).as_measured()
-    return optimum(profile, Model(name, slo * MS, 16), rate)
+    model = Model(name, slo * MS, 16)
+    return optimum(points_of(profile, name, [Size(share, share)]), model, rate)
 
 
 def test_two_rows_of_the_model_table_break_half_their_slo():
@@ -94,7 +96,7 @@ def test_two_rows_of_the_model_table_break_half_their_slo():
 def test_the_other_rows_of_the_model_table_run_sixteen_rows():
     points = [found.point for name in TABLE if isinstance(found := planned(name), Optimum)]
     assert len(points) == 6
-    assert {p.rows for p in points} == {16}
+    assert {p.batch for p in points} == {16}
 
 
 def test_a_link_of_1920_images_per_second_for_seven_models_assembles_sixteen_rows_in_58_ms():
@@ -103,5 +105,5 @@ def test_a_link_of_1920_images_per_second_for_seven_models_assembles_sixteen_row
     assert round(16 * 1000 / rate) == 58
     found = planned("mobilenet", rate)
     assert isinstance(found, Optimum)
-    assert (found.point.rows, found.binds) == (4, (Bound.ASSEMBLY,))
-    assert to_ms(found.point.assembly) == pytest.approx(4 * SECOND / rate / MS)
+    assert (found.point.batch, found.binds) == (4, (Bound.ASSEMBLY,))
+    assert to_ms(assembly(4, rate)) == pytest.approx(4 * SECOND / rate / MS)

@@ -9,10 +9,9 @@ from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism, Size, find_kind
 from gpulet.dispatchers.dstack import Dstack
-from gpulet.duty import Share
+from gpulet.efficacy import OperatingPoint
 from gpulet.errors import PlanError
 from gpulet.model import Model
-from gpulet.operating import OperatingPoint, operating_points
 from gpulet.plan import Plan, Timeline, TimelineRun
 from gpulet.planners.dstack import Need, Order, dstack, place, sweep
 from gpulet.profile import Point, Profile
@@ -35,28 +34,6 @@ def problem(demand, devices=1, memory=0, slo=100, mechanism=Mechanism.MPS):
     slos = slo if isinstance(slo, dict) else dict.fromkeys(demand, slo)
     models = {name: Model(name, slos[name] * MS, 16, memory) for name in demand}
     return Problem(models, demand, tuple(Device(d, KIND, mechanism) for d in range(devices)), Profile(points))
-
-
-# efficacy -------------------------------------------------------------------------------------------------------------
-
-
-def test_points_keep_half_the_objective_carry_the_rate_and_assemble_in_time():
-    share = Share((10 * MS, 20 * MS, 30 * MS, 40 * MS), 60 * MS, 0.0, 4)
-    size = Size(10, 10.0)
-
-    def batches(**changed):
-        return sorted(p.batch for p in operating_points([(size, replace(share, **changed))]))
-
-    assert batches() == [1, 2, 3]  # four take more than half of 60 ms
-    assert batches(max_batch=2) == [1, 2]
-    assert batches(rate=101.0) == []  # 100 rows/s by runs back to back
-    assert batches(rate=25.0) == [1, 2]  # the second row comes 40 ms after the first: 40 + 20 = 60; the third is late
-    assert batches(rate=0.5) == [1]
-
-
-def test_of_equally_efficacious_points_the_larger_batch_goes_first():
-    shares = [(Size(1, 1.0), Share((10, 20), 100, 0.0, 2)), (Size(2, 2.0), Share((10, 10), 100, 0.0, 2))]
-    assert [(p.size.sms, p.batch) for p in operating_points(shares)] == [(2, 2), (1, 1), (1, 2), (2, 1)]
 
 
 # planner --------------------------------------------------------------------------------------------------------------
@@ -159,6 +136,15 @@ def test_the_tightest_slo_is_admitted_first_and_what_is_left_over_is_said():
     assert refused.partial.violations() == ()
 
 
+def test_a_model_that_no_point_runs_in_time_is_refused_with_what_binds():
+    refused = dstack(problem({"a": 1.0}, slo=10))
+    assert isinstance(refused, Infeasible)
+    assert refused.constraint == (
+        "no point has latency within half the SLO; the nearest is a batch of 1: 7 ms at size 100 and 0 ms to assemble: "
+        "0 of 1.0 rows/s"
+    )
+
+
 def test_devices_whose_sizes_stand_are_refused():
     with pytest.raises(PlanError, match="not on mig"):
         dstack(replace(problem({"a": 1.0}), devices=(Device(0, find_kind("a100-40gb"), Mechanism.MIG),)))
@@ -254,6 +240,15 @@ def test_an_overrun_delays_who_needs_its_sms_and_nobody_else():
     begun = {(model, at) for at, model, _, _ in started(run)}
     assert ("m1", 10) in begun
     assert ("m2", 16) in begun  # m1 is gone by then, m0 at 17
+
+
+@pytest.mark.parametrize(("late", "rows"), [(0, [8, 8, 8]), (0.5, [8, 8, 8]), (5, [8, 5, 8])])
+def test_runs_that_fit_exactly_still_do_where_clocks_are_late_by_a_fiftieth_of_the_session(late, rows):
+    run = world((0, "m0", 8, 8), (10, "m1", 8, 8), (20, "m2", 8, 8))
+    run.executor.overruns[1] = round(late * MS)
+    serve(run, (0, "m0", 8), (5, "m1", 8), (5, "m2", 8))
+    assert [(at, count) for at, _, _, count in started(run)[:2]] == [(0, 8), (10 + late, rows[1])]
+    assert next(count for _, model, _, count in started(run) if model == "m2") == rows[2]
 
 
 def test_no_extra_run_takes_what_a_planned_one_waits_for():

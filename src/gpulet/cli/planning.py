@@ -42,7 +42,7 @@ from gpulet.planfile import to_doc, to_json
 from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.remedies import Remedies, remedies
 from gpulet.reports.carving import emitted, find_form
-from gpulet.reports.plans import draw_plan, gpulet_table, promise_table, timeline_table
+from gpulet.reports.plans import draw_plan, promise_table, shape_table
 from gpulet.reports.runs import run_table, usage_text
 from gpulet.units import Duration, to_ms
 
@@ -77,7 +77,7 @@ def plan(
     if as_json:
         print_json(_plan_doc(site, problem, outcome, took, found))
     elif not emit:
-        out.print(timeline_table(shown) if shown.timelines else gpulet_table(shown), promise_table(shown))
+        out.print(shape_table(shown), promise_table(shown))
     elif isinstance(outcome, Plan):
         typer.echo(emitted(outcome, emit), nl=False)
     if isinstance(outcome, Infeasible):

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from gpulet.core.messages import BatchId, Load, Loaded, Unload, Unloaded
@@ -59,8 +59,8 @@ class Queue:
 
     def take(self, most_rows: int) -> list[Request]:
         """The longest prefix within `most_rows` that may form a batch; nothing is removed."""
-        if len(self._plain) == self.rows <= most_rows and self.owner is CENTRAL and not self._hasty:
-            return list(self._plain)
+        if len(self._plain) == self.rows and self.owner is CENTRAL and not self._hasty:
+            return list(islice(self._plain, most_rows))  # single rows, all alike
         taken: list[Request] = []
         rows = 0
         for request in self:

@@ -24,10 +24,10 @@ from math import ceil
 
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device, Mechanism
+from gpulet.efficacy import OperatingPoint, Optimum, assembly, optimum, points_of, sizes_of, within
 from gpulet.errors import PlanError
-from gpulet.operating import OperatingPoint, assembly, operating_points, shares_of
 from gpulet.plan import Plan, Promise, Resident, Timeline, TimelineRun
-from gpulet.units import SECOND, Duration, to_ms
+from gpulet.units import SECOND, Duration
 
 _QUARTERS = (1, 2, 3)
 _SMALLER = 16
@@ -159,9 +159,11 @@ class _Sessions:
     def __init__(self, problem: Problem, points: Mapping[str, OperatingPoint]) -> None:
         self._problem = problem
         self._points = points
+        self._every: dict[tuple[Device, str], list[OperatingPoint]] = {}
         self._kinds: dict[Device, Device] = {}
         for device in problem.devices:
             self._kinds[device] = next((d for d in self._kinds if _is_alike(d, device)), device)
+        self._alike = tuple(dict.fromkeys(self._kinds.values()))
 
     def timelines(self, demand: Mapping[str, float], *, searches: bool = True) -> tuple[Timeline, ...]:
         """One for each device; none where the demand does not fit."""
@@ -169,7 +171,7 @@ class _Sessions:
         session = max((self._problem.models[name].slo for name in active), default=SECOND)
         parts = {name: rate / len(self._problem.devices) for name, rate in active.items()}
         runs: dict[Device, tuple[TimelineRun, ...]] = {}
-        for device in dict.fromkeys(self._kinds.values()):
+        for device in self._alike:
             runs[device] = self._placed(device, parts, session, searches=searches) if parts else ()
             if parts and not runs[device]:
                 return ()
@@ -215,9 +217,9 @@ class _Sessions:
         rest = self.plan(admitted, self.timelines(admitted, searches=False))
         why = f"a session does not hold its runs beside those of tighter SLOs: {carried:.1f} of {demand:.1f} rows/s fit"
         nearest = f"lower its rate by {unserved[first]:.1f}/s"
-        if not self._has_point(first):
-            why = f"no size runs even one row twice within its SLO of {to_ms(models[first].slo):g} ms: 0 of {demand:.1f} rows/s"
-            nearest = "raise its SLO"
+        found = [optimum(self._points_of(first, device), models[first]) for device in self._alike]
+        if not any(isinstance(best, Optimum) for best in found):
+            why, nearest = f"{found[0]}: 0 of {demand:.1f} rows/s", "raise its SLO"
         return Infeasible(first, why, nearest, unserved, rest)
 
     def _most(self, name: str, admitted: Mapping[str, float]) -> float:
@@ -235,9 +237,11 @@ class _Sessions:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return demand * low
 
-    def _has_point(self, name: str) -> bool:
-        model, profile = self._problem.models[name], self._problem.profile
-        return any(operating_points(shares_of(profile, model, device, 0.0)) for device in self._kinds.values())
+    def _points_of(self, name: str, device: Device) -> list[OperatingPoint]:
+        if (device, name) not in self._every:
+            profile = self._problem.profile
+            self._every[device, name] = points_of(profile, name, sizes_of(profile, name, device))
+        return self._every[device, name]
 
     def _placed(
         self, device: Device, rates: Mapping[str, float], session: Duration, *, searches: bool
@@ -257,10 +261,8 @@ class _Sessions:
     def _options(self, device: Device, name: str, rate: float, session: Duration) -> list[Need]:
         """What one model could ask of a session, the highest efficacy first."""
         model = self._problem.models[name]
-        if name in self._points:
-            points = [self._points[name]]
-        else:
-            points = operating_points(shares_of(self._problem.profile, model, device, rate))
+        given = self._points.get(name)
+        points = [given] if given else within(self._points_of(name, device), model, rate)
         windows = -(-session // model.slo)
         return [Need(name, max(windows, ceil(rate * session / SECOND / p.batch - 1e-9)), p) for p in points]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from gpulet.efficacy import Operating
+from gpulet.efficacy import efficacy
 from gpulet.errors import ProfileError
 from gpulet.knee import efficient, knee, within
 from gpulet.parallelism import Ramp, fitted
@@ -33,8 +33,7 @@ class Curve:
     @property
     def efficacies(self) -> tuple[float, ...]:
         """D-STACK's rows / (latency^2 x size), by size."""
-        pairs = zip(self.sizes, self.latencies, strict=True)
-        return tuple(Operating(size, self.rows, took).efficacy for size, took in pairs)
+        return tuple(efficacy(size, self.rows, took) for size, took in zip(self.sizes, self.latencies, strict=True))
 
     @property
     def knees(self) -> Mapping[str, int]:

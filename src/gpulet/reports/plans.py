@@ -8,7 +8,7 @@ from rich.table import Table
 
 from gpulet.device import Device, Mechanism
 from gpulet.plan import Gpulet, Plan, TimelineRun
-from gpulet.units import Duration, to_ms
+from gpulet.units import MIB, Duration, to_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,13 @@ _COLOURS = (
     "#bab0ac",
 )
 _PER_ROW = 4
+
+
+def shape_table(plan: Plan) -> Table:
+    """What stands on the devices: sessions, or gpulets, or just the models that share them uncut."""
+    if plan.timelines:
+        return timeline_table(plan)
+    return resident_table(plan) if plan.residents and not plan.gpulets else gpulet_table(plan)
 
 
 def gpulet_table(plan: Plan) -> Table:
@@ -66,9 +73,26 @@ def timeline_table(plan: Plan) -> Table:
     return table
 
 
+def resident_table(plan: Plan) -> Table:
+    """One row per model; devices that hold the same ones are named together."""
+    alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for device in plan.devices:
+        held = tuple((r.model, r.memory) for r in plan.residents if r.device == device.index)
+        alike.setdefault(held, []).append(str(device.index))
+    used = len({r.device for r in plan.residents})
+    table = Table(title=f"{len(plan.residents)} replicas on {used} of {len(plan.devices)} devices, uncut")
+    for name in ("devices", "model", "memory MiB"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
+    for held, devices in alike.items():
+        for model, memory in held:
+            table.add_row(", ".join(devices), model, f"{memory / MIB:.0f}" if memory else "")
+    return table
+
+
 def promise_table(plan: Plan) -> Table:
     """One row per model."""
-    table = Table(title="what each model is promised")
+    caption = "worst latency: a batch assembled and run, not a bound on waits" if plan.timelines else None
+    table = Table(title="what each model is promised", caption=caption)
     for name in ("model", "demand", "throughput", "headroom", "worst latency", "SLO"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for name, p in plan.promises.items():

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Problem
 from gpulet.device import KINDS, Device, Kind, Mechanism, mps_size
+from gpulet.efficacy import OperatingPoint
 from gpulet.model import Model
-from gpulet.operating import OperatingPoint
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.units import MS, NEVER, SECOND, Duration, from_ms
