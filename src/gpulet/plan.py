@@ -100,11 +100,15 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A model that is loaded on a device, sharing it by no stated cut; `memory` in bytes."""
+    """A model that is loaded on a device, sharing it by no stated cut; `memory` in bytes.
+
+    `guaranteed` are the SMs that it may always hold there, 0 where nobody guarantees any.
+    """
 
     device: int
     model: str
     memory: int = 0
+    guaranteed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +250,9 @@ class Plan:
             need = sum(r.memory for r in self.residents if r.device == device.index)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: residents need {need} of {device.kind.memory} bytes"
+            sms = sum(r.guaranteed for r in self.residents if r.device == device.index)
+            if sms > device.kind.sms * (1 + 1e-9):
+                yield f"device {device.index}: residents are guaranteed {sms:g} of its {device.kind.sms} SMs"
 
 
 def _overfull_instances(device: Device, gpulets: Iterable[Gpulet], memory: Mapping[str, int]) -> Iterator[str]:

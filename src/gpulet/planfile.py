@@ -159,11 +159,13 @@ def _gpulet(place: int, g: GpuletDoc) -> Gpulet:
 
 def _strangers(plan: Plan, problem: Problem) -> list[str]:
     """Models that only one side knows, and turns that the fleet's models cannot run."""
-    planned: Mapping[str, None] = dict.fromkeys(m for g in plan.gpulets for m in g.models)
+    in_time = (run.model for line in plan.timelines for run in line.runs)
+    cut: Mapping[str, None] = dict.fromkeys(m for g in plan.gpulets for m in g.models)
+    planned = dict.fromkeys([*cut, *in_time, *(r.model for r in plan.residents)])
     strangers = [f"model {name} is planned but not in the fleet" for name in planned if name not in problem.models]
     if strangers or not plan.gpulets:
         return strangers
-    homeless = [f"model {name} of the fleet has no gpulet" for name in problem.models if name not in planned]
+    homeless = [f"model {name} of the fleet has no gpulet" for name in problem.models if name not in cut]
     turns = [(g, t, _most_rows(problem, g, t)) for g in plan.gpulets for t in g.turns]
     return homeless + [
         f"gpulet {g.id} plans batches of {t.batch} for model {t.model}, which takes at most {most} there"

@@ -21,7 +21,7 @@ def columns(table):
 def test_models_that_share_devices_uncut_are_listed_and_like_devices_named_together():
     table = shape_table(Plan(DEVICES, residents=BOTH))
     assert table.title == "4 replicas on 2 of 3 devices, uncut"
-    assert columns(table) == [["0, 1", "0, 1"], ["a", "b"], ["300", ""]]
+    assert columns(table) == [["0, 1", "0, 1"], ["a", "b"], ["300", ""], ["", ""]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from gpulet.core.messages import Arrived, Drop, Start
@@ -12,6 +13,7 @@ from gpulet.model import Model
 from gpulet.ours import ours
 from gpulet.pacing import Pacing
 from gpulet.plan import Plan
+from gpulet.planfile import read_plan, to_doc
 from gpulet.planners.rolling import ROLLING, rolling
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
@@ -65,6 +67,21 @@ def test_every_model_is_resident_on_every_device():
     assert plan.dispatcher == ROLLING
     assert plan.violations() == ()
     assert all(plan.serves(name) for name in "ab")
+
+
+def test_guarantees_are_in_proportion_to_what_the_paces_take_and_fit_the_device():
+    p = problem({"a": 30.0, "b": 60.0})
+    plan = planned(p)
+    a, b = (resident.guaranteed for resident in plan.residents)
+    pacing = Pacing(p, p.devices)
+    assert b / a == pytest.approx(pacing.menu("b").pace.area / pacing.menu("a").pace.area)
+    assert a + b <= KIND.sms
+    twice = tuple(replace(r, guaranteed=60.0) for r in plan.residents)
+    assert replace(plan, residents=twice).violations() == ("device 0: residents are guaranteed 120 of its 100 SMs",)
+    doc = msgspec.json.encode(to_doc(plan, "gpulet", 0))
+    assert read_plan(doc, p, "here").residents == plan.residents
+    with pytest.raises(PlanError, match="model b is planned but not in the fleet"):
+        read_plan(doc, replace(p, models={"a": p.models["a"]}), "here")
 
 
 def test_a_model_has_as_many_replicas_as_memory_allows_and_each_has_one():

@@ -5,8 +5,7 @@ longer, the models that are ready are taken in the order in which they must star
 per SM-second of what is in time and fits (pacing.py). A model is ready when its pace's batch is there, or when its
 oldest request has waited as long as its pace allows. Several runs of one model may go on side by side.
 
-Guarantees. Each model has on each of its devices a part of the SMs in proportion to the area of its pace. It may always
-use so many. Beyond that it borrows, and leaves a part of what the others are not using; it leaves them all of it where
+Guarantees. The plan says how many SMs of a device each model there may always hold. Beyond that it borrows, and leaves a part of what the others are not using; it leaves them all of it where
 one of them waits and holds nothing. A model whose smallest worthwhile run is larger than its guarantee, and that holds
 nothing, is saved up for, one at a time, the most urgent first: so none starves.
 
@@ -17,7 +16,6 @@ Early drop. A request that could be in time only by a run that is not worth its 
 nobody is guaranteed the SMs, and is given up otherwise.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
@@ -32,8 +30,6 @@ from gpulet.units import NEVER, Instant
 
 KEPT = 0.35
 """The part of an unused guarantee that others leave alone while its model does not wait."""
-SPREAD = 1.25
-"""Guarantees are at most so many times what their models' paces take in the mean: the rest is for whoever needs it."""
 PEAK = 1.0
 """Of a device's bandwidth."""
 
@@ -92,10 +88,14 @@ class Rolling:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         devices = [device for device in plan.devices if any(r.device == device.index for r in plan.residents)]
         self._pacing = Pacing(problem, devices)
-        self._boards = [_board(plan, device, self._pacing) for device in devices]
+        self._boards = [self._board(plan, device) for device in devices]
         self._homes = {n: [board for board in self._boards if n in board.held] for n in problem.models}
         self._runs: dict[RequestId, tuple[_Board, str, Option]] = {}
         self._dues: dict[tuple[str, str], Instant] = {}
+
+    def _board(self, plan: Plan, device: Device) -> _Board:
+        guaranteed = {r.model: r.guaranteed for r in plan.residents if r.device == device.index}
+        return _Board(device.index, guaranteed, {name: self._pacing.menu(name).smallest for name in guaranteed})
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; what no run holds is refused."""
@@ -207,14 +207,3 @@ def _pick(now: Instant, queue: Queue, menu: Menu, room: int, board: _Board) -> O
         ways = (o for o in menu.ways if o.rows >= head.rows and o.size <= room and o.latency <= hard)
         late = next((option for option in ways if board.bears(option)), None)
     return late
-
-
-def _board(plan: Plan, device: Device, pacing: Pacing) -> _Board:
-    """Guarantees in proportion to the areas of the paces, a replica's part of each."""
-    homes = Counter(resident.model for resident in plan.residents)
-    here = [resident.model for resident in plan.residents if resident.device == device.index]
-    areas = {name: pacing.menu(name).pace.area / homes[name] for name in here}
-    total = sum(areas.values())
-    factor = min(SPREAD, device.kind.sms / total) if total else 0.0
-    smallest = {name: pacing.menu(name).smallest for name in here}
-    return _Board(device.index, {name: factor * area for name, area in areas.items()}, smallest)

@@ -5,7 +5,7 @@ Replicas cost memory alone, since requests wait centrally: a model on several de
 its rate, where D-STACK gives each replica an even part of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device
@@ -17,6 +17,8 @@ from gpulet.units import to_ms
 
 ROLLING = "rolling"
 """The dispatcher's name in a plan."""
+SPREAD = 1.25
+"""Guarantees are at most so many times what paces take in the mean: the rest is for whoever needs it."""
 
 
 def rolling(problem: Problem) -> Plan | Infeasible:
@@ -29,8 +31,10 @@ def rolling(problem: Problem) -> Plan | Infeasible:
         msg = f"device {problem.devices[0].index}: a rolling plan needs devices whose runs may each have a size of their own"
         raise PlanError(msg)
     pacing = Pacing(problem, devices)
-    residents, homeless = _resident(problem, devices)
+    homes = _homes(problem, devices)
+    residents = _guaranteed(problem, pacing, devices, homes)
     plan = Plan(problem.devices, residents=residents, promises=_promises(problem, pacing, devices), dispatcher=ROLLING)
+    homeless = next((name for name in problem.models if not homes[name]), "")
     if homeless:
         why = f"its {problem.models[homeless].memory} bytes fit on no device beside the others"
         return Infeasible(homeless, why, "add a device", {homeless: problem.demand.get(homeless, 0.0)}, plan)
@@ -64,25 +68,35 @@ def _refusal(problem: Problem, pacing: Pacing, plan: Plan) -> Infeasible | None:
     return Infeasible(name, why, f"lower its rate by {short[name]:.1f}/s, or add a device", short, plan)
 
 
-def _resident(problem: Problem, devices: Sequence[Device]) -> tuple[tuple[Resident, ...], str]:
-    """Each model once, the largest first where most memory is left; then everywhere else that it fits.
-
-    And the first model that fits nowhere, empty where all do.
-    """
+def _homes(problem: Problem, devices: Sequence[Device]) -> dict[str, list[int]]:
+    """Each model once, the largest first where most memory is left; then everywhere else that it fits."""
     left = {device.index: device.kind.memory for device in devices}
     unbounded = {device.index for device in devices if not device.kind.memory}
     models = sorted(problem.models.values(), key=lambda model: (-model.memory, model.name))
-    homes: dict[str, set[int]] = {model.name: set() for model in models}
+    homes: dict[str, list[int]] = {model.name: [] for model in models}
 
     def settle(model: Model, places: Sequence[int]) -> None:
         for device in places:
             if device not in homes[model.name] and (device in unbounded or left[device] >= model.memory):
-                homes[model.name].add(device)
+                homes[model.name].append(device)
                 left[device] -= model.memory
 
     for model in models:
         settle(model, [max(left, key=lambda device: left[device])])
     for model in models:
         settle(model, list(left))
-    residents = [Resident(d, n, problem.models[n].memory) for n in problem.models for d in sorted(homes[n])]
-    return tuple(residents), next((name for name in problem.models if not homes[name]), "")
+    return homes
+
+
+def _guaranteed(
+    problem: Problem, pacing: Pacing, devices: Sequence[Device], homes: Mapping[str, Sequence[int]]
+) -> tuple[Resident, ...]:
+    """Guarantees in proportion to the areas of the paces, each replica an equal part of its model's."""
+    parts = {name: pacing.menu(name).pace.area / max(1, len(homes[name])) for name in problem.models}
+    totals = {d.index: sum(parts[name] for name in problem.models if d.index in homes[name]) for d in devices}
+    factors = {d.index: min(SPREAD, d.kind.sms / totals[d.index]) if totals[d.index] else 0.0 for d in devices}
+    return tuple(
+        Resident(device, name, model.memory, factors[device] * parts[name])
+        for name, model in problem.models.items()
+        for device in sorted(homes[name])
+    )

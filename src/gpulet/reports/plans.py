@@ -75,17 +75,18 @@ def timeline_table(plan: Plan) -> Table:
 
 def resident_table(plan: Plan) -> Table:
     """One row per model; devices that hold the same ones are named together."""
-    alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    alike: dict[tuple[tuple[str, int, float], ...], list[str]] = {}
     for device in plan.devices:
-        held = tuple((r.model, r.memory) for r in plan.residents if r.device == device.index)
+        held = tuple((r.model, r.memory, r.guaranteed) for r in plan.residents if r.device == device.index)
         alike.setdefault(held, []).append(str(device.index))
     used = len({r.device for r in plan.residents})
     table = Table(title=f"{len(plan.residents)} replicas on {used} of {len(plan.devices)} devices, uncut")
-    for name in ("devices", "model", "memory MiB"):
+    for name in ("devices", "model", "memory MiB", "guaranteed SMs"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for held, devices in alike.items():
-        for model, memory in held:
-            table.add_row(", ".join(devices), model, f"{memory / MIB:.0f}" if memory else "")
+        for model, memory, sms in held:
+            filled = (f"{memory / MIB:.0f}" if memory else "", f"{sms:.1f}" if sms else "")
+            table.add_row(", ".join(devices), model, *filled)
     return table
 
 
