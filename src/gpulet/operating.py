@@ -56,3 +56,10 @@ def shares_of(profile: Profile, model: Model, device: Device, rate: float) -> li
     least = profile.sizes(model.name)[0]
     sizes = [size for size in device.sizes() if size.sms >= least]
     return [(s, Share(profile.curve(model.name, s.sms), model.slo, rate, model.max_batch)) for s in sizes]
+
+
+def knee_point(profile: Profile, model: Model, device: Device) -> OperatingPoint:
+    """The point of highest efficacy; a model that no size runs in time takes whole devices, a row at a time."""
+    shares = shares_of(profile, model, device, 0.0)
+    size, share = shares[-1]
+    return next(iter(operating_points(shares)), OperatingPoint(size, 1, share.curve[0]))

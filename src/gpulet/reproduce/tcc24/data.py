@@ -24,9 +24,9 @@ KIND: Kind = replace(KINDS["v100"], sms=100, mps_shares=tuple(range(STEP, 101, S
 """A V100 counted in percent, as the paper does: scaled shares in whole SMs of its 80 would be 3 % off for Mobilenet."""
 LINK = 1_920.0
 """Images/s that the paper's generator sends over its 10 Gb/s link, all models together."""
-_SERIAL = 0.25
+SERIAL_RATIO = 0.25
 """Serial work of a kernel, in units of the time one SM needs for one of its parallel operations."""
-_KNEE = 0.5
+KNEE_PART = 0.5
 """The knee as a part of the widest kernel's parallelism: (sqrt(r^2 + 3) - r) / 3 for r = 0.25."""
 
 
@@ -74,12 +74,12 @@ MEASURED_BATCHES = (1, 2, 4, 8, 10, 12, 16)
 
 def slowdown(part: float) -> float:
     """Latency at a part of the knee over that at the knee: 50 kernels that narrow linearly, normalised."""
-    width = min(1.0, part * _KNEE)
-    return _time(width) / _time(_KNEE)
+    width = min(1.0, part * KNEE_PART)
+    return _time(width) / _time(KNEE_PART)
 
 
 def _time(width: float) -> float:
-    return _SERIAL + (width + 1 / width) / 2
+    return SERIAL_RATIO + (width + 1 / width) / 2
 
 
 def profile(names: Sequence[str], batches: Sequence[int] = ()) -> Profile:

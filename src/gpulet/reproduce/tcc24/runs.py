@@ -1,9 +1,10 @@
 """Runs of a system over virtual time, as they were seen from outside: who ran, where, on how much, from when to when."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
-from gpulet.core.messages import Answer, BatchId, Carve, Command, Event, Start
+from gpulet.core.messages import Answer, Arrived, BatchId, Carve, Command, Event, Start
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
@@ -105,5 +106,18 @@ def serve(
     executor = Simulated(problem.profile, plan, timer, simulation.feed)
     simulation.attach(executor)
     executor.carve()
-    simulation.run(requests, until)
+    first, coming = _split(requests)
+    simulation.feed(*map(Arrived, first))
+    simulation.run(coming, until)
     return Served(watch.ran(), metrics)
+
+
+def _split(requests: Iterable[Request]) -> tuple[list[Request], Iterator[Request]]:
+    """Those that are there from the start, and those that come later."""
+    coming = iter(requests)
+    first: list[Request] = []
+    for request in coming:
+        if request.arrival > 0:
+            return first, chain([request], coming)
+        first.append(request)
+    return first, coming
