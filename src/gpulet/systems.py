@@ -206,13 +206,13 @@ SYSTEMS: Mapping[str, System] = {
         carves=True,
         about="Clockwork (OSDI'20): latest start first on whole devices, nothing predicted late, models loaded and evicted",
     ),
+    "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
     **EVALUATED,
     "exact": System(
         exact,
         DutyCycle,
         about="the optimum of small fleets, by a solver: the yardstick; batches started as soon as a gpulet is idle",
     ),
-    "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
     "infaas": System(
         partial(infaas, beside=uncut),
         Fifo,

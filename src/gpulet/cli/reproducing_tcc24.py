@@ -49,6 +49,8 @@ def tcc24(
     chosen = _models(mix, models)
     rows = everything(names, windows)
     if chosen:
+        if not systems and arrivals is not Kind.SATURATED:
+            names = tuple(name for name in names if name not in IDEALS)
         rows = (Row(Case(chosen, Source(arrivals, process, seed), windows, gpus), names),)
     place = folder or (None if as_json else Path("out/tcc24"))
     if place:

@@ -237,7 +237,8 @@ class _Sessions:
 
     def _has_point(self, name: str) -> bool:
         model, profile = self._problem.models[name], self._problem.profile
-        return any(operating_points(shares_of(profile, model, device, 0.0)) for device in self._kinds.values())
+        points = (operating_points(shares_of(profile, model, device, 0.0)) for device in self._kinds.values())
+        return name in self._points or any(points)
 
     def _placed(
         self, device: Device, rates: Mapping[str, float], session: Duration, *, searches: bool

@@ -24,21 +24,27 @@ def everywhere(problem: Problem, *, points: Mapping[str, OperatingPoint] | None 
         if device.mechanism not in {Mechanism.MPS, Mechanism.CPU}:
             msg = f"device {device.index}: knees are carved from mps and cpu devices, not from {device.mechanism}"
             raise PlanError(msg)
-    models = problem.models.values()
     here = {n: points[n] if points and n in points else _point(problem, n) for n in problem.models}
     used = sum(_area(point) * problem.demand.get(name, 0.0) for name, point in here.items())
     part = used / sum(device.kind.sms for device in problem.devices)
-    late = [name for name, point in here.items() if problem.demand.get(name) and not _in_time(problem, name, point)]
+    carried = {name: _carried(problem, name, point, part) for name, point in here.items()}
     promises = {
-        name: Promise(rate, rate / max(part, 1.0) if part > 1 else rate / part, 2 * here[name].latency, model.slo)
-        for name, model in problem.models.items()
-        if (rate := problem.demand.get(name, 0.0)) and name not in late
+        name: Promise(problem.demand[name], rate, 2 * here[name].latency, problem.models[name].slo)
+        for name, rate in carried.items()
+        if rate and problem.demand.get(name)
     }
-    residents = tuple(Resident(d.index, m.name, m.memory) for d in problem.devices for m in models)
+    residents = tuple(Resident(d.index, m.name, m.memory) for d in problem.devices for m in problem.models.values())
     plan = Plan(problem.devices, residents=residents, promises=promises)
-    if late:
-        return _too_slow(problem, plan, late)
-    return _crowded(problem, plan, part) if part > 1 else plan
+    missing = {name: rate - carried[name] for name, rate in problem.demand.items() if rate > carried[name]}
+    return _refusal(problem, plan, missing, part) if missing else plan
+
+
+def _carried(problem: Problem, name: str, point: OperatingPoint, part: float) -> float:
+    """Rows/s of a model: its part of all SMs, at most batches back to back on every device; 0 where none is in time."""
+    if 2 * point.latency > problem.models[name].slo:
+        return 0.0
+    alone = len(problem.devices) * point.batch * SECOND / point.latency
+    return min(alone, problem.demand.get(name, 0.0) / part) if part else alone
 
 
 def _point(problem: Problem, name: str) -> OperatingPoint:
@@ -52,19 +58,15 @@ def _area(point: OperatingPoint) -> float:
     return point.size.sms * point.latency / SECOND / point.batch
 
 
-def _in_time(problem: Problem, name: str, point: OperatingPoint) -> bool:
-    return 2 * point.latency <= problem.models[name].slo
-
-
-def _too_slow(problem: Problem, plan: Plan, late: list[str]) -> Infeasible:
-    name, slo = late[0], to_ms(problem.models[late[0]].slo)
-    why = f"no row of it runs twice within its SLO of {slo:g} ms: 0 of {problem.demand[name]:.1f} rows/s"
-    return Infeasible(name, why, "raise its SLO", {n: problem.demand[n] for n in late}, plan)
-
-
-def _crowded(problem: Problem, plan: Plan, part: float) -> Infeasible:
-    unserved = {name: rate * (1 - 1 / part) for name, rate in problem.demand.items() if rate}
-    name = max(unserved, key=lambda n: unserved[n])
-    why = f"runs at the knees would take {100 * part:.0f} % of {len(problem.devices)} devices: "
-    why += f"{problem.demand[name] / part:.1f} of {problem.demand[name]:.1f} rows/s fit"
-    return Infeasible(name, why, f"lower its rate by {unserved[name]:.1f}/s", unserved, plan)
+def _refusal(problem: Problem, plan: Plan, missing: dict[str, float], part: float) -> Infeasible:
+    name = max(missing, key=lambda n: missing[n])
+    demand, left = problem.demand[name], missing[name]
+    if left == demand:
+        slo = to_ms(problem.models[name].slo)
+        why = f"no row of it runs twice within its SLO of {slo:g} ms: 0 of {demand:.1f} rows/s"
+        return Infeasible(name, why, "raise its SLO", missing, plan)
+    why = (
+        f"runs at the knees would take {100 * part:.0f} % of {len(problem.devices)} devices, one of a model at a time: "
+    )
+    why += f"{demand - left:.1f} of {demand:.1f} rows/s fit"
+    return Infeasible(name, why, f"lower its rate by {left:.1f}/s", missing, plan)

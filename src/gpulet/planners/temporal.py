@@ -8,6 +8,7 @@ the same side by side, each with its part of the demand. Where no cycle has a sl
 serve with is `round_robin`: slices of nothing, one batch of each model in turn.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,9 +87,11 @@ def _in_turn(problem: Problem, models: Sequence[Model]) -> Plan:
 
 
 def _turn(problem: Problem, model: Model, sms: int) -> Turn:
+    """The largest batch that runs twice within the objective, or once; a single row where none does."""
     curve = problem.profile.curve(model.name, sms)
     cycle = saturated(Share(curve, model.slo, 0.0, model.max_batch))
-    batch = cycle.batches[0] if cycle.batches else 1
+    within = bisect_right(curve[: model.max_batch], model.slo)
+    batch = cycle.batches[0] if cycle.batches else max(1, within)
     rate = problem.demand.get(model.name, 0.0) / len(problem.devices)
     return Turn(model.name, batch, rate, curve[batch - 1])
 

@@ -60,7 +60,9 @@ def everything(systems: Sequence[str], windows: int = WINDOWS) -> tuple[Row, ...
         for kind in (Kind.LINK, Kind.INVERSE, Kind.STEPS):
             rows += [Row(Case(MIXES[name], Source(kind, process), windows), served) for process in Process]
     together = tuple(name for name in _CLUSTER if name in (*systems, "dedicated"))
-    return (*rows, Row(Case(MIXES["C-4"], windows=windows, gpus=_CLUSTER_GPUS), together))
+    four = MIXES["C-4"]
+    clusters = [Case(names, windows=windows, gpus=_CLUSTER_GPUS) for names in (four, tuple(f"{n}_t4" for n in four))]
+    return (*rows, *(Row(case, together) for case in clusters))
 
 
 def defaults() -> tuple[str, ...]:

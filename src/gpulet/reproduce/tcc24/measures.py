@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from gpulet.core.ports import Problem
-from gpulet.device import Mechanism
+from gpulet.device import Device, Mechanism
 from gpulet.plan import Plan
 from gpulet.reproduce.tcc24.runs import Ran
 from gpulet.systems import System
@@ -113,19 +113,30 @@ def _least_over_mean(values: Iterable[float]) -> float:
 
 
 def useful(ran: Sequence[Ran], count: Count) -> float:
-    """The time average of min(size, knee) over the running models, at most all of each device (specification, 1.12)."""
-    total = 0.0
-    for device in count.problem.devices:
-        steps: list[tuple[Instant, int]] = []
-        for run in ran:
-            if run.device == device.index and run.start < count.end:
-                size = min(run.size, count.knees[run.model])
-                steps += [(run.start, size), (min(run.end, count.end), -size)]
-        since, used = 0, 0
-        for now, change in sorted(steps):
-            total += (now - since) * min(used, device.kind.sms)
-            since, used = now, used + change
-    return total / count.whole
+    """The time average of the SMs that run at all, up to each model's knee (specification, 1.12).
+
+    Where runs want more than a device together, each has its part of it.
+    """
+    return sum(_useful(ran, count, device) for device in count.problem.devices) / count.whole
+
+
+def _useful(ran: Sequence[Ran], count: Count, device: Device) -> float:
+    here = [run for run in ran if run.device == device.index and run.start < count.end]
+    steps = [(run.start, place, 1) for place, run in enumerate(here)]
+    steps += [(min(run.end, count.end), place, 0) for place, run in enumerate(here)]
+    running: dict[int, Ran] = {}
+    total, since = 0.0, 0
+    for now, place, begins in sorted(steps):
+        if now > since and running:
+            part = min(1.0, device.kind.sms / sum(run.size for run in running.values()))
+            used = sum(min(run.size * part, count.knees[run.model]) for run in running.values())
+            total += (now - since) * used
+        since = now
+        if begins:
+            running[place] = here[place]
+        else:
+            running.pop(place)
+    return total
 
 
 def misses(ran: Sequence[Ran], count: Count) -> int:
