@@ -78,7 +78,7 @@ def test_by_the_clock_the_run_below_the_knee_weighs_more():
     assert fair["jain_elapsed"] == pytest.approx(0.965, abs=0.001)
 
 
-def test_dstack_is_within_a_tenth_of_what_no_scheduler_of_kernels_exceeds():
+def test_dstack_is_within_a_tenth_of_what_kernels_at_their_own_knees_could_at_most():
     ratio = found("convnets", "dstack")["total_per_s"] / found("convnets", "ideal-kernels")["total_per_s"]
     assert 0.9 <= ratio <= 1
 

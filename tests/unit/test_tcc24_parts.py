@@ -1,6 +1,7 @@
 """What the reproduction of D-STACK is made of: cases, arrivals, measures, the ideal of kernels, random mixes, the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gpulet.planners.scaled import scaled, shares
 from gpulet.planners.temporal import round_robin
 from gpulet.reproduce.tcc24.arrivals import Kind, Process, Source, uniform
 from gpulet.reproduce.tcc24.cases import Case, find_mix, find_models, row
-from gpulet.reproduce.tcc24.comparing import FEWEST, MOST, Stream, compare, loaded, random_mix
+from gpulet.reproduce.tcc24.comparing import FEWEST, MOST, Stream, capacity, compare, loaded, random_mix
 from gpulet.reproduce.tcc24.data import KIND, LINK, MEASURED_BATCHES, TABLE, mix, mixed, profile, published
 from gpulet.reproduce.tcc24.ideal import Kernels, area, bound, ideal, kernels
 from gpulet.reproduce.tcc24.jobs import Asked, Row, everything, reproduce
@@ -54,6 +55,17 @@ def test_systems_are_compared_on_the_same_arrivals_and_a_refusal_is_a_reason():
     assert "MIG" in found["segments"].refusal
     assert found["segments"].starved == tuple(problem.models)
     assert found == compare(problem, ["dstack", "max-min", "segments"], stream)
+
+
+def test_capacity_is_the_load_at_which_every_model_still_attains():
+    problem, stream = mix("convnets"), Stream(seconds=2.0, load=2.0)
+    load = capacity(problem, "gslice-static", stream)
+    assert 0 < load < 2
+    assert (
+        min(compare(problem, ["gslice-static"], replace(stream, load=load))["gslice-static"].attainment.values())
+        >= 0.99
+    )
+    assert capacity(problem, "segments", stream) == 0
 
 
 # cases and arrivals -------------------------------------------------------------------------------------------------

@@ -42,6 +42,14 @@ class Case:
         """The mix of these models, or their names."""
         return next((name for name, models in MIXES.items() if set(models) == set(self.models)), ",".join(self.models))
 
+    @property
+    def load(self) -> float:
+        """What planners are asked for, in full batches at the knees, as a part of all GPUs."""
+        demand = self.source.asked(mixed(self.models, gpus=self.gpus)).demand
+        points = published(self.models)
+        areas = (p.size.sms * p.latency / p.batch * demand[name] / SECOND for name, p in points.items())
+        return sum(areas) / (KIND.sms * self.gpus)
+
 
 def find_mix(text: str) -> tuple[str, ...]:
     """The models of a mix, `c3` or `C-3`; raises `BadInput`."""

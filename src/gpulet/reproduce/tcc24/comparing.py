@@ -12,7 +12,7 @@ from random import Random
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits
 from gpulet.parallel import Advance, Job, run_all
-from gpulet.reproduce.tcc24.data import ROWS, TABLE, mixed
+from gpulet.reproduce.tcc24.data import MEASURED_BATCHES, ROWS, TABLE, mixed
 from gpulet.reproduce.tcc24.runs import planned, serve
 from gpulet.systems import find_system
 from gpulet.units import SECOND, from_ms
@@ -22,13 +22,16 @@ FEWEST, MOST = 3, len(TABLE)
 _SPREAD = 4.0
 """The heaviest weight drawn is at most so many times the mean one, the lightest at least that part of it."""
 
+_PRECISION = 0.01
+_LEAST_LOAD = 0.01
 
-def random_mix(seed: int, batches: Sequence[int] = ()) -> Problem:
+
+def random_mix(seed: int, batches: Sequence[int] = MEASURED_BATCHES) -> Problem:
     """Three to eight models of the table on one V100, drawn without replacement, with drawn weights.
 
     A model's weight, log-uniform from 1/4 to 4, is its part of the GPU: at load 1 all together ask for one whole GPU in
-    runs of full batches at their knees, rates being rows/s. Fewer rows take as long as 16 but for those of `batches`
-    (data.profile).
+    runs of full batches at their knees, rates being rows/s. Smaller batches are as the analytical model has them
+    (data.profile): where all took as long as 16, nearly nothing would hold 99 % of Poisson arrivals of four models.
     """
     random = Random(seed)
     names = random.sample(sorted(TABLE), random.randint(FEWEST, MOST))
@@ -84,6 +87,22 @@ def outcome(problem: Problem, name: str, stream: Stream) -> Outcome:
     report = serve(system, problem, found.plan, arrivals.requests(), limits).metrics.report(duration)
     rows = {model: report["models"][model]["attainment"] for model in problem.models}
     return Outcome(report["total"]["goodput"], rows, found.refusal)
+
+
+def capacity(problem: Problem, name: str, stream: Stream, attained: float = 0.99) -> float:
+    """The largest load at which the system's planner refuses nothing and every model attains so much, to 1 %.
+
+    By halving, as if what holds at a load did at every lower one; `stream.load` is the largest that is tried.
+    """
+    low, high = 0.0, stream.load
+    while high - low > _PRECISION * high:
+        middle = (low + high) / 2
+        found = outcome(problem, name, replace(stream, load=middle))
+        holds = not found.refusal and min(found.attainment.values()) >= attained
+        low, high = (middle, high) if holds else (low, middle)
+        if high < _LEAST_LOAD:
+            return 0.0
+    return low
 
 
 def jobs(problem: Problem, systems: Sequence[str], stream: Stream) -> list[Job[str]]:

@@ -5,7 +5,8 @@ A kernel alone is most efficient at its full width, since 1 / (E^2 S) rises up t
 all of it, longer. Whenever a kernel ends, those that wait are looked at: the set whose next kernels fit into what is free
 with the largest (sum of sizes) x (shortest time) starts, of equal ones that with the earliest deadlines; kernels are not
 split. All of this is the specification's form (1.9) of what is remembered of the paper; queues are never empty. The rule
-is greedy and bounds nobody: models fall into step, wide kernels beside wide ones. `bound` is what nobody exceeds.
+is greedy and bounds nobody: models fall into step, wide kernels beside wide ones. `bound` is what kernels at their own
+knees cannot exceed.
 
 Two readings of "same runtime": with `Kernels.AS_LONG`, the default, a kernel takes 1/50 of the model's runtime at its own
 width: the paper's 95 % utilisation and its "D-STACK within 10 %" agree on that. With `Kernels.AS_WORK` the ramp's
@@ -60,8 +61,9 @@ def kernels(point: OperatingPoint, sms: int, reading: Kernels = Kernels.AS_LONG)
 def bound(
     points: Mapping[str, OperatingPoint], runs: Mapping[str, float], sms: int, reading: Kernels = Kernels.AS_LONG
 ) -> float:
-    """How many times as many runs per second no scheduler of these kernels exceeds, in the same proportions (ours).
+    """How many times as many runs per second no scheduler of kernels at their own knees exceeds, in the same proportions.
 
+    Ours. Whoever runs below knees needs less area and may do more.
     `runs` are batches per second on one GPU. Kernels take no more area than there is, and a model runs once at a time.
     """
     used, longest = 0.0, 0.0

@@ -88,6 +88,7 @@ def _value(asked: Row, points: Mapping[str, Any]) -> dict[str, Any]:
         "arrivals": case.source.kind.value,
         "process": case.source.process.value,
         "gpus": case.gpus,
+        "load": case.load,
         "systems": {name: points[_key(case, name)] for name in asked.systems},
     }
 

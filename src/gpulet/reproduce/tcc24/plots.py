@@ -122,7 +122,7 @@ def bars(path: Path, values: Sequence[Value], draw: Draw, label: str) -> None:
     known = {text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     columns = min(len(known), 4 * across)
     figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def draw_throughput(axes: "Axes", value: Value) -> None:

@@ -112,7 +112,7 @@ def _readings(values: Sequence[Value]) -> Iterator[str]:
         if IDEAL in systems and "dstack" in systems:
             part = systems["dstack"]["total_per_s"] / (systems[IDEAL]["total_per_s"] or 1.0)
             note = " (the paper: above 90 %)" if mix == "convnets" else ""
-            yield f"{mix}: D-STACK does {part:.1%} of what no scheduler of kernels exceeds in the same proportions{note}."
+            yield f"{mix}: D-STACK does {part:.1%} of what kernels at their own knees could at most, in the same proportions{note}."
 
 
 def _ratio(systems: Mapping[str, Any], one: str, other: str) -> str:
@@ -155,9 +155,8 @@ def _pictures(values: Sequence[Value], folder: Path) -> list[str]:
 
 
 _ARRIVALS = """1,920 images/s, what the paper's generator sends over its link: `link` in equal parts, `inverse` in proportion to
-1/runtime, `steps` as `link` with every model off in turn for as long (T0 has all of them). Violations are late, dropped and
-refused requests. Fewer than 16 images take as long as 16, and at these rates a batch of 16 takes longer than the light
-models' SLO to come together: that, not the schedulers, is why so little is in time."""
+1/runtime, `steps` as `link` with every model off in turn for as long (T0 has all of them). The load is what full batches at
+the knees would take of the GPU; batches that are not full take as long. Violations are late, dropped and refused requests."""
 
 
 def _arrivals(value: Value) -> list[str]:
@@ -175,7 +174,8 @@ def _arrivals(value: Value) -> list[str]:
     ]
     models = " / ".join(next(iter(value["systems"].values()))["models"])
     header = ("system", "images/s", "goodput/s", "violations/s", "attainment %", f"by model: {models}", "useful %")
-    return [f"### {value['mix']}, {value['arrivals']}, {value['process']}", "", *table(header, rows), ""]
+    title = f"### {value['mix']}, {value['arrivals']}, {value['process']}, load {value['load']:.0%}"
+    return [title, "", *table(header, rows), ""]
 
 
 _CLUSTER = """Four T4s with Mobilenet, Alexnet, ResNet-50 and VGG-19, queues never empty: `dedicated` is one GPU for each model (a),
