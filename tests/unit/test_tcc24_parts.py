@@ -18,7 +18,7 @@ from gpulet.reproduce.tcc24.comparing import FEWEST, MOST, Stream, capacity, com
 from gpulet.reproduce.tcc24.data import KIND, LINK, MEASURED_BATCHES, TABLE, mix, mixed, profile, published
 from gpulet.reproduce.tcc24.ideal import Kernels, area, bound, ideal, kernels
 from gpulet.reproduce.tcc24.jobs import Asked, Row, everything, reproduce
-from gpulet.reproduce.tcc24.measures import Count, jain, misses, useful
+from gpulet.reproduce.tcc24.measures import Count, jain, misses, switches, utilisations
 from gpulet.reproduce.tcc24.report import write_report
 from gpulet.reproduce.tcc24.runs import Ran
 from gpulet.units import MS, SECOND
@@ -126,11 +126,17 @@ def test_a_window_is_missed_unless_a_run_begins_and_ends_in_it():
 def test_what_is_beyond_the_knee_or_beyond_the_gpu_is_of_no_use():
     names = ("mobilenet", "vgg19")
     alone = Ran("mobilenet", 0, 100, 16, 0, 50 * MS)
-    assert useful([alone], count(names)) == pytest.approx(0.5 * 0.2)
+    assert utilisations([alone], count(names)) == pytest.approx((0.5, 0.5 * 0.2))
     beside = Ran("vgg19", 0, 100, 16, 0, 50 * MS)
-    assert useful([alone, beside], count(names)) == pytest.approx(0.5 * 0.7)
-    twice = Ran("vgg19", 0, 100, 16, 50 * MS, 200 * MS)
-    assert useful([alone, twice], count(names)) == pytest.approx(0.5 * 0.2 + 0.5 * 0.5)
+    assert utilisations([alone, beside], count(names)) == pytest.approx((0.5, 0.5 * 0.7))
+    after = Ran("vgg19", 0, 100, 16, 50 * MS, 200 * MS)
+    assert utilisations([alone, after], count(names)) == pytest.approx((1, 0.5 * 0.2 + 0.5 * 0.5))
+
+
+def test_a_switch_is_another_share_for_a_models_next_run():
+    sizes = [("mobilenet", 20), ("vgg19", 50), ("mobilenet", 10), ("vgg19", 50), ("mobilenet", 20)]
+    ran = [Ran(name, 0, size, 16, n * MS, (n + 1) * MS) for n, (name, size) in enumerate(sizes)]
+    assert switches(ran, count(("mobilenet", "vgg19"))) == 2
 
 
 # the ideal of kernels -------------------------------------------------------------------------------------------------

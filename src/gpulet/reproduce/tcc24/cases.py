@@ -110,9 +110,9 @@ def _ideal(case: Case, name: str, count: Count) -> dict[str, Any]:
         runs = {model: rate * factor * seconds for model, rate in mix.items()}
     rows = {model: case.gpus * points[model].batch * found for model, found in runs.items()}
     runtime = {model: case.gpus * points[model].latency * found for model, found in runs.items()}
-    used = sum(found * area(points[model], KIND.sms) for model, found in runs.items())
+    used = sum(found * area(points[model], KIND.sms) for model, found in runs.items()) / (KIND.sms * count.end)
     value: dict[str, Any] = dict(fair(rows, runtime, runtime, count))
-    return value | {"useful_utilisation": used / (KIND.sms * count.end), "refusal": "", "timeline": []}
+    return value | {"allocated_utilisation": used, "useful_utilisation": used, "refusal": "", "timeline": []}
 
 
 def _attained(served: Served, count: Count) -> dict[str, Any]:

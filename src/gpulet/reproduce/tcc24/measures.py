@@ -22,8 +22,10 @@ class Measured(TypedDict):
     total_per_s: float
     models: dict[str, float]
     planned_utilisation: float | None
+    allocated_utilisation: float
     useful_utilisation: float
     misses_per_window: float | None
+    switches_per_s: float | None
     windows: int
     jain: float
     jain_area: float
@@ -71,10 +73,13 @@ def measured(ran: Sequence[Ran], count: Count, planned: float | None) -> Measure
         rows[run.model] += run.rows * part
         runtime[run.model] += part * count.at_knee(run)
         elapsed[run.model] += inside
+    allocated, useful = utilisations(ran, count)
     return fair(rows, runtime, elapsed, count) | {
         "planned_utilisation": planned,
-        "useful_utilisation": useful(ran, count),
+        "allocated_utilisation": allocated,
+        "useful_utilisation": useful,
         "misses_per_window": misses(ran, count) / count.windows,
+        "switches_per_s": switches(ran, count) * SECOND / count.end,
     }
 
 
@@ -88,8 +93,10 @@ def fair(
         "total_per_s": sum(rates.values()),
         "models": rates,
         "planned_utilisation": None,
+        "allocated_utilisation": 0.0,
         "useful_utilisation": 0.0,
         "misses_per_window": None,
+        "switches_per_s": None,
         "windows": count.windows,
         "jain": jain(runtime.values()),
         "jain_area": jain(area),
@@ -112,31 +119,46 @@ def _least_over_mean(values: Iterable[float]) -> float:
     return min(shares) * len(shares) / sum(shares) if sum(shares) else 0.0
 
 
-def useful(ran: Sequence[Ran], count: Count) -> float:
-    """The time average of the SMs that run at all, up to each model's knee (specification, 1.12).
+def utilisations(ran: Sequence[Ran], count: Count) -> tuple[float, float]:
+    """Time averages of the SMs that are given to runs, and of these up to each model's knee (specification, 1.12, 3.1).
 
     Where runs want more than a device together, each has its part of it.
     """
-    return sum(_useful(ran, count, device) for device in count.problem.devices) / count.whole
+    found = [_used(ran, count, device) for device in count.problem.devices]
+    return sum(given for given, _ in found) / count.whole, sum(useful for _, useful in found) / count.whole
 
 
-def _useful(ran: Sequence[Ran], count: Count, device: Device) -> float:
+def _used(ran: Sequence[Ran], count: Count, device: Device) -> tuple[float, float]:
+    """SM-nanoseconds of one device: given to runs, and useful."""
     here = [run for run in ran if run.device == device.index and run.start < count.end]
     steps = [(run.start, place, 1) for place, run in enumerate(here)]
     steps += [(min(run.end, count.end), place, 0) for place, run in enumerate(here)]
     running: dict[int, Ran] = {}
-    total, since = 0.0, 0
+    given, useful, since = 0.0, 0.0, 0
     for now, place, begins in sorted(steps):
         if now > since and running:
-            part = min(1.0, device.kind.sms / sum(run.size for run in running.values()))
-            used = sum(min(run.size * part, count.knees[run.model]) for run in running.values())
-            total += (now - since) * used
+            wanted = sum(run.size for run in running.values())
+            part = min(1.0, device.kind.sms / wanted)
+            given += (now - since) * wanted * part
+            useful += (now - since) * sum(min(run.size * part, count.knees[run.model]) for run in running.values())
         since = now
         if begins:
             running[place] = here[place]
         else:
             running.pop(place)
-    return total
+    return given, useful
+
+
+def switches(ran: Sequence[Ran], count: Count) -> int:
+    """How often a model's share changes from one run on a device to its next there."""
+    last: dict[tuple[str, int], int] = {}
+    changed = 0
+    for run in ran:
+        if run.start < count.end:
+            key = run.model, run.device
+            changed += last.get(key, run.size) != run.size
+            last[key] = run.size
+    return changed
 
 
 def misses(ran: Sequence[Ran], count: Count) -> int:

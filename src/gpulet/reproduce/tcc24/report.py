@@ -35,7 +35,8 @@ Systems of the paper's own evaluation that look for knees are given the table's.
 batch of each model in each of its SLOs, or the arrivals) serves what it would hold: its reasons are below. That is why
 some planners look poor here: they leave models out whose SLO they cannot keep."""
 
-_MEASURES = """Useful: time average of the SMs that run, up to each model's knee. Misses: windows of a model's own SLO in which no run of
+_MEASURES = """Planned: what a plan gives to timelines or gpulets. Given: time average of the SMs that runs have. Useful: of these, up
+to each model's knee. Switches: a model's next run has another share. Misses: windows of a model's own SLO in which no run of
 it begins and ends, of all models in a session. Jain's index and the least served model over the mean are on GPU time: of
 runs as long as at the knee, and by the clock, where a run on less than the knee is longer."""
 
@@ -128,17 +129,29 @@ def _mix(value: Value, folder: Path) -> list[str]:
             _number(found["total_per_s"]),
             *(_number(rate) for rate in found["models"].values()),
             "" if found["planned_utilisation"] is None else f"{100 * found['planned_utilisation']:.1f}",
+            f"{100 * found['allocated_utilisation']:.1f}",
             f"{100 * found['useful_utilisation']:.1f}",
             "" if found["misses_per_window"] is None else f"{found['misses_per_window']:.2f}",
             f"{found['jain']:.3f} / {found['jain_elapsed']:.3f}",
             f"{found['least_runtime_over_mean']:.3f} / {found['least_elapsed_over_mean']:.3f}",
             f"{found['least_area_over_mean']:.3f}",
+            "" if found["switches_per_s"] is None else _number(found["switches_per_s"]),
             "refused" if found["refusal"] else "",
         )
         for name, found in value["systems"].items()
     ]
     models = next(iter(value["systems"].values()))["models"]
-    measures = ("planned %", "useful %", "misses", "Jain", "least over mean", "of area", "demand")
+    measures = (
+        "planned %",
+        "given %",
+        "useful %",
+        "misses",
+        "Jain",
+        "least over mean",
+        "of area",
+        "switches/s",
+        "demand",
+    )
     lines = [f"### {value['mix']}", "", *table(("system", "images/s", *models, *measures), rows), ""]
     picture = f"timeline-{value['mix'].lower().replace('-', '')}.png"
     if timelines(folder / picture, value):
