@@ -32,14 +32,14 @@ from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
-from gpulet.dispatchers.rolling import Rolling
+from gpulet.dispatchers.horizon import Horizon
 from gpulet.dispatchers.triton import DynamicBatching, RateLimiter, Resource, TimeoutAction, Triton
 from gpulet.drivers.sim import Simulation, VirtualTimer
 from gpulet.executors.simulated import Simulated
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Resident, Turn, placements
 from gpulet.planners.dstack import dstack
-from gpulet.planners.rolling import rolling
+from gpulet.planners.horizon import horizon
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS
@@ -400,7 +400,7 @@ CARVES = {
     "clockwork",
     "dstack",
     "dstack, in sessions",
-    "rolling",
+    "rolling horizon",
 }
 
 
@@ -427,14 +427,14 @@ def as_they_come(problem, plan):
     """Every model on every device, on sizes of any number of SMs."""
     devices = tuple(replace(device, mechanism=Mechanism.MPS, resizes=True) for device in plan.devices)
     models = {name: replace(model, memory=0) for name, model in problem.models.items()}
-    planned = rolling(replace(problem, devices=devices, models=models))
+    planned = horizon(replace(problem, devices=devices, models=models))
     plan = planned if isinstance(planned, Plan) else planned.partial
-    return Rolling(problem, plan)
+    return Horizon(problem, plan)
 
 
 OPTIONS = {
     "dstack, in sessions": in_sessions,
-    "rolling": as_they_come,
+    "rolling horizon": as_they_come,
     "elsa": Elsa,
     "elsa, first fit, learning": partial(Elsa, alpha=1.1, within=Within.FIRST_FIT, learns=0.2),
     "least work": partial(Elsa, rule=Rule.LEAST_WORK),

@@ -123,3 +123,10 @@ def optimum(points: Sequence[OperatingPoint], model: Model, rate: float = 0.0) -
 
     nearest = min(points, key=misses)
     return Unreachable(nearest.breaks(model, rate), nearest, assembly(nearest.batch, rate))
+
+
+def knee_point(profile: Profile, model: Model, device: Device) -> OperatingPoint:
+    """The point of highest efficacy at any rate; a model that no size runs in time takes the device, a row at a time."""
+    sizes = sizes_of(profile, model.name, device)
+    alone = OperatingPoint(sizes[-1], 1, profile.curve(model.name, sizes[-1].sms)[0])
+    return next(within(points_of(profile, model.name, sizes), model), alone)

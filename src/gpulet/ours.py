@@ -10,18 +10,18 @@ from gpulet.device import Mechanism
 from gpulet.dispatchers.dutycycle import DutyCycle
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifs import Fifs, Idle
-from gpulet.dispatchers.rolling import Rolling
+from gpulet.dispatchers.horizon import Horizon
 from gpulet.judge import holds
 from gpulet.plan import Plan
 from gpulet.planners.best import Care, best
 from gpulet.planners.elastic import elastic
 from gpulet.planners.glet import NONE, glet
 from gpulet.planners.homogeneous import homogeneous
+from gpulet.planners.horizon import HORIZON, horizon
 from gpulet.planners.nexus import nexus
 from gpulet.planners.packing import packing
 from gpulet.planners.paris import paris
 from gpulet.planners.pooled import MERGING, pooled
-from gpulet.planners.rolling import ROLLING, rolling
 from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
 
@@ -50,7 +50,7 @@ _CHOSEN: Mapping[str, MakeDispatcher] = {
     MERGING: DutyCycle,
     "elsa": Elsa,
     "fifs": partial(Fifs, idle=Idle.LARGEST),
-    ROLLING: Rolling,
+    HORIZON: Horizon,
 }
 POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3, 4, 7)), paris)
 """What `gpulet` starts from where gpulets are counted by size."""
@@ -80,13 +80,13 @@ def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Pl
 
 
 def _sized_as_they_come(problem: Problem) -> Plan | Infeasible:
-    """A rolling plan if it holds, looked at the closer the fuller the devices are; refused, it is served all the same."""
-    plan = rolling(problem)
+    """A plan without a cut if it holds, looked at the closer the fuller the devices are; refused, it is served all the same."""
+    plan = horizon(problem)
     if isinstance(plan, Infeasible):
         return plan
     name = min(plan.promises, key=lambda n: plan.promises[n].headroom)
     promise = plan.promises[name]
-    if holds(Rolling, problem, plan, Care.QUICK if promise.headroom > _ROOMY else Care.THOROUGH):
+    if holds(Horizon, problem, plan, Care.QUICK if promise.headroom > _ROOMY else Care.THOROUGH):
         return plan
     part = promise.demand / promise.throughput
     why = (

@@ -5,24 +5,19 @@ A system of your own is `package.module:NAME`, where NAME is a `System` (docs/yo
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
+from gpulet.baselines import EVALUATED
 from gpulet.bounded import PERCENTILE, Quick, worth
-from gpulet.core.ports import Infeasible, MakeDispatcher, Planner, Problem
+from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.clockwork import Clockwork
-from gpulet.dispatchers.dstack import Dstack
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
 from gpulet.dispatchers.elsa import Elsa
 from gpulet.dispatchers.fifo import Fifo
 from gpulet.dispatchers.fifs import Fifs
-from gpulet.dispatchers.fixedbatch import FIXED_BATCH, FixedBatch
 from gpulet.dispatchers.glet import GletDispatcher
-from gpulet.dispatchers.greedy import Greedy, Rule
-from gpulet.dispatchers.gslice import Gslice
-from gpulet.dispatchers.temporal import Temporal
 from gpulet.dispatchers.triton import Triton
 from gpulet.errors import ConfigError
 from gpulet.ours import as_planned, ours
@@ -30,11 +25,9 @@ from gpulet.plan import Plan
 from gpulet.planners.autoscale import autoscaled
 from gpulet.planners.clockwork import clockwork
 from gpulet.planners.dedicated import dedicated
-from gpulet.planners.dstack import dstack
 from gpulet.planners.elastic import elastic
 from gpulet.planners.exact import exact
 from gpulet.planners.glet import Cuts, Style, glet
-from gpulet.planners.gslice import gslice
 from gpulet.planners.homogeneous import homogeneous, largest_homogeneous
 from gpulet.planners.ideal import ideal
 from gpulet.planners.infaas import infaas
@@ -42,30 +35,10 @@ from gpulet.planners.nexus import nexus
 from gpulet.planners.paris import paris
 from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
-from gpulet.planners.temporal import temporal
 from gpulet.planners.uncut import uncut
+from gpulet.system import System
 
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """A planner and a dispatcher that belong together.
-
-    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `prober`:
-    a quicker planner, left out where the planner is quick.
-    """
-
-    planner: Planner
-    dispatcher: MakeDispatcher
-    drops_early: bool = True
-    carves: bool = False
-    about: str = ""
-    prober: Planner | None = None
-
-    @property
-    def probe(self) -> Planner:
-        """For callers that only ask, many times, whether there is a plan: what it accepts the planner accepts too."""
-        return self.prober or self.planner
-
+__all__ = ["SYSTEMS", "System", "find_system", "make_scheduler"]
 
 _ROUGH = Quick(2_000, 3, PERCENTILE)
 
@@ -153,13 +126,6 @@ SYSTEMS: Mapping[str, System] = {
         DutyCycle,
         about="MIG instances with several processes of one model (ParvaGPU, SC'24), counted by a solver: fewest devices",
     ),
-    "gslice": System(
-        gslice,
-        Gslice,
-        drops_early=False,
-        carves=True,
-        about="GSLICE (SoCC'20): one share a model, shares and batches tuned while serving, late requests served late",
-    ),
     "triton": System(
         uncut,
         Triton,
@@ -183,44 +149,13 @@ SYSTEMS: Mapping[str, System] = {
         carves=True,
         about="Clockwork (OSDI'20): latest start first on whole devices, nothing predicted late, models loaded and evicted",
     ),
-    "temporal": System(
-        temporal,
-        Temporal,
-        drops_early=False,
-        about="temporal sharing: whole devices in slices in proportion to SLOs (D-STACK's baseline)",
-    ),
-    "fixed-batch": System(
-        partial(uncut, batch=FIXED_BATCH),
-        FixedBatch,
-        drops_early=False,
-        about="batches of 16 on uncut devices, as under default MPS (D-STACK's baseline)",
-    ),
-    "max-throughput": System(
-        gslice,
-        Greedy,
-        drops_early=False,
-        carves=True,
-        about="at knees, the set of models that gives most rows/s at every event (D-STACK's baseline); placed as gslice",
-    ),
-    "max-min": System(
-        gslice,
-        partial(Greedy, rule=Rule.MAX_MIN),
-        drops_early=False,
-        carves=True,
-        about="at knees, the smallest first at every event (D-STACK's baseline); placed as gslice",
-    ),
-    "dstack": System(
-        dstack,
-        Dstack,
-        carves=True,
-        about="D-STACK (TCC'24): a planned session that runs every model in each of its SLOs, free SMs to the least served",
-    ),
+    "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
+    **EVALUATED,
     "exact": System(
         exact,
         DutyCycle,
         about="the optimum of small fleets, by a solver: the yardstick; batches started as soon as a gpulet is idle",
     ),
-    "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),
     "infaas": System(
         partial(infaas, beside=uncut),
         Fifo,

@@ -14,8 +14,10 @@ from gpulet.dispatchers.fifs import Fifs
 from gpulet.interference import CONSTANT, Interference
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.planners.everywhere import everywhere
 from gpulet.planners.exact import Waits, exact, optimum, physical_bound
 from gpulet.planners.gslice import gslice
+from gpulet.planners.scaled import scaled
 from gpulet.profile import Point, Profile
 from gpulet.systems import SYSTEMS
 from gpulet.units import MS
@@ -25,16 +27,17 @@ CORES = cpu_kind(5)
 TOLERANCE = 1e-6
 NOBODY = Interference(CONSTANT, (1.0,))
 """Neighbours that cost nothing, for the systems that ask for a model of them."""
-CORES_ONLY = {name for name, system in SYSTEMS.items() if system.planner is gslice}
+CORES_ONLY = {name for name, system in SYSTEMS.items() if system.planner in {gslice, scaled, everywhere}}
 """Shares are whole SMs, between the sizes a GPU is cut into: on cores those are the same."""
 ALONE = {name: physical_bound for name, system in SYSTEMS.items() if system.dispatcher in {Elsa, Fifs}}
 OVERLAPPING = dict.fromkeys(
-    ["triton", "clipper", "clipper-regression", "fixed-batch", "temporal", "infaas"], physical_bound
+    ["triton", "clipper", "clipper-regression", "fixed-batch", "temporal", "round-robin", "infaas"], physical_bound
 )
 BY_TURNS = partial(optimum, waits=Waits.TURN)
 LIMITS = {
     "gpulet": physical_bound,
     "dstack": physical_bound,
+    **dict.fromkeys(["max-throughput", "max-min", "rolling"], physical_bound),
     "nexus": BY_TURNS,
     "clockwork": BY_TURNS,
     **ALONE,

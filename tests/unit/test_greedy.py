@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpulet.core.messages import Start
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Mechanism
-from gpulet.dispatchers.greedy import Greedy, Offer, Rule, richest, smallest_first
+from gpulet.dispatchers.greedy import Greedy, Offer, Rule, least_used_first, richest, smallest_first
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Size, Turn
 from gpulet.profile import Point, Profile
@@ -31,6 +31,12 @@ def test_no_other_set_that_fits_is_worth_more(offers, room):
 def test_the_smallest_go_first_as_many_as_fit():
     assert smallest_first([Offer(4, 9), Offer(2, 1), Offer(3, 1)], 6) == [1, 2]
     assert smallest_first([Offer(4, 9), Offer(5, 1)], 3) == []
+
+
+def test_who_had_least_goes_first_and_who_does_not_fit_is_passed_over():
+    assert least_used_first([Offer(4, 1, 9), Offer(5, 1, 3), Offer(2, 1, 5)], 6) == [1]
+    assert least_used_first([Offer(4, 1, 9), Offer(5, 1, 3), Offer(2, 1, 5)], 9) == [1, 2]
+    assert least_used_first([Offer(7, 1, 1), Offer(2, 1, 5)], 6) == [1]
 
 
 # Two models that need 2 SMs, quick, and one that needs 6, slow; nothing is faster beyond.

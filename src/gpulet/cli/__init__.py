@@ -14,6 +14,7 @@ from gpulet.cli import (
     planning,
     reproducing,
     reproducing_dac22,
+    reproducing_tcc24,
     running,
     scenarios,
     showing,
@@ -45,6 +46,7 @@ config_app.command("show")(showing.show_config)
 interference_app.command("fit")(interfering.fit)
 reproduce_app.command("atc22")(reproducing.atc22)
 reproduce_app.command("dac22")(reproducing_dac22.dac22)
+reproduce_app.command("tcc24")(reproducing_tcc24.tcc24)
 
 
 @interference_app.callback()

@@ -1,14 +1,15 @@
-"""Choosing who runs beside whom at every event: two baselines of D-STACK (Dhakal et al., TCC 2024, evaluation).
+"""Choosing who runs beside whom at every event: three baselines of D-STACK (Dhakal et al., TCC 2024, evaluation).
 
 Every model runs one batch at a time at its knee. Whenever SMs are free, `Rule.MAX_THROUGHPUT` starts the set of models
 with work that fits and gives most rows per second, which starves models of long runs; `Rule.MAX_MIN` starts them one
-after the other, the smallest knee first, which suits light models. Written from a summary, not from the paper's text;
+after the other, the smallest knee first, which suits light models; `Rule.LEAST_RUNTIME` starts whoever has had the least
+GPU time so far, if it fits: max-min on runtime. Written from a summary, not from the paper's text;
 ours is what that leaves open: the knee is that of the rate in batches that run twice within the SLO, as are the batches;
 sets are found exactly for any number of models, over whole SMs; the max-min rule decides between knees, and nobody gets
 less than its own. Late requests are served late. Where models live is the plan's matter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,11 +18,12 @@ from gpulet.core.messages import Carve, Reason, RequestId
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
 from gpulet.device import Device
 from gpulet.duty import Share, saturated, saturated_rate
+from gpulet.efficacy import OperatingPoint
 from gpulet.knee import knee
 from gpulet.plan import Plan
 from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import PLAIN, Instant
+from gpulet.units import PLAIN, Duration, Instant
 
 
 class Rule(StrEnum):
@@ -29,14 +31,16 @@ class Rule(StrEnum):
 
     MAX_THROUGHPUT = "max-throughput"
     MAX_MIN = "max-min"
+    LEAST_RUNTIME = "least runtime"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A batch that could start: its size in SMs, and the rows per nanosecond it would give."""
+    """A batch that could start: its size in SMs, the rows per nanosecond it would give, its model's GPU time so far."""
 
     sms: int
     worth: float
+    used: Duration = 0
 
 
 def richest(offers: Sequence[Offer], room: int) -> list[int]:
@@ -60,27 +64,57 @@ def smallest_first(offers: Sequence[Offer], room: int) -> list[int]:
     return chosen
 
 
+def least_used_first(offers: Sequence[Offer], room: int) -> list[int]:
+    """The places of the offers in order of the time their models have had, each if it fits beside those before it."""
+    chosen: list[int] = []
+    for place in sorted(range(len(offers)), key=lambda place: offers[place].used):
+        if offers[place].sms <= room:
+            chosen.append(place)
+            room -= offers[place].sms
+    return chosen
+
+
+_CHOICES: Mapping[Rule, Callable[[Sequence[Offer], int], list[int]]] = {
+    Rule.MAX_THROUGHPUT: richest,
+    Rule.MAX_MIN: smallest_first,
+    Rule.LEAST_RUNTIME: least_used_first,
+}
+
+
 @dataclass(slots=True, eq=False)
 class _Tenant:
-    """A model on a device: its knee, its largest batch, and whether it runs."""
+    """A model on a device: its knee, its largest batch, whether it runs, and for how long it has run."""
 
     device: int
     model: str
     sms: int
     batch: int
     is_running: bool = False
+    used: Duration = 0
 
 
 class Greedy:
-    """One queue for each model, and sizes carved for each run."""
+    """One queue for each model, and sizes carved for each run. `points` are knees that somebody has published."""
 
-    def __init__(self, problem: Problem, plan: Plan, *, rule: Rule = Rule.MAX_THROUGHPUT) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        *,
+        rule: Rule = Rule.MAX_THROUGHPUT,
+        points: Mapping[str, OperatingPoint] | None = None,
+    ) -> None:
         self._problem = problem
-        self._choose = richest if rule is Rule.MAX_THROUGHPUT else smallest_first
+        self._choose = _CHOICES[rule]
         self._tenants: dict[int, list[_Tenant]] = {}
         for device in plan.devices:
-            names = dict.fromkeys(n for g in plan.gpulets if g.device == device.index for n in g.models)
-            self._tenants[device.index] = [_tenant(problem, device, name) for name in names]
+            names = dict.fromkeys(
+                [
+                    *(n for g in plan.gpulets if g.device == device.index for n in g.models),
+                    *(r.model for r in plan.residents if r.device == device.index),
+                ]
+            )
+            self._tenants[device.index] = [_tenant(problem, device, name, points or {}) for name in names]
         self._homes = {
             name: [t for own in self._tenants.values() for t in own if t.model == name] for name in problem.models
         }
@@ -111,10 +145,11 @@ class Greedy:
         """What the rule starts of all that could."""
         idle = [tenant for tenant in self._tenants[index] if not tenant.is_running]
         ready = [(tenant, run) for tenant in idle for run in self._ready(tenant, fleet)]
-        offers = [Offer(tenant.sms, sum(r.rows for r in run.requests) / run.expected) for tenant, run in ready]
+        offers = [Offer(t.sms, sum(r.rows for r in run.requests) / run.expected, t.used) for t, run in ready]
         chosen = [ready[place] for place in self._choose(offers, fleet.devices[index].free_sms)]
         for tenant, run in chosen:
             tenant.is_running = True
+            tenant.used += run.expected
             self._runs[run.requests[0].id] = tenant
         return [run for _, run in chosen]
 
@@ -137,8 +172,10 @@ class Greedy:
         return self._problem.profile.curve(tenant.model, tenant.sms, shape)
 
 
-def _tenant(problem: Problem, device: Device, name: str) -> _Tenant:
+def _tenant(problem: Problem, device: Device, name: str, points: Mapping[str, OperatingPoint]) -> _Tenant:
     """At its knee; a model that no size runs in time has the whole device."""
+    if name in points:
+        return _Tenant(device.index, name, points[name].size.sms, points[name].batch)
     model = problem.models[name]
     sizes = range(min(problem.profile.sizes(name)[0], device.kind.sms), device.kind.sms + 1)
     shares = [Share(problem.profile.curve(name, sms, PLAIN), model.slo, 0.0, model.max_batch) for sms in sizes]

@@ -3,7 +3,7 @@
 Who has work has the whole gpulet for a slice of T x SLO / (sum of the SLOs that go round there), T being the plan's
 cycle, and runs batches of at most the planned rows until the slice ends. Written from a summary; ours is what that
 leaves open: a batch is cut to what the slice has left, unless it is the slice's first, and a slice ends early when its
-model has nothing left to do. Nothing is dropped.
+model has nothing left to do. Nothing is dropped. Without slices it is round robin: one batch of each in turn.
 """
 
 from bisect import bisect_right
@@ -16,15 +16,15 @@ from gpulet.duty import slices
 from gpulet.plan import Gpulet, Plan, Turn
 from gpulet.profile import Profile
 from gpulet.request import Request
-from gpulet.units import Instant
+from gpulet.units import Duration, Instant
 
 
 class _Rota:
     """Whose slice it is on a gpulet, and until when."""
 
-    def __init__(self, problem: Problem, gpulet: Gpulet) -> None:
+    def __init__(self, problem: Problem, gpulet: Gpulet, cycle: Duration) -> None:
         self.turns = gpulet.turns
-        self.slices = slices(gpulet.duty_cycle, [problem.models[turn.model].slo for turn in gpulet.turns])
+        self.slices = slices(cycle, [problem.models[turn.model].slo for turn in gpulet.turns])
         self.place = 0
         self.end: Instant = 0
 
@@ -39,12 +39,12 @@ class _Rota:
 
 
 class Temporal:
-    """One model at a time on a gpulet, by slices."""
+    """One model at a time on a gpulet, by slices or by turns of one batch."""
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    def __init__(self, problem: Problem, plan: Plan, *, has_slices: bool = True) -> None:
         self._models = problem.models
         self._profile: Profile = problem.profile
-        self._rotas = {gpulet.id: _Rota(problem, gpulet) for gpulet in plan.gpulets}
+        self._rotas = {g.id: _Rota(problem, g, g.duty_cycle * has_slices) for g in plan.gpulets}
         self._hosts = {name: plan.hosts(name) for name in problem.models}
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:

@@ -65,14 +65,14 @@ class Simulation:
         """Say who carries out commands; it answers through `feed`."""
         self._executor = executor
 
-    def run(self, requests: Iterable[Request]) -> None:
-        """Feed every request at its arrival and go on until nothing is left to happen."""
+    def run(self, requests: Iterable[Request], until: Instant = NEVER - 1) -> None:
+        """Feed every request at its arrival and go on until nothing is left to happen by `until`."""
         for request in requests:
             arrival = request.arrival
             self._advance(arrival)
             self._timer.instant = arrival
             self.feed(Arrived(request))
-        self._advance(NEVER - 1)
+        self._advance(until)
 
     def feed(self, *events: Event) -> None:
         """One step now."""

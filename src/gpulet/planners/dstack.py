@@ -218,7 +218,7 @@ class _Sessions:
         why = f"a session does not hold its runs beside those of tighter SLOs: {carried:.1f} of {demand:.1f} rows/s fit"
         nearest = f"lower its rate by {unserved[first]:.1f}/s"
         found = [optimum(self._points_of(first, device), models[first]) for device in self._alike]
-        if not any(isinstance(best, Optimum) for best in found):
+        if first not in self._points and not any(isinstance(best, Optimum) for best in found):
             why, nearest = f"{found[0]}: 0 of {demand:.1f} rows/s", "raise its SLO"
         return Infeasible(first, why, nearest, unserved, rest)
 

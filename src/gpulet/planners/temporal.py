@@ -4,15 +4,17 @@ All models go round on every device, one at a time with all of it; in a cycle of
 request that just misses its slice is in the first batch of the next, T + L(b) later, if a slice holds all that comes in
 a cycle. Written from a summary: that slices go by SLO is recalled of the paper, the rest is ours. T is the one of 64
 parts of the shortest SLO that leaves most headroom; b gives most rows a slice within the objective. Several devices do
-the same side by side, each with its part of the demand.
+the same side by side, each with its part of the demand. Where no cycle has a slice for every model, what is left to
+serve with is `round_robin`: slices of nothing, one batch of each model in turn.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.device import Device
-from gpulet.duty import slices
+from gpulet.duty import Share, saturated, slices
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Promise, Turn
 from gpulet.profile import Curve
@@ -52,7 +54,46 @@ def temporal(problem: Problem) -> Plan | Infeasible:
     promises = {m.name: _promise(problem, m, place, cycles, carried) for place, m in enumerate(models)}
     plan = Plan(problem.devices, gpulets, promises=promises)
     missing = {name: rate - carried[name] for name, rate in problem.demand.items() if rate > carried.get(name, 0.0)}
+    if any(rate == 0 for rate in carried.values()):
+        plan = _in_turn(problem, models)
     return _refusal(problem, plan, missing) if missing else problem.within_memory(plan)
+
+
+def round_robin(problem: Problem) -> Plan | Infeasible:
+    """One batch of each model in turn on every device, as long as it runs twice within its SLO, or why that is too slow.
+
+    A request that just misses its turn is in the next, a cycle and a run later.
+    """
+    models = [m for m in problem.models.values() if problem.demand.get(m.name, 0.0) > 0]
+    plan = _in_turn(problem, models or list(problem.models.values()))
+    carried = {n: p.throughput if p.worst_latency <= p.slo else 0.0 for n, p in plan.promises.items()}
+    missing = {name: rate - carried[name] for name, rate in problem.demand.items() if rate > carried.get(name, 0.0)}
+    return _refusal(problem, plan, missing) if missing else problem.within_memory(plan)
+
+
+def _in_turn(problem: Problem, models: Sequence[Model]) -> Plan:
+    gpulets: list[Gpulet] = []
+    for place, device in enumerate(problem.devices):
+        size = device.sizes()[-1]
+        turns = tuple(_turn(problem, model, size.sms) for model in models)
+        gpulets.append(Gpulet(place, device.index, size, 0, sum(turn.latency for turn in turns), turns))
+    promises = {}
+    for place, model in enumerate(models):
+        turns_of_it = [(gpulet, gpulet.turns[place]) for gpulet in gpulets]
+        rate = sum(turn.batch * SECOND / gpulet.duty_cycle for gpulet, turn in turns_of_it)
+        worst = max(gpulet.duty_cycle + turn.latency for gpulet, turn in turns_of_it)
+        promises[model.name] = Promise(problem.demand.get(model.name, 0.0), rate, worst, model.slo)
+    return Plan(problem.devices, tuple(gpulets), promises=promises)
+
+
+def _turn(problem: Problem, model: Model, sms: int) -> Turn:
+    """The largest batch that runs twice within the objective, or once; a single row where none does."""
+    curve = problem.profile.curve(model.name, sms)
+    cycle = saturated(Share(curve, model.slo, 0.0, model.max_batch))
+    within = bisect_right(curve[: model.max_batch], model.slo)
+    batch = cycle.batches[0] if cycle.batches else max(1, within)
+    rate = problem.demand.get(model.name, 0.0) / len(problem.devices)
+    return Turn(model.name, batch, rate, curve[batch - 1])
 
 
 def _longest_headroom(problem: Problem, device: Device, models: Sequence[Model]) -> _Cycle:

@@ -7,14 +7,14 @@ from gpulet.core.messages import Arrived, Drop, Start
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism
-from gpulet.dispatchers.rolling import Rolling
+from gpulet.dispatchers.horizon import Horizon
 from gpulet.errors import PlanError
 from gpulet.model import Model
 from gpulet.ours import ours
 from gpulet.pacing import Pacing
 from gpulet.plan import Plan
 from gpulet.planfile import read_plan, to_doc
-from gpulet.planners.rolling import ROLLING, rolling
+from gpulet.planners.horizon import HORIZON, horizon
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
 from gpulet.units import MS, NEVER
@@ -38,7 +38,7 @@ def problem(rates, slo=100, devices=1, memory=0, dram=0.0):
 
 
 def planned(p):
-    plan = rolling(p)
+    plan = horizon(p)
     assert isinstance(plan, Plan)
     return plan
 
@@ -48,7 +48,7 @@ class Rig(World):
 
     def __init__(self, p, plan=None, limits=None):
         plan = plan or planned(p)
-        super().__init__(list(p.models.values()), plan, lambda _, plan: Rolling(p, plan), limits, p.profile)
+        super().__init__(list(p.models.values()), plan, lambda _, plan: Horizon(p, plan), limits, p.profile)
 
     def starts(self):
         return [(now, c) for now, _, commands in self.steps for c in commands if isinstance(c, Start)]
@@ -64,7 +64,7 @@ def single(n, name, arrival, slo=100, rows=1):
 def test_every_model_is_resident_on_every_device():
     plan = planned(problem({"a": 5.0, "b": 5.0}, devices=2))
     assert [(r.device, r.model) for r in plan.residents] == [(0, "a"), (1, "a"), (0, "b"), (1, "b")]
-    assert plan.dispatcher == ROLLING
+    assert plan.dispatcher == HORIZON
     assert plan.violations() == ()
     assert all(plan.serves(name) for name in "ab")
 
@@ -89,25 +89,25 @@ def test_a_model_has_as_many_replicas_as_memory_allows_and_each_has_one():
     homes = [(r.model, r.device) for r in plan.residents]
     assert {name for name, _ in homes} == {"a", "b", "c"}
     assert sorted(device for _, device in homes) == [0, 0, 1, 1]
-    refused = rolling(problem(dict.fromkeys("abcde", 5.0), devices=2, memory=40))
+    refused = horizon(problem(dict.fromkeys("abcde", 5.0), devices=2, memory=40))
     assert isinstance(refused, Infeasible)
     assert "40 bytes fit on no device" in refused.constraint
 
 
 def test_more_than_all_sms_is_refused_with_what_fits():
-    refused = rolling(problem({"a": 5.0, "b": 2000.0}))
+    refused = horizon(problem({"a": 5.0, "b": 2000.0}))
     assert isinstance(refused, Infeasible)
     assert refused.model == "b"
     assert "of 2000.0 rows/s fit" in refused.constraint
-    late = rolling(problem({"a": 5.0}, slo=7))
+    late = horizon(problem({"a": 5.0}, slo=7))
     assert isinstance(late, Infeasible)
     assert str(late) == "model a: its fastest run takes 8 ms of an SLO of 7 ms; raise its SLO"
 
 
 def test_devices_that_are_cut_once_take_no_rolling_plan():
     fixed = replace(problem({"a": 5.0}), devices=(Device(0, KIND, Mechanism.MPS),))
-    with pytest.raises(PlanError, match="device 0: a rolling plan needs"):
-        rolling(fixed)
+    with pytest.raises(PlanError, match="device 0: a plan without a cut needs"):
+        horizon(fixed)
     assert Device(0, KIND, Mechanism.GREEN).resizes_runs
     assert not replace(fixed.devices[0], mechanism=Mechanism.MIG, resizes=True).resizes_runs
 
@@ -116,10 +116,10 @@ def test_gpulet_cuts_where_that_holds_and_sizes_runs_as_they_come_where_it_does_
     light, heavy = ours(problem({"a": 20.0})), ours(problem(dict.fromkeys("abcdef", 40.0), slo=90))
     assert isinstance(light, Plan)
     assert isinstance(heavy, Plan)
-    assert (light.dispatcher, heavy.dispatcher) == ("", ROLLING)
+    assert (light.dispatcher, heavy.dispatcher) == ("", HORIZON)
     refused = ours(problem({"a": 2000.0}))
     assert isinstance(refused, Infeasible)
-    assert refused.partial.dispatcher == ROLLING
+    assert refused.partial.dispatcher == HORIZON
 
 
 # dispatcher -----------------------------------------------------------------------------------------------------------

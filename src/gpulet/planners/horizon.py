@@ -1,4 +1,4 @@
-"""Ours: every model on every device that has the memory for it, and no cut: the rolling dispatcher chooses sizes.
+"""Ours: every model on every device that has the memory for it, and no cut: the rolling-horizon dispatcher chooses sizes.
 
 The plan says what that carries: the area that all models take at their pace (pacing.py), against the SMs there are.
 Replicas cost memory alone, since requests wait centrally: a model on several devices assembles its batches from all of
@@ -15,25 +15,25 @@ from gpulet.pacing import Pacing
 from gpulet.plan import Plan, Promise, Resident
 from gpulet.units import to_ms
 
-ROLLING = "rolling"
+HORIZON = "horizon"
 """The dispatcher's name in a plan."""
 SPREAD = 1.25
 """Guarantees are at most so many times what paces take in the mean: the rest is for whoever needs it."""
 
 
-def rolling(problem: Problem) -> Plan | Infeasible:
+def horizon(problem: Problem) -> Plan | Infeasible:
     """Residents on the devices whose size can change from run to run, or why these do not carry the demand.
 
     Raises `PlanError` where there is no such device.
     """
     devices = [device for device in problem.devices if device.resizes_runs]
     if not devices:
-        msg = f"device {problem.devices[0].index}: a rolling plan needs devices whose runs may each have a size of their own"
+        msg = f"device {problem.devices[0].index}: a plan without a cut needs devices whose runs may each have their own size"
         raise PlanError(msg)
     pacing = Pacing(problem, devices)
     homes = _homes(problem, devices)
     residents = _guaranteed(problem, pacing, devices, homes)
-    plan = Plan(problem.devices, residents=residents, promises=_promises(problem, pacing, devices), dispatcher=ROLLING)
+    plan = Plan(problem.devices, residents=residents, promises=_promises(problem, pacing, devices), dispatcher=HORIZON)
     homeless = next((name for name in problem.models if not homes[name]), "")
     if homeless:
         why = f"its {problem.models[homeless].memory} bytes fit on no device beside the others"

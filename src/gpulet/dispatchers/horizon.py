@@ -1,4 +1,4 @@
-"""Ours: sizes chosen run by run, within shares that are guaranteed but not cut.
+"""Ours, the rolling horizon: sizes chosen run by run, within shares that are guaranteed but not cut.
 
 Nothing is planned ahead: at every arrival that completes a batch, at every finish and whenever a request can wait no
 longer, the models that are ready are taken in the order in which they must start, and each runs what gives most rows
@@ -82,7 +82,7 @@ class _Board:
         self.dram -= option.dram
 
 
-class Rolling:
+class Horizon:
     """One queue for each model and shape class; of several devices the one with most room runs a batch."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:

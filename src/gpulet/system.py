@@ -1,0 +1,26 @@
+"""What a system is: a planner and a dispatcher that belong together."""
+
+from dataclasses import dataclass
+
+from gpulet.core.ports import MakeDispatcher, Planner
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A planner and a dispatcher that belong together.
+
+    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `prober`:
+    a quicker planner, left out where the planner is quick.
+    """
+
+    planner: Planner
+    dispatcher: MakeDispatcher
+    drops_early: bool = True
+    carves: bool = False
+    about: str = ""
+    prober: Planner | None = None
+
+    @property
+    def probe(self) -> Planner:
+        """For callers that only ask, many times, whether there is a plan: what it accepts the planner accepts too."""
+        return self.prober or self.planner
