@@ -212,6 +212,8 @@ def test_a_system_that_cannot_plan_here_is_reported_with_its_reason():
     assert "MIG" in value["refusal"]
     assert value["total_per_s"] == 0
     assert value["misses_per_window"] == 18
+    arriving = row(Case(find_mix("c7"), Source(Kind.LINK), windows=10), "segments")
+    assert arriving["violations_per_s"] == pytest.approx(LINK, rel=0.01)
 
 
 def test_arrivals_give_goodput_violations_and_attainment():

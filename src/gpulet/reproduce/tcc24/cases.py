@@ -84,7 +84,9 @@ def row(case: Case, name: str) -> dict[str, Any]:
     served = _served(case, name, system, found.plan, count) if is_able else Served([], Metrics([], found.plan))
     value: dict[str, Any] = dict(measured(served.ran, count, planned_utilisation(system, found.plan)))
     value |= {"refusal": found.refusal, "timeline": _timeline(served.ran, count)}
-    return value | _attained(served, count) if is_able and case.source.kind is not Kind.SATURATED else value
+    if case.source.kind is Kind.SATURATED:
+        return value
+    return value | (_attained(served, count) if is_able else _unanswered(case, count))
 
 
 def _served(case: Case, name: str, system: System, plan: Plan, count: Count) -> Served:
@@ -113,6 +115,18 @@ def _ideal(case: Case, name: str, count: Count) -> dict[str, Any]:
     used = sum(found * area(points[model], KIND.sms) for model, found in runs.items()) / (KIND.sms * count.end)
     value: dict[str, Any] = dict(fair(rows, runtime, runtime, count))
     return value | {"allocated_utilisation": used, "useful_utilisation": used, "refusal": "", "timeline": []}
+
+
+def _unanswered(case: Case, count: Count) -> dict[str, Any]:
+    """Nobody serves what comes."""
+    arrived = sum(1 for _ in case.source.requests(count.problem, count.end, never_due=True))
+    nothing = dict.fromkeys(count.problem.models, 0.0)
+    return {
+        "goodput_per_s": 0.0,
+        "violations_per_s": arrived * SECOND / count.end,
+        "attainment": 0.0,
+        "attained": nothing,
+    }
 
 
 def _attained(served: Served, count: Count) -> dict[str, Any]:
