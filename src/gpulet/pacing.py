@@ -10,7 +10,8 @@ Ours. The seeds are in what the numbers of D-STACK say (specification, sections 
 runs at the knee in throughput, sizes should be chosen per run by rows per SM-ms, and batches by slack.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Problem
@@ -111,51 +112,73 @@ class Pacing:
     """Every model's menu on devices that are alike. `area` is the SMs that all paces take in the mean, on all of them."""
 
     def __init__(self, problem: Problem, devices: Sequence[Device]) -> None:
-        self._problem = problem
-        self._device = devices[0]
+        self._models = problem.models
         self._sms = sum(device.kind.sms for device in devices)
-        self._menus: dict[tuple[str, str], Menu] = {}
-        self._company: list[tuple[Side, str, float]] = []
-        paces = self._settled()
+        self._ways = _Ways(problem, devices[0])
+        paces = self._settle(problem.demand)
         if problem.interference is not None:
-            self._company = [
-                (self._side(name, p.option), name, _abreast(p) / len(devices)) for name, p in paces.items()
-            ]
-            paces = self._settled()
-        self.area = sum(pace.area for pace in paces.values())
+            self._ways.crowd({name: (one.option, _abreast(one) / len(devices)) for name, one in paces.items()})
+            self._settle(problem.demand)
+
+    def at(self, demand: Mapping[str, float]) -> "Pacing":
+        """The same for other rates (rows/s by model); how neighbours slow each other is left as it is."""
+        other = copy(self)
+        other._settle(demand)  # noqa: SLF001 (of its own class)
+        return other
 
     def menu(self, name: str, shape: str = PLAIN) -> Menu:
         """The menu of a shape class. Nobody says how a rate divides among classes: each is paced by all of it."""
         found = self._menus.get((name, shape))
         if found is None:
-            model, rate = self._problem.models[name], self._problem.demand.get(name, 0.0)
-            found = self._menus[name, shape] = Menu(self._ways(model, shape), model, rate, self.stretch)
+            rate, ways = self._demand.get(name, 0.0), self._ways.of(name, shape)
+            found = self._menus[name, shape] = Menu(ways, self._models[name], rate, self.stretch)
         return found
 
-    def _settled(self) -> dict[str, Pace]:
-        """The paces of the least stretch under which all models are in time and SMs are left; else of the largest."""
-        models = self._problem.models
-        ways = {name: self._ways(model) for name, model in models.items()}
+    def _settle(self, demand: Mapping[str, float]) -> dict[str, Pace]:
+        """By the least stretch under which all models are in time and SMs are left; else by the largest."""
+        self._demand = demand
+        self._menus: dict[tuple[str, str], Menu] = {}
         paces: dict[str, Pace] = {}
         for self.stretch in STRETCHES:
-            found = {n: pace(ways[n], self._rate(n), round(models[n].slo * self.stretch)) for n in models}
+            limits = {name: round(model.slo * self.stretch) for name, model in self._models.items()}
+            found = {n: pace(self._ways.of(n), demand.get(n, 0.0), limit) for n, limit in limits.items()}
             paces = {name: one for name, one in found.items() if one is not None}
-            if len(paces) == len(models) and sum(one.area for one in paces.values()) <= COMFORT * self._sms:
+            if len(paces) == len(limits) and sum(one.area for one in paces.values()) <= COMFORT * self._sms:
                 break
+        self.area = sum(one.area for one in paces.values())
         return paces
 
-    def _rate(self, name: str) -> float:
-        return self._problem.demand.get(name, 0.0)
 
-    def _ways(self, model: Model, shape: str = PLAIN) -> tuple[Option, ...]:
-        profile = self._problem.profile
-        found = options(profile, model, self._device, shape)
-        if not self._company:
-            return found
-        return _undominated(replace(o, latency=self._slowed(model.name, o)) for o in found)
+def _abreast(one: Pace) -> float:
+    """How many runs of a model are in progress in the mean."""
+    return one.area / one.option.size
+
+
+class _Ways:
+    """The options of every model and shape class on one kind of device, slowed by those who run beside in the mean."""
+
+    def __init__(self, problem: Problem, device: Device) -> None:
+        self._problem = problem
+        self._device = device
+        self._found: dict[tuple[str, str], tuple[Option, ...]] = {}
+        self._company: list[tuple[Side, str, float]] = []
+
+    def of(self, name: str, shape: str = PLAIN) -> tuple[Option, ...]:
+        """Thriftiest first."""
+        found = self._found.get((name, shape))
+        if found is None:
+            found = options(self._problem.profile, self._problem.models[name], self._device, shape)
+            if self._company:
+                found = _undominated(replace(option, latency=self._slowed(name, option)) for option in found)
+            self._found[name, shape] = found
+        return found
+
+    def crowd(self, company: Mapping[str, tuple[Option, float]]) -> None:
+        """Say what each model runs, and how many of its runs are on a device in the mean."""
+        self._company = [(self._footprint(n, option).side, n, count) for n, (option, count) in company.items()]
+        self._found = {}
 
     def _slowed(self, name: str, option: Option) -> Duration:
-        """Beside what runs on a device in the mean."""
         interference = self._problem.needs_interference()
         mine = self._footprint(name, option)
         costs = [
@@ -164,17 +187,9 @@ class Pacing:
         ]
         return max(1, round(option.latency * mine.slowed(min(1 + sum(costs), interference.ceiling)) / mine.latency))
 
-    def _side(self, name: str, option: Option) -> Side:
-        return self._footprint(name, option).side
-
     def _footprint(self, name: str, option: Option) -> Footprint:
         share = option.size / self._device.kind.sms
         return footprint(self._problem.profile, name, option.size, share, option.rows)
-
-
-def _abreast(one: Pace) -> float:
-    """How many runs of a model are in progress in the mean."""
-    return one.area / one.option.size
 
 
 def options(profile: Profile, model: Model, device: Device, shape: str = PLAIN) -> tuple[Option, ...]:

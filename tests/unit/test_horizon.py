@@ -8,6 +8,7 @@ from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism
 from gpulet.dispatchers.horizon import Horizon
+from gpulet.dispatchers.horizon.rates import Rates
 from gpulet.errors import PlanError
 from gpulet.model import Model
 from gpulet.ours import ours
@@ -17,7 +18,7 @@ from gpulet.planfile import read_plan, to_doc
 from gpulet.planners.horizon import HORIZON, horizon
 from gpulet.profile import Point, Profile
 from gpulet.request import Request
-from gpulet.units import MS, NEVER
+from gpulet.units import MS, NEVER, SECOND
 from support import World
 
 KIND = Kind("hundred", 100, 100, mps_shares=(10, 20, 50, 100))
@@ -204,3 +205,46 @@ def test_a_model_that_was_not_asked_for_is_served_all_the_same():
     rig.run([single(n, "b", 10 * n) for n in range(10)])
     b = rig.metrics.models["b"]
     assert (b.served, b.late) == (10, 0)
+
+
+def test_paces_follow_the_rates_that_come():
+    rig = Rig(problem({"a": 5.0}))
+    rig.run([single(n, "a", 3 * n) for n in range(1, 1000)])
+    starts = rig.starts()
+    first = [c.rows for now, c in starts if now < SECOND]
+    later = [c.rows for now, c in starts if now > 2 * SECOND]
+    assert sum(later) / len(later) > 2 * sum(first) / len(first)
+
+
+def test_a_rate_is_off_when_neither_a_third_nor_chance_explains_it():
+    rates = Rates({"a": 100.0, "b": 0.0})
+    assert rates.drifted(7 * SECOND) is None  # whenever it is first asked, counting starts
+    for came, found in ((125, None), (139, None), (141, 141.0), (100, None), (75, 75.0)):
+        rates.came["a"] = came
+        drifted = rates.drifted(rates.look_at)
+        assert (drifted and drifted["a"]) == found
+    rates.came = {"a": 141, "b": 5}
+    assert rates.drifted(rates.look_at) == {"a": 141.0, "b": 5.0}
+
+
+def test_what_is_left_beyond_guarantees_goes_to_the_thrifty():
+    p = problem({"a": 40.0, "b": 40.0}, slo={"a": 60, "b": 200})
+    flood = [single(2 * n + k, "ab"[k], n, slo=(60, 200)[k]) for n in range(3000) for k in (0, 1)]
+    rig = Rig(p)
+    rig.run(flood)
+    good = {name: counts.served - counts.late for name, counts in rig.metrics.models.items()}
+    assert min(good.values()) > 3 * 40  # what is guaranteed
+    assert good["b"] > 5 * good["a"]  # whose batches are thriftier, since they have the time to be narrow
+    used = sum(c.on.size * c.expected for _, c in rig.starts())
+    assert used / (KIND.sms * 3 * SECOND) > 0.85
+
+
+def test_where_more_is_asked_for_than_there_is_runs_take_what_would_stay_idle():
+    lumpy = replace(KIND, mps_shares=(60, 100))
+    p = replace(problem({"a": 2000.0}, slo=60), devices=(Device(0, lumpy, Mechanism.MPS, resizes=True),))
+    refused = horizon(p)
+    assert isinstance(refused, Infeasible)
+    rig = Rig(p, plan=refused.partial)
+    rig.run([single(n, "a", n // 2, slo=60) for n in range(2000)])
+    assert Pacing(p, p.devices).menu("a").pace.option.size == 60
+    assert {c.on.size for now, c in rig.starts() if now > SECOND // 2} == {100}
