@@ -99,6 +99,7 @@ def test_capacity_by_plan_and_by_simulation(gpulet):
     assert 0.5 < by_simulation["factor"] <= by_plan["factor"] * 1.001
 
 
+@pytest.mark.slow
 def test_capacity_by_percentile_is_the_mean_over_replications_whoever_searches(gpulet):
     asked = ("capacity", FLEET, "--system", "nexus", "--by", "simulation", "--percentile", 95, "--requests", 1000)
     code, out, _ = gpulet(*asked, "--replications", 2, "--workers", 2, "--json")

@@ -344,6 +344,7 @@ cancel = st.tuples(milliseconds, st.integers(1, 40))
     alpha=st.sampled_from([1.0, 1.5]),
     early_drop=st.booleans(),
 )
+@pytest.mark.slow
 def test_every_choice_is_that_of_waits_counted_anew_from_the_fleet(
     layout, arrivals, deaths, cancels, slo, speeds, within, alpha, early_drop
 ):

@@ -187,6 +187,7 @@ def test_shares_follow_a_rate_that_quadruples_and_the_slo_holds_again():
     assert not any(n for (name, second), n in world.late.items() if name == "b" and second > 10)
 
 
+@pytest.mark.slow
 def test_one_share_changes_at_a_time_and_only_once_its_standby_is_ready():
     world = Served(problem({"a": 60.0, "b": 60.0, "c": 60.0}))
     world.run(evenly({"a": [(20, 60), (20, 150)], "b": [(40, 60)], "c": [(40, 60)]}))

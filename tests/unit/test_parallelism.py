@@ -61,6 +61,7 @@ def test_a_profiled_kernel_becomes_operations_of_an_sm_each():
     assert kernel == Kernel(operations=250, each=200, serial=5000, launches=3)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.integers(1, 1000), st.integers(2, 30))
 def test_a_ramp_is_found_again_from_its_own_latencies(serial, parallel, per_row):
     truth = Ramp(serial * US, parallel * US, per_row)

@@ -58,6 +58,7 @@ trees = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(trees)
 def test_no_split_on_the_grid_needs_fewer_devices(drawn):
     stages = tuple(

@@ -6,19 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpulet.core.fairness import jain
 from gpulet.core.ports import Infeasible
 from gpulet.errors import BadInput
 from gpulet.plan import Plan
 from gpulet.planners.everywhere import everywhere
 from gpulet.planners.scaled import scaled, shares
 from gpulet.planners.temporal import round_robin
+from gpulet.reproduce.tcc24 import against as comparison
 from gpulet.reproduce.tcc24.arrivals import Kind, Process, Source, uniform
 from gpulet.reproduce.tcc24.cases import Case, find_mix, find_models, row
 from gpulet.reproduce.tcc24.comparing import FEWEST, MOST, Stream, capacity, compare, loaded, random_mix
 from gpulet.reproduce.tcc24.data import KIND, LINK, MEASURED_BATCHES, TABLE, mix, mixed, profile, published
 from gpulet.reproduce.tcc24.ideal import Kernels, area, bound, ideal, kernels
 from gpulet.reproduce.tcc24.jobs import Asked, Row, everything, reproduce
-from gpulet.reproduce.tcc24.measures import Count, jain, misses, switches, utilisations
+from gpulet.reproduce.tcc24.measures import Count, misses, switches, utilisations
 from gpulet.reproduce.tcc24.report import write_report
 from gpulet.reproduce.tcc24.runs import Ran
 from gpulet.units import MS, SECOND
@@ -66,6 +68,33 @@ def test_capacity_is_the_load_at_which_every_model_still_attains():
         >= 0.99
     )
     assert capacity(problem, "segments", stream) == 0
+
+
+@pytest.mark.slow
+def test_ours_is_compared_with_whoever_comes_close_for_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "LOADS", (0.6,))
+    monkeypatch.setattr(comparison, "SECONDS", 2.0)
+    monkeypatch.setattr(comparison, "_SCREENING", 1.0)
+    monkeypatch.setattr(comparison, "_SEARCH", Stream(0.5, load=1.0))
+    rivals = ("gpulet", "segments", "nexus")
+
+    def compared():
+        return comparison.against(["C-2"], rivals, 1, tmp_path, lambda done, of: None)
+
+    (value,) = compared()
+    (load,) = value["loads"]
+    found = load["rivals"]
+    assert value["models"] == ["resnet50", "vgg19"]
+    assert load["least_attained"] > 0.9
+    assert found["gpulet"]["seconds"] == 2
+    assert found["gpulet"]["ratio"] == 1
+    assert found["nexus"]["seconds"] == 1
+    assert found["nexus"]["ratio"] > 1 / 0.9
+    assert found["segments"]["ratio"] is None
+    assert compared() == [value]
+    page = write_report([], tmp_path, [value]).read_text()
+    assert "| C-2, 2 models | " in page
+    assert "gpulet 1, nexus" in page
 
 
 # cases and arrivals -------------------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gpulet.cli.common import AsJson, jobs_bar, out, print_json
 from gpulet.cli.reproducing import make_folder
 from gpulet.errors import BadInput
+from gpulet.reproduce.tcc24.against import MIXES as COMPARED
+from gpulet.reproduce.tcc24.against import against
 from gpulet.reproduce.tcc24.arrivals import Kind, Process, Source
 from gpulet.reproduce.tcc24.cases import IDEALS, WINDOWS, Case, find_mix, find_models
-from gpulet.reproduce.tcc24.jobs import Asked, Row, defaults, everything, reproduce, without_timelines
+from gpulet.reproduce.tcc24.jobs import RIVALS, Asked, Row, defaults, everything, reproduce, without_timelines
 from gpulet.reproduce.tcc24.published import system_at_knees
 from gpulet.reproduce.tcc24.report import write_report
 
@@ -36,6 +38,10 @@ def tcc24(
         Path | None,
         typer.Option("--out", help="report, plots and finished points; left out: out/tcc24, none with --json"),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="gpulet against every other system too, on 24 mixes: half an hour on two cores"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """D-STACK (IEEE TCC 2024): throughput, utilisation, fairness and missed windows of every scheduler on its mixes.
@@ -47,6 +53,9 @@ def tcc24(
     """
     names = _systems(systems)
     chosen = _models(mix, models)
+    if chosen and full:
+        msg = "--full compares on mixes of its own: leave --mix and --models out"
+        raise BadInput(msg)
     rows = everything(names, windows)
     if chosen:
         if not systems and arrivals is not Kind.SATURATED:
@@ -55,12 +64,17 @@ def tcc24(
     place = folder or (None if as_json else Path("out/tcc24"))
     if place:
         make_folder(place)
+    workers = workers or len(os.sched_getaffinity(0))
     with jobs_bar("reproduce tcc24") as advance:
-        values = reproduce(Asked(rows, workers or len(os.sched_getaffinity(0)), place), advance)
-    report = write_report(values, place) if place else None
+        values = reproduce(Asked(rows, workers, place), advance)
+    compared: list[Any] = []
+    if full:
+        with jobs_bar("gpulet against every other system") as advance:
+            compared = against(COMPARED, RIVALS, workers, place, advance)
+    report = write_report(values, place, compared) if place else None
     if as_json:
         bare = [without_timelines(value) for value in values]
-        print_json(bare[0] if chosen else {"cases": bare})
+        print_json(bare[0] if chosen else {"cases": bare, "against": compared})
     else:
         out.print(f"report: {report}", markup=False)
 

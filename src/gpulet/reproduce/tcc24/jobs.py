@@ -29,6 +29,16 @@ SYSTEMS = (
     "gpulet",
 )
 """What is compared where nothing is said, beside the two ideals."""
+RIVALS = (
+    *(name for name in SYSTEMS if name != "gpulet"),
+    "round-robin",
+    "elastic",
+    "glet",
+    "greedy",
+    "sbp",
+    "dedicated",
+)
+"""Every other system that shares MPS devices and plans within seconds."""
 _CLUSTER = ("dedicated", "temporal", "dstack", "gslice-static", "rolling", "gpulet")
 _CLUSTER_GPUS = 4
 _ARRIVING = ("C-4", "C-7")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+from gpulet.core.fairness import jain
 from gpulet.core.ports import Problem
 from gpulet.device import Device, Mechanism
 from gpulet.plan import Plan
@@ -107,13 +108,6 @@ def fair(
     }
 
 
-def jain(values: Iterable[float]) -> float:
-    """Jain's index: 1 where all are equal, 1/n where one has everything; 1 of nothing."""
-    shares = list(values)
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
-
-
 def _least_over_mean(values: Iterable[float]) -> float:
     shares = list(values)
     return min(shares) * len(shares) / sum(shares) if sum(shares) else 0.0
@@ -175,11 +169,14 @@ def _is_within(run: Ran, slo: Duration) -> bool:
 
 
 def planned_utilisation(system: System, plan: Plan) -> float | None:
-    """The area of a plan's timelines over their session, or the SMs given to gpulets; none where no size is planned."""
+    """The area of a plan's timelines over their session, SMs given to gpulets or guaranteed; none where none is planned."""
     sms = sum(device.kind.sms for device in plan.devices)
     if plan.timelines:
         used = sum(run.size.sms * run.length / line.period for line in plan.timelines for run in line.runs)
         return used / sms
+    guaranteed = sum(resident.guaranteed for resident in plan.residents)
+    if guaranteed:
+        return guaranteed / sms
     is_uncut = any(device.mechanism is Mechanism.WHOLE for device in plan.devices)
     if system.carves or is_uncut or not plan.gpulets:
         return None
