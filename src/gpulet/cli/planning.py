@@ -42,7 +42,8 @@ from gpulet.planfile import to_doc, to_json
 from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.remedies import Remedies, remedies
 from gpulet.reports.carving import emitted, find_form
-from gpulet.reports.plans import draw_plan, promise_table, shape_table
+from gpulet.reports.pictures import draw_plan
+from gpulet.reports.plans import promise_table, shape_table
 from gpulet.reports.runs import run_table, usage_text
 from gpulet.units import Duration, to_ms
 

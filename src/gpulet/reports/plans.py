@@ -1,31 +1,10 @@
-"""A plan for people: a table, and a picture of the devices cut into gpulets."""
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""A plan for people, in tables: what stands on the devices, and what each model is promised."""
 
 from rich.table import Table
 
-from gpulet.device import Device, Mechanism
-from gpulet.plan import Gpulet, Plan, TimelineRun
+from gpulet.device import Mechanism
+from gpulet.plan import Plan, TimelineRun
 from gpulet.units import MIB, Duration, to_ms
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_COLOURS = (
-    "#4c78a8",
-    "#f58518",
-    "#54a24b",
-    "#e45756",
-    "#72b7b2",
-    "#eeca3b",
-    "#b279a2",
-    "#ff9da6",
-    "#9d755d",
-    "#bab0ac",
-)
-_PER_ROW = 4
 
 
 def shape_table(plan: Plan) -> Table:
@@ -106,98 +85,3 @@ def promise_table(plan: Plan) -> Table:
             f"{to_ms(p.slo):.1f} ms",
         )
     return table
-
-
-def draw_plan(plan: Plan, path: Path) -> None:
-    """Devices as columns cut into gpulets; a gpulet's turns share its width as they share its duty cycle.
-
-    The format follows the file's ending: .png or .svg.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415 (half a second that other commands need not wait for)
-
-    columns = min(_PER_ROW, len(plan.devices))
-    rows = -(-len(plan.devices) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * rows + 0.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    models = sorted({turn.model for g in plan.gpulets for turn in g.turns} | set(plan.promises))
-    colours = {model: _COLOURS[i % len(_COLOURS)] for i, model in enumerate(models)}
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, device in zip(grid.flat, plan.devices, strict=False):
-        gpulets = [g for g in plan.gpulets if g.device == device.index]
-        _draw_device(axes, device, gpulets, colours)
-    figure.savefig(path, dpi=144)
-
-
-def _draw_device(axes: "Axes", device: Device, gpulets: Sequence[Gpulet], colours: dict[str, str]) -> None:
-    """From the bottom up in the device's own unit; what overlaps (`whole`) is stacked."""
-    is_whole = device.mechanism is Mechanism.WHOLE
-    height = _height(device, gpulets)
-    axes.set_axis_on()
-    axes.set(xlim=(0, 1), ylim=(0, height), xticks=[], yticks=[0, height])
-    axes.set_title(f"device {device.index}: {device.kind.name}, {device.mechanism}", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel("one duty cycle: what is full colour is planned", fontsize=7)
-    if not gpulets:
-        axes.text(0.5, height / 2, "free", ha="center", va="center", fontsize=9, color="#888888")
-    axes.set_ylabel(_unit(device), fontsize=8, labelpad=-8)
-    bottom = 0.0
-    for g in gpulets:
-        low = bottom if is_whole else g.offset
-        _draw_gpulet(axes, g, low, _extent(device, g), height, colours)
-        bottom += g.size.sms
-
-
-def _draw_gpulet(axes: "Axes", g: Gpulet, low: float, extent: float, height: float, colours: dict[str, str]) -> None:
-    left = 0.0
-    total = sum(turn.latency for turn in g.turns) or 1
-    busy = min(1.0, total / g.duty_cycle) if g.duty_cycle else 1.0
-    axes.bar(0, extent, 1, low, align="edge", color=colours[g.turns[-1].model], alpha=0.2, linewidth=0)
-    for turn in g.turns:
-        width = busy * turn.latency / total
-        axes.bar(left, extent, width, low, align="edge", color=colours[turn.model], edgecolor="white", linewidth=1.5)
-        left += width
-    axes.bar(0, extent, 1, low, align="edge", fill=False, edgecolor="#333333", linewidth=1)
-    lines = [f"{turn.model}  {turn.rate:.0f}/s, batch {turn.batch}" for turn in g.turns]
-    processes = f", {g.processes} processes" if g.processes > 1 else ""
-    share = f"{g.size.sms} ({g.size.share_pct:.3g} %){processes}, duty {to_ms(g.duty_cycle):.1f} ms"
-    fits = extent / height > 0.05 * (len(lines) + 1)
-    text = "\n".join([*lines, share]) if fits else ", ".join(turn.model for turn in g.turns)
-    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
-    axes.text(0.5, low + extent / 2, text, ha="center", va="center", fontsize=7, bbox=box)
-
-
-def _unit(device: Device) -> str:
-    match device.mechanism:
-        case Mechanism.MPS:
-            return "% of SMs"
-        case Mechanism.MIG:
-            return "memory slices"
-        case Mechanism.CPU:
-            return "cores"
-        case Mechanism.WHOLE:
-            return "threads, shared" if device.kind.name == "cpu" else "SMs, shared"
-        case Mechanism.GREEN:
-            return "SMs"
-
-
-def _height(device: Device, gpulets: Sequence[Gpulet]) -> float:
-    match device.mechanism:
-        case Mechanism.MPS:
-            return 100
-        case Mechanism.MIG:
-            return device.kind.geometry.slots
-        case Mechanism.WHOLE:
-            return max(device.kind.sms, sum(g.size.sms for g in gpulets))
-        case Mechanism.CPU | Mechanism.GREEN:
-            return device.kind.sms
-
-
-def _extent(device: Device, g: Gpulet) -> float:
-    match device.mechanism:
-        case Mechanism.MPS:
-            return g.size.share_pct
-        case Mechanism.MIG:
-            return next((t.span for t in device.kind.mig_types if t.label == g.size.label), 1)
-        case Mechanism.CPU | Mechanism.GREEN | Mechanism.WHOLE:
-            return g.size.sms

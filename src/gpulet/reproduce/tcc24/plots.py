@@ -1,10 +1,14 @@
 """The reproduction's pictures: who ran when at which share, throughput by model, fairness, utilisation."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpulet.device import Size
+from gpulet.plan import TimelineRun
+from gpulet.reports.pictures import placed
 from gpulet.reproduce.tcc24.data import KIND, ROWS
+from gpulet.units import from_ms, to_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,10 +63,9 @@ def _models(value: Value) -> list[str]:
 
 
 def _draw_timeline(axes: "Axes", runs: Sequence[Sequence[Any]], end: float) -> None:
-    for model, start, until, low, height in _placed([run for run in runs if run[1] == 0]):
-        axes.broken_barh(
-            [(start, until - start)], (low, height), facecolor=_colour(model), edgecolor="white", linewidth=0.6
-        )
+    for run, low, height in placed([_as_run(run) for run in runs if run[1] == 0], KIND.sms):
+        span = (to_ms(run.start), to_ms(run.length))
+        axes.broken_barh([span], (low, height), facecolor=_colour(run.model), edgecolor="white", linewidth=0.6)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])
@@ -70,30 +73,9 @@ def _draw_timeline(axes: "Axes", runs: Sequence[Sequence[Any]], end: float) -> N
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _placed(runs: Sequence[Sequence[Any]]) -> Iterator[tuple[str, float, float, int, int]]:
-    """(model, start, end, lowest percent, height): each run in the lowest hole that holds it, else in several pieces."""
-    until = [float("-inf")] * KIND.sms
-    for model, _, size, start, end in sorted(runs, key=lambda run: (run[3], -run[2])):
-        free = [place for place, busy in enumerate(until) if busy <= start + 1e-6]
-        whole = next((low for low, height in _pieces(free) if height >= size), None)
-        chosen = free[:size] if whole is None else range(whole, whole + size)
-        for place in chosen:
-            until[place] = end
-        for low, height in _pieces(chosen):
-            yield model, start, end, low, height
-
-
-def _pieces(places: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring percents."""
-    first = last = -1
-    for place in places:
-        if place != last + 1 or first < 0:
-            if first >= 0:
-                yield first, last - first + 1
-            first = place
-        last = place
-    if first >= 0:
-        yield first, last - first + 1
+def _as_run(run: Sequence[Any]) -> TimelineRun:
+    model, _, sms, start, end = run
+    return TimelineRun(from_ms(start), from_ms(end) - from_ms(start), model, Size(sms, 0.0), 0)
 
 
 Draw = Callable[["Axes", Value], None]
