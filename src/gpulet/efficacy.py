@@ -20,7 +20,7 @@ from gpulet.device import Device, Size
 from gpulet.errors import ProfileError
 from gpulet.model import Model
 from gpulet.profile import Profile
-from gpulet.units import SECOND, Duration, to_ms
+from gpulet.units import PLAIN, SECOND, Duration, to_ms
 
 
 class Bound(StrEnum):
@@ -83,9 +83,12 @@ def assembly(batch: int, rate: float) -> Duration:
     return round(batch * SECOND / rate) if batch > 1 and rate > 0 else 0
 
 
-def sizes_of(profile: Profile, model: str, device: Device) -> list[Size]:
-    """What the device can be cut into and somebody has measured; raises `ProfileError` where that is nothing."""
-    least = profile.sizes(model)[0]
+def sizes_of(profile: Profile, model: str, device: Device, shape: str = PLAIN) -> list[Size]:
+    """What the device can be cut into and somebody has measured; raises `ProfileError` where that is nothing.
+
+    A shape class without measurements of its own counts as the plain one.
+    """
+    least = profile.sizes(model, shape if profile.has(model, shape) else PLAIN)[0]
     sizes = [size for size in device.sizes() if size.sms >= least]
     if not sizes:
         msg = f"model {model} is profiled from {least} SMs up, and device {device.index} has no gpulet of so many"

@@ -84,6 +84,8 @@ def _sized_as_they_come(problem: Problem) -> Plan | Infeasible:
     plan = horizon(problem)
     if isinstance(plan, Infeasible):
         return plan
+    if problem.is_idle:
+        return plan
     name = min(plan.promises, key=lambda n: plan.promises[n].headroom)
     promise = plan.promises[name]
     if holds(Horizon, problem, plan, Care.QUICK if promise.headroom > _ROOMY else Care.THOROUGH):
@@ -92,11 +94,11 @@ def _sized_as_they_come(problem: Problem) -> Plan | Infeasible:
     why = (
         f"its runs and the others' take {part:.0%} of the SMs in the mean, which Poisson arrivals do not leave in time"
     )
-    spare = max(1.0, promise.demand * (1 - _HOLDS / part)) if part > _HOLDS else 1.0
-    nearest = f"lower its rate by {spare:.1f}/s, or add a device"
-    return Infeasible(name, why, nearest, {name: spare}, plan)
+    nearest = f"lower all rates to {min(_HOLDS / part, _LESS):.0%}, or add a device"
+    return Infeasible(name, why, nearest, {name: max(1.0, promise.demand * (1 - _LESS))}, plan)
 
 
 _ROOMY = 0.4
 _HOLDS = 0.75
 """Of the SMs in the mean, as experience has it."""
+_LESS = 0.95

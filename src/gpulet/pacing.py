@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from gpulet.core.ports import Problem
 from gpulet.device import Device
+from gpulet.efficacy import sizes_of
 from gpulet.interference import Footprint, Side, footprint
 from gpulet.model import Model
 from gpulet.profile import Profile
@@ -55,7 +56,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What is worth running while so many rows wait, thriftiest first, and the `least` time that any of it takes."""
+    """What may be run, thriftiest first, and the `least` time that any of it takes."""
 
     options: tuple[Option, ...]
     least: Duration
@@ -66,30 +67,44 @@ class Menu:
 
     With fewer rows than the pace's, what is worth running is measured by the best of as many rows in the time that the
     pace leaves. With a backlog of two full batches it is measured by the best of all: nobody waits for rows then, and
-    requests too old for it are better given up, or they would make every batch dear (Nexus' early drop).
+    requests too old for it are better given up, or they would make every batch dear (Nexus' early drop). A request of
+    several rows may run at any size that holds it.
     """
 
-    def __init__(self, ways: Sequence[Option], model: Model, rate: float, stretch: float) -> None:
+    def __init__(
+        self, options: Sequence[Option], ways: Sequence[Option], model: Model, rate: float, stretch: float
+    ) -> None:
+        """`ways` are the options that are not dominated."""
+        self.every = options
+        self.ways = ways
         limit = round(model.slo * stretch)
-        self.model = model.name
         self.slo = model.slo
         self.limit = limit
-        found = pace(ways, rate, limit)
+        found = pace(self.ways, rate, limit)
         self.is_in_time = found is not None
-        self.pace = found or Pace(min(ways, key=lambda o: (o.latency, o.size)), 0, 0.0)
-        self.ways = tuple(ways)
-        self.fastest = min(option.latency for option in ways)
-        self.smallest = min(option.size for option in ways)
-        self.largest = max(option.rows for option in ways)
+        self.pace = found or Pace(min(self.ways, key=lambda o: (o.latency, o.size)), 0, 0.0)
+        self.fastest = min(option.latency for option in options)
+        self.smallest = min(option.size for option in options)
+        self.largest = max(option.rows for option in options)
         left = max(limit - self.pace.wait, self.pace.option.latency)
-        self._levels = [_level(ways, rows, left) for rows in range(1, self.pace.option.rows + 1)]
-        self._backlog = _level(ways, self.largest, limit)
+        self._levels = [_level(self.ways, rows, left) for rows in range(1, self.pace.option.rows + 1)]
+        self._backlog = _level(self.ways, self.largest, limit)
+        self._several: dict[tuple[int, int], Level] = {}
 
-    def level(self, rows: int) -> Level:
-        """For so many waiting rows."""
+    def level(self, rows: int, head: int = 1) -> Level:
+        """While so many rows wait, `head` of them in the first request."""
+        if head > 1:
+            return self._of_several(min(rows, self.largest), head)
         if rows >= 2 * self.largest:
             return self._backlog
         return self._levels[min(rows, len(self._levels)) - 1]
+
+    def _of_several(self, rows: int, head: int) -> Level:
+        found = self._several.get((rows, head))
+        if found is None:
+            options = tuple(option for option in self.every if head <= option.rows <= rows)
+            found = self._several[rows, head] = Level(options, min(option.latency for option in options))
+        return found
 
 
 def pace(ways: Sequence[Option], rate: float, limit: Duration) -> Pace | None:
@@ -130,8 +145,9 @@ class Pacing:
         """The menu of a shape class. Nobody says how a rate divides among classes: each is paced by all of it."""
         found = self._menus.get((name, shape))
         if found is None:
-            rate, ways = self._demand.get(name, 0.0), self._ways.of(name, shape)
-            found = self._menus[name, shape] = Menu(ways, self._models[name], rate, self.stretch)
+            of = self._ways.of(name, shape), self._ways.undominated(name, shape)
+            found = Menu(*of, self._models[name], self._demand.get(name, 0.0), self.stretch)
+            self._menus[name, shape] = found
         return found
 
     def _settle(self, demand: Mapping[str, float]) -> dict[str, Pace]:
@@ -139,9 +155,10 @@ class Pacing:
         self._demand = demand
         self._menus: dict[tuple[str, str], Menu] = {}
         paces: dict[str, Pace] = {}
+        ways = {name: self._ways.undominated(name) for name in self._models}
         for self.stretch in STRETCHES:
             limits = {name: round(model.slo * self.stretch) for name, model in self._models.items()}
-            found = {n: pace(self._ways.of(n), demand.get(n, 0.0), limit) for n, limit in limits.items()}
+            found = {n: pace(ways[n], demand.get(n, 0.0), limit) for n, limit in limits.items()}
             paces = {name: one for name, one in found.items() if one is not None}
             if len(paces) == len(limits) and sum(one.area for one in paces.values()) <= COMFORT * self._sms:
                 break
@@ -161,6 +178,7 @@ class _Ways:
         self._problem = problem
         self._device = device
         self._found: dict[tuple[str, str], tuple[Option, ...]] = {}
+        self._undominated: dict[tuple[str, str], tuple[Option, ...]] = {}
         self._company: list[tuple[Side, str, float]] = []
 
     def of(self, name: str, shape: str = PLAIN) -> tuple[Option, ...]:
@@ -169,14 +187,22 @@ class _Ways:
         if found is None:
             found = options(self._problem.profile, self._problem.models[name], self._device, shape)
             if self._company:
-                found = _undominated(replace(option, latency=self._slowed(name, option)) for option in found)
+                slowed = (replace(option, latency=self._slowed(name, option)) for option in found)
+                found = tuple(sorted(slowed, key=_worst_last))
             self._found[name, shape] = found
+        return found
+
+    def undominated(self, name: str, shape: str = PLAIN) -> tuple[Option, ...]:
+        """Those that are worth a look for single rows."""
+        found = self._undominated.get((name, shape))
+        if found is None:
+            found = self._undominated[name, shape] = undominated(self.of(name, shape))
         return found
 
     def crowd(self, company: Mapping[str, tuple[Option, float]]) -> None:
         """Say what each model runs, and how many of its runs are on a device in the mean."""
         self._company = [(self._footprint(n, option).side, n, count) for n, (option, count) in company.items()]
-        self._found = {}
+        self._found, self._undominated = {}, {}
 
     def _slowed(self, name: str, option: Option) -> Duration:
         interference = self._problem.needs_interference()
@@ -193,22 +219,26 @@ class _Ways:
 
 
 def options(profile: Profile, model: Model, device: Device, shape: str = PLAIN) -> tuple[Option, ...]:
-    """Every size and batch that was measured, thriftiest first, but for those that another beats in everything.
+    """Every size and batch that was measured, thriftiest first; one at least.
 
-    Raises `ProfileError` for a model that nobody measured.
+    Raises `ProfileError` for a model that nobody measured, or at no size that the device has.
     """
     found: list[Option] = []
-    for size in device.sizes():
-        if size.sms >= profile.sizes(model.name)[0]:
-            uses = profile.uses(model.name, size.sms)
-            for rows, latency in enumerate(profile.curve(model.name, size.sms, shape)[: model.max_batch], start=1):
-                found.append(Option(size.sms, rows, max(1, latency), uses[min(rows, len(uses)) - 1].dram))
-    return _undominated(found)
+    for size in sizes_of(profile, model.name, device, shape):
+        uses = profile.uses(model.name, size.sms)
+        for rows, latency in enumerate(profile.curve(model.name, size.sms, shape)[: model.max_batch], start=1):
+            found.append(Option(size.sms, rows, max(1, latency), uses[min(rows, len(uses)) - 1].dram))
+    return tuple(sorted(found, key=_worst_last))
 
 
-def _undominated(found: Iterable[Option]) -> tuple[Option, ...]:
+def _worst_last(option: Option) -> tuple[float, int, int]:
+    return -option.thrift, option.size, option.rows
+
+
+def undominated(options: Iterable[Option]) -> tuple[Option, ...]:
+    """Those that no thriftier one beats in everything: no more rows to wait for, no more SMs, no more time."""
     kept: list[Option] = []
-    for one in sorted(found, key=lambda o: (-o.thrift, o.size, o.rows)):
+    for one in options:
         if not any(o.rows <= one.rows and o.size <= one.size and o.latency <= one.latency for o in kept):
             kept.append(one)
     return tuple(kept)

@@ -104,6 +104,10 @@ class Profile:
         """The models that were measured, in the order of their first point."""
         return tuple(dict.fromkeys(p.model for p in self.points))
 
+    def has(self, model: str, shape: str = PLAIN) -> bool:
+        """Whether this shape class of the model was measured by itself."""
+        return (model, shape, 1) in self._curves
+
     def sizes(self, model: str, shape: str = PLAIN, processes: int = 1) -> tuple[int, ...]:
         """The sizes at which `model` was measured, ascending; raises `ProfileError` when it was not."""
         return tuple(self._measured(model, shape, processes))

@@ -6,7 +6,7 @@ from gpulet.core.ports import Problem
 from gpulet.device import Device, Kind, Mechanism
 from gpulet.interference import Interference
 from gpulet.model import Model
-from gpulet.pacing import COMFORT, STRETCHES, Menu, Option, Pacing, options, pace
+from gpulet.pacing import COMFORT, STRETCHES, Menu, Option, Pacing, options, pace, undominated
 from gpulet.profile import Point, Profile
 from gpulet.units import MS
 
@@ -32,13 +32,13 @@ def ways(slo=100):
 
 
 def test_options_come_thriftiest_first_and_none_is_beaten_in_everything():
-    found = ways()
+    found = undominated(ways())
     thrifts = [option.thrift for option in found]
     assert thrifts == sorted(thrifts, reverse=True)
     for n, one in enumerate(found):
         better = [o for o in found[:n] if o.rows <= one.rows and o.size <= one.size and o.latency <= one.latency]
         assert not better
-    assert {option.rows for option in found} == set(range(1, 9))
+    assert {option.rows for option in ways()} == set(range(1, 9))
 
 
 def test_the_pace_is_the_thriftiest_batch_that_is_assembled_and_run_in_time():
@@ -54,7 +54,7 @@ def test_the_pace_is_the_thriftiest_batch_that_is_assembled_and_run_in_time():
 
 def test_nothing_is_in_time_within_less_than_the_fastest_run():
     assert pace(ways(), 10.0, 7 * MS) is None
-    menu = Menu(ways(), Model("m", 7 * MS, 8), 10.0, 1.0)
+    menu = Menu(ways(), undominated(ways()), Model("m", 7 * MS, 8), 10.0, 1.0)
     assert not menu.is_in_time
     assert menu.pace.option.latency == menu.fastest == 8 * MS
 
@@ -74,7 +74,7 @@ def test_less_of_the_objectives_is_used_while_sms_are_left():
 
 
 def test_a_backlog_raises_what_is_worth_running():
-    menu = Menu(ways(), Model("m", 100 * MS, 8), 20.0, 0.9)
+    menu = Menu(ways(), undominated(ways()), Model("m", 100 * MS, 8), 20.0, 0.9)
     few, many = menu.level(1), menu.level(16)
     assert few.options[-1].thrift < many.options[-1].thrift
     assert few.least < many.least
@@ -96,3 +96,20 @@ def test_the_bandwidth_of_a_batch_is_part_of_an_option():
 
 def test_an_option_is_plain_numbers():
     assert Option(10, 5, 50).thrift == 0.01
+
+
+def test_a_request_of_several_rows_runs_at_any_size_that_holds_it():
+    menu = Menu(ways(), undominated(ways()), Model("m", 100 * MS, 8), 20.0, 0.9)
+    level = menu.level(8, 7)
+    assert {option.rows for option in level.options} == {7, 8}
+    assert {option.size for option in level.options} == {10, 20, 50, 100}
+    assert level.least == 14 * MS
+
+
+def test_a_shape_class_has_the_sizes_at_which_it_was_measured():
+    p = problem({"m": 10.0})
+    wide = [replace(point, shape="wide") for point in p.profile.points if point.size >= 50]
+    p = replace(p, profile=Profile((*p.profile.points, *wide)))
+    pacing = Pacing(p, p.devices)
+    assert pacing.menu("m", "wide").smallest == 50
+    assert pacing.menu("m", "unheard of").smallest == 10

@@ -26,7 +26,8 @@ def horizon(problem: Problem) -> Plan | Infeasible:
 
     Raises `PlanError` where there is no such device.
     """
-    devices = [device for device in problem.devices if device.resizes_runs]
+    able = [device for device in problem.devices if device.resizes_runs]
+    devices = [device for device in able if device.mechanism is able[0].mechanism]
     if not devices:
         msg = f"device {problem.devices[0].index}: a plan without a cut needs devices whose runs may each have their own size"
         raise PlanError(msg)
@@ -42,22 +43,31 @@ def horizon(problem: Problem) -> Plan | Infeasible:
 
 
 def _promises(problem: Problem, pacing: Pacing, devices: Sequence[Device]) -> dict[str, Promise]:
-    """All rates times what the SMs would carry of them: at full area nothing is left for arrivals that bunch."""
+    """All rates times what the SMs would carry of them: at full area nothing is left for arrivals that bunch.
+
+    A model that nobody asks for is served, and promised nothing.
+    """
     sms = sum(device.kind.sms for device in devices)
     factor = sms / pacing.area if pacing.area else 0.0
     promises: dict[str, Promise] = {}
-    for name, model in problem.models.items():
-        demand, menu = problem.demand.get(name, 0.0), pacing.menu(name)
+    for name, demand in asked(problem).items():
+        model, menu = problem.models[name], pacing.menu(name)
         worst = menu.limit if menu.is_in_time else menu.fastest
         promises[name] = Promise(demand, demand * factor if menu.is_in_time else 0.0, worst, model.slo)
     return promises
 
 
+def asked(problem: Problem) -> dict[str, float]:
+    """Rows/s of the models that anybody asks for."""
+    return {name: problem.demand[name] for name in problem.models if problem.demand.get(name, 0.0) > 0}
+
+
 def _refusal(problem: Problem, pacing: Pacing, plan: Plan) -> Infeasible | None:
-    late = [n for n in problem.models if problem.demand.get(n, 0.0) > 0 and not pacing.menu(n).is_in_time]
+    late = [name for name in asked(problem) if not pacing.menu(name).is_in_time]
     if late:
         menu = pacing.menu(late[0])
-        why = f"its fastest run takes {to_ms(menu.fastest):g} ms of an SLO of {to_ms(menu.slo):g} ms"
+        slo = to_ms(menu.slo)
+        why = f"its fastest run takes {to_ms(menu.fastest):g} ms, more than nine tenths of its SLO of {slo:g} ms"
         return Infeasible(late[0], why, "raise its SLO", {n: problem.demand[n] for n in late}, plan)
     short = {n: p.demand - p.throughput for n, p in plan.promises.items() if p.throughput < p.demand}
     if not short:
@@ -65,7 +75,8 @@ def _refusal(problem: Problem, pacing: Pacing, plan: Plan) -> Infeasible | None:
     name = max(short, key=lambda n: pacing.menu(n).pace.area)
     carried = plan.promises[name].throughput
     why = f"at any size {carried:.1f} of {problem.demand[name]:.1f} rows/s fit beside the others"
-    return Infeasible(name, why, f"lower its rate by {short[name]:.1f}/s, or add a device", short, plan)
+    part = carried / problem.demand[name]
+    return Infeasible(name, why, f"lower all rates to {part:.0%}, or add a device", short, plan)
 
 
 def _homes(problem: Problem, devices: Sequence[Device]) -> dict[str, list[int]]:

@@ -44,8 +44,9 @@ class Horizon:
     """One queue for each model and shape class; of several devices the one with most room runs a batch."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
-        devices = [device for device in plan.devices if any(r.device == device.index for r in plan.residents)]
-        self._pacing = Pacing(problem, devices)
+        homes = {resident.device for resident in plan.residents}
+        devices = [device for device in plan.devices if device.index in homes]
+        self._pacing = Pacing(problem, devices or plan.devices)
         self._sms = sum(device.kind.sms for device in devices)
         self._planned = {name: self._pacing.menu(name).pace.option.thrift for name in problem.models}
         self._boards = [self._board(plan, device) for device in devices]
@@ -70,7 +71,7 @@ class Horizon:
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start one batch, or give up what is not worth running, and be asked again; or say when to be asked."""
         self._note(now, changed)
-        has_more_room = changed.ended or changed.devices or changed.alarm
+        has_more_room = self._gives_up_saving(fleet) or changed.ended or changed.devices or changed.alarm
         ready: list[_Ready] = []
         for queue in self._waiting(fleet) if has_more_room else changed.queues:
             self._dues.pop((queue.model, queue.shape), None)
@@ -107,13 +108,19 @@ class Horizon:
                 board.guaranteed[name] = planned * min(1.0, thrift)
 
     def _waiting(self, fleet: Fleet) -> Iterator[Queue]:
-        """Every queue that holds anything; nobody saves up for the others."""
+        """Every queue that holds anything."""
         for name in self._homes:
-            queues = [*fleet.central(name)]
-            yield from queues
-            if not queues:
-                for board in self._homes[name]:
-                    board.saving.pop(name, None)
+            yield from fleet.central(name)
+
+    def _gives_up_saving(self, fleet: Fleet) -> bool:
+        """Nobody saves up for a model that has nothing to run yet, or any more; whether anybody did."""
+        idle = {n for board in self._boards for n in board.saving if not self._is_ready(n, fleet)}
+        for board in self._boards if idle else ():
+            board.saving = {name: sms for name, sms in board.saving.items() if name not in idle}
+        return bool(idle)
+
+    def _is_ready(self, name: str, fleet: Fleet) -> bool:
+        return any((name, queue.shape) not in self._dues for queue in fleet.central(name))
 
     def _look(self, now: Instant, queue: Queue, menu: Menu, ready: list[_Ready]) -> None:
         """Whether the queue is ready, and by when it must start; else when it will be."""
@@ -131,13 +138,13 @@ class Horizon:
         return not is_owed, latest if is_owed else -option.thrift
 
     def _run(self, now: Instant, queue: Queue, menu: Menu, fleet: Fleet) -> Run | None:
-        """On the device with most room; where it is not enough, that device saves up for who holds nothing."""
-        boards = self._homes[queue.model]
-        rooms = [(board.room(now, queue.model, fleet.devices[board.index].free_sms), board) for board in boards]
-        room, board = max(rooms, key=itemgetter(0)) if len(rooms) > 1 else rooms[0]
-        option = _pick(now, queue, menu, room, board)
-        if option is not None:
-            return self._start(now, board, queue, self._widened(option, menu, board, fleet))
+        """On the device with most room that bears it; where none does, one saves up for who is owed and holds nothing."""
+        rooms = [(b.room(now, queue.model, fleet.devices[b.index].free_sms), b) for b in self._homes[queue.model]]
+        for room, board in sorted(rooms, key=_most_room) if len(rooms) > 1 else rooms:
+            option = _pick(now, queue, menu, room, board)
+            if option is not None:
+                return self._start(now, board, queue, self._widened(option, menu, board, fleet))
+        board = max(rooms, key=itemgetter(0))[1] if len(rooms) > 1 else rooms[0][1]
         if not board.held[queue.model] and board.is_owed(queue.model, now):
             wanted = _pick(now, queue, menu, fleet.devices[board.index].device.kind.sms, board)
             if wanted is not None:
@@ -157,11 +164,11 @@ class Horizon:
 
     def _rescue(self, now: Instant, queue: Queue, menu: Menu, stale: Sequence[Request], fleet: Fleet) -> Decision:
         """Run what is no longer worth its SMs where there are some to spare, and give it up otherwise."""
-        head = queue.head
+        head, rows = queue.head, queue.rows
         for board in self._homes[queue.model]:
             spare = board.spare(queue.model, fleet.devices[board.index].free_sms)
-            for option in menu.ways:
-                is_in_time = option.rows >= head.rows and option.latency <= head.deadline - now
+            for option in menu.every if head.rows > 1 else menu.ways:
+                is_in_time = head.rows <= option.rows <= rows and option.latency <= head.deadline - now
                 if is_in_time and option.size <= spare and board.bears(option):
                     return Decision((self._start(now, board, queue, option),), more=True)
         return Decision(drop=stale, more=True)
@@ -169,6 +176,8 @@ class Horizon:
     def _start(self, now: Instant, board: Board, queue: Queue, option: Option) -> Run:
         requests = queue.take(option.rows)
         board.start(now, queue.model, option)
+        for home in self._homes[queue.model]:
+            home.saving.pop(queue.model, None)
         self._runs[requests[0].id] = board, queue.model, option
         return Run(Carve(board.index, option.size), requests, option.latency)
 
@@ -181,7 +190,7 @@ def _stale(now: Instant, queue: Queue, menu: Menu) -> list[Request]:
     rows = queue.rows
     stale: list[Request] = []
     for request in queue:
-        if now + menu.level(rows).least <= request.deadline:
+        if now + menu.level(rows, request.rows).least <= request.deadline:
             break
         stale.append(request)
         rows = max(1, rows - request.rows)
@@ -191,15 +200,17 @@ def _stale(now: Instant, queue: Queue, menu: Menu) -> list[Request]:
 def _pick(now: Instant, queue: Queue, menu: Menu, room: int, board: Board) -> Option | None:
     """The thriftiest that keeps to the pace's part of the objective, else to the objective; of rows that are there."""
     head, rows = queue.head, queue.rows
-    hard = min(head.deadline - now, menu.slo)
+    level = menu.level(rows, head.rows)
+    hard = min(head.deadline - now, max(menu.slo, level.least))
     soft = min(head.arrival + menu.limit - now, hard)
     late: Option | None = None
-    for option in menu.level(rows).options:
+    for option in level.options:
         if head.rows <= option.rows <= rows and option.size <= room and option.latency <= hard and board.bears(option):
             if option.latency <= soft:
                 return option
             late = late or option
-    if late is None and head.rows > 1:
-        ways = (o for o in menu.ways if o.rows >= head.rows and o.size <= room and o.latency <= hard)
-        late = next((option for option in ways if board.bears(option)), None)
     return late
+
+
+def _most_room(found: tuple[int, Board]) -> int:
+    return -found[0]
