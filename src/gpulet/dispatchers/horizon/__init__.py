@@ -7,7 +7,9 @@ oldest request has waited as long as its pace allows. Several runs of one model 
 
 Guarantees. The plan says how many SMs of a device each model there may always hold. Beyond that it borrows, and leaves a
 part of what the others are not using; it leaves them all of it where one of them waits and holds nothing. Such a model
-is saved up for where its run is larger than its guarantee, one at a time, the most urgent first: so none starves.
+is saved up for where its run is larger than its guarantee, one at a time, the most urgent first. So none starves whose
+requests can wait for somebody's run to end: under a flood of runs longer than that, a model whose own run is wider than
+its guarantee does.
 
 Rates. Paces follow the rates that come, looked at once a second, so a model that is asked for more than planned batches
 more; what is guaranteed is a rate, and takes fewer SMs at a thriftier pace. Where all of them together ask for more than
