@@ -50,7 +50,7 @@ class PromiseDoc(msgspec.Struct):
     throughput: float
     worst_latency_ms: float
     slo_ms: float
-    headroom: float
+    headroom: float | None
 
 
 class PlanDoc(msgspec.Struct):

@@ -307,3 +307,9 @@ def test_what_is_misspelt_is_refused_before_any_work(gpulet, wrong):
     code, _, err = gpulet("reproduce", "tcc24", *wrong, "--json")
     assert code == 2
     assert "error:" in err
+
+
+def test_scaled_shares_never_exceed_the_device():
+    found = shares({"a": 8, "b": 8, "c": 8, "d": 1, "e": 1, "f": 1, "g": 1}, 8)
+    assert sum(found.values()) == 8
+    assert min(found.values()) == 1

@@ -26,6 +26,9 @@ def scaled(problem: Problem, *, points: Mapping[str, OperatingPoint] | None = No
     carried = dict.fromkeys(problem.models, 0.0)
     worst = dict.fromkeys(problem.models, 0)
     for device in problem.devices:
+        if len(problem.models) > device.kind.sms:
+            msg = f"device {device.index}: {len(problem.models)} models cannot share {device.kind.sms} SMs"
+            raise PlanError(msg)
         if device.mechanism not in {Mechanism.MPS, Mechanism.CPU}:
             msg = f"device {device.index}: gslice-static sets shares of mps and cpu devices, not of {device.mechanism}"
             raise PlanError(msg)
@@ -55,6 +58,8 @@ def shares(knees: Mapping[str, int], sms: int) -> dict[str, int]:
     rounded = sorted(knees, key=lambda name: -(knees[name] * sms % whole))
     for name in rounded[: max(0, sms - sum(found.values()))]:
         found[name] += 1
+    for _ in range(sum(found.values()) - sms):  # SMs that nobody can do without were taken from nobody yet
+        found[max(found, key=lambda name: found[name])] -= 1
     return found
 
 

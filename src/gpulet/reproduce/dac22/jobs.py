@@ -15,6 +15,7 @@ from gpulet.planners.paris import UTILIZATIONS
 from gpulet.profile import Profile
 from gpulet.reproduce.dac22.cases import Case, facts, read_profile
 from gpulet.reproduce.dac22.designs import DESIGNS, HOMOGENEOUS, IDLES, OURS, PAPER, Effort, throughput
+from gpulet.reproduce.kept import keep, read_kept
 
 LN4, LN8 = log(4), log(8)
 FEW_DRAWS = 5
@@ -85,7 +86,8 @@ def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
     """One JSON value for each row, in their order."""
     rows = [replace(row, profile=row.profile or asked.profile) for row in asked.rows]
     made = [facts(_profile(row.profile), row.case) for row in rows]
-    points = _read_kept(asked.kept)
+    path = asked.kept / _KEPT if asked.kept else None
+    points = read_kept(path)
     wanted = {
         _key(row, design, draw, asked.effort): (row.profile, row.case, design, asked.effort, draw)
         for row in rows
@@ -94,7 +96,7 @@ def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
     jobs = [Job(key, _point, arguments) for key, arguments in wanted.items() if key not in points]
     for key, rate in run_all(jobs, asked.workers, advance):
         points[key] = rate
-        _keep(asked.kept, points)
+        keep(path, points)
     return [_value(row, fact, points, asked.effort) for row, fact in zip(rows, made, strict=True)]
 
 
@@ -132,23 +134,6 @@ def _value(row: Row, fact: Mapping[str, Any], points: Mapping[str, float], effor
     if set(HOMOGENEOUS) <= set(lbt):
         lbt["GPU(max)"] = max(lbt[name] for name in HOMOGENEOUS)
     return {"study": row.study, **asdict(row.case), **fact, "lbt": lbt}
-
-
-def _read_kept(folder: Path | None) -> dict[str, float]:
-    """Points of an earlier run; a file that was cut off counts as none."""
-    path = folder / _KEPT if folder else None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _keep(folder: Path | None, points: Mapping[str, float]) -> None:
-    if folder:
-        fresh = folder / f"{_KEPT}.new"
-        fresh.write_text(json.dumps(points), encoding="utf-8")
-        fresh.replace(folder / _KEPT)
 
 
 def unknown_design(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpulet.core.ports import Problem
 from gpulet.parallel import Advance, Job, run_all
+from gpulet.reproduce.kept import keep, read_kept
 from gpulet.reproduce.tcc24.cases import find_mix
 from gpulet.reproduce.tcc24.comparing import Outcome, Stream, capacity, outcome, random_mix
 from gpulet.reproduce.tcc24.data import MEASURED_BATCHES, mixed
@@ -32,13 +33,13 @@ def against(
 ) -> list[Any]:
     """One JSON value for each mix, in their order."""
     path = kept / _KEPT if kept else None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
-    jobs = [Job(mix, _mix, (mix, tuple(rivals))) for mix in mixes if mix not in found]
-    for mix, value in run_all(jobs, workers, advance):
-        found[mix] = value
-        if path:
-            path.write_text(json.dumps(found), encoding="utf-8")
-    return [found[mix] for mix in mixes]
+    found = read_kept(path)
+    keys = {json.dumps([mix, list(rivals), LOADS, SECONDS]): mix for mix in mixes}
+    jobs = [Job(key, _mix, (mix, tuple(rivals))) for key, mix in keys.items() if key not in found]
+    for key, value in run_all(jobs, workers, advance):
+        found[key] = value
+        keep(path, found)
+    return [found[key] for key in keys]
 
 
 def _problem(mix: str) -> Problem:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpulet.parallel import Advance, Job, run_all
+from gpulet.reproduce.kept import keep, read_kept
 from gpulet.reproduce.tcc24.arrivals import Kind, Process, Source
 from gpulet.reproduce.tcc24.cases import GREEDY_IDEAL, IDEAL, IDEALS, WINDOWS, Case, row
 from gpulet.reproduce.tcc24.data import MIXES
@@ -82,12 +83,13 @@ def defaults() -> tuple[str, ...]:
 
 def reproduce(asked: Asked, advance: Advance) -> list[dict[str, Any]]:
     """One JSON value for each row, in their order."""
-    points = _read_kept(asked.kept)
+    path = asked.kept / _KEPT if asked.kept else None
+    points = read_kept(path)
     wanted = {_key(r.case, name): (r.case, name) for r in asked.rows for name in r.systems}
     jobs = [Job(key, row, arguments) for key, arguments in wanted.items() if key not in points]
     for key, value in run_all(jobs, asked.workers, advance):
         points[key] = value
-        _keep(asked.kept, points)
+        keep(path, points)
     return [_value(r, points) for r in asked.rows]
 
 
@@ -111,20 +113,3 @@ def without_timelines(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _key(case: Case, name: str) -> str:
     return json.dumps([asdict(case), name], sort_keys=True)
-
-
-def _read_kept(folder: Path | None) -> dict[str, Any]:
-    """Points of an earlier run; a file that was cut off counts as none."""
-    path = folder / _KEPT if folder else None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _keep(folder: Path | None, points: Mapping[str, Any]) -> None:
-    if folder:
-        fresh = folder / f"{_KEPT}.new"
-        fresh.write_text(json.dumps(points), encoding="utf-8")
-        fresh.replace(folder / _KEPT)

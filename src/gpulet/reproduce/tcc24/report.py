@@ -35,7 +35,7 @@ Systems of the paper's own evaluation that look for knees are given the table's.
 batch of each model in each of its SLOs, or the arrivals) serves what it would hold: its reasons are below. That is why
 some planners look poor here: they leave models out whose SLO they cannot keep."""
 
-_MEASURES = """Planned: what a plan gives to timelines or gpulets. Given: time average of the SMs that runs have. Useful: of these, up
+_MEASURES = """Planned: what a plan gives to timelines or gpulets, or guarantees. Given: time average of the SMs that runs have. Useful: of these, up
 to each model's knee. Switches: a model's next run has another share. Misses: windows of a model's own SLO in which no run of
 it begins and ends, of all models in a session. Jain's index and the least served model over the mean are on GPU time: of
 runs as long as at the knee, and by the clock, where a run on less than the knee is longer."""
@@ -79,11 +79,11 @@ def _ours(compared: Sequence[Value]) -> list[str]:
             ratios = {name: rival["ratio"] for name, rival in load["rivals"].items() if rival["ratio"] is not None}
             for name, ratio in ratios.items():
                 least[name] = min(ratio, least.get(name, ratio))
-            best = min(ratios, key=lambda name: ratios[name])
+            best = min(ratios, key=lambda name: ratios[name], default="")
             starved = ", ".join(load["starved"]) or "none"
             mix = f"{value['mix']}, {len(value['models'])} models"
             here = (f"{load['load']:.0%}", f"{load['goodput_per_s']:.0f}", f"{load['least_attained']:.2%}", starved)
-            rows.append((mix, f"{value['capacity_per_s']:.0f}", *here, best, f"{ratios[best]:.3f}"))
+            rows.append((mix, f"{value['capacity_per_s']:.0f}", *here, best, f"{ratios[best]:.3f}" if best else ""))
     header = (
         "mix",
         "capacity/s",
