@@ -17,6 +17,8 @@ from gpulet.units import to_ms
 
 HORIZON = "horizon"
 """The dispatcher's name in a plan."""
+FLOOR = 0.25
+"""Where more is asked for than there is, so much of everybody's part is guaranteed: refused demand starves nobody."""
 SPREAD = 1.25
 """Guarantees are at most so many times what paces take in the mean: the rest is for whoever needs it."""
 
@@ -102,12 +104,22 @@ def _homes(problem: Problem, devices: Sequence[Device]) -> dict[str, list[int]]:
 def _guaranteed(
     problem: Problem, pacing: Pacing, devices: Sequence[Device], homes: Mapping[str, Sequence[int]]
 ) -> tuple[Resident, ...]:
-    """Guarantees in proportion to the areas of the paces, each replica an equal part of its model's."""
+    """Guarantees in proportion to the areas of the paces, each replica an equal part of its model's.
+
+    Where the paces take more than a device has, most of it is left to those who make most rows of it.
+    """
     parts = {name: pacing.menu(name).pace.area / max(1, len(homes[name])) for name in problem.models}
     totals = {d.index: sum(parts[name] for name in problem.models if d.index in homes[name]) for d in devices}
-    factors = {d.index: min(SPREAD, d.kind.sms / totals[d.index]) if totals[d.index] else 0.0 for d in devices}
+    factors = {device.index: _factor(device.kind.sms, totals[device.index]) for device in devices}
     return tuple(
         Resident(device, name, model.memory, factors[device] * parts[name])
         for name, model in problem.models.items()
         for device in sorted(homes[name])
     )
+
+
+def _factor(sms: int, area: float) -> float:
+    """What is guaranteed over what paces take."""
+    if not area:
+        return 0.0
+    return FLOOR * sms / area if area > sms else min(SPREAD, sms / area)
