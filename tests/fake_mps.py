@@ -1,12 +1,14 @@
-"""A fake `nvidia-cuda-mps-control`, as a program: its daemon answers on a socket in the pipe directory.
+"""MPS without a GPU: a fake `nvidia-cuda-mps-control` as a program, and our port in this process.
 
-`install` writes it with a file of its behaviour beside it, which a test may change while the daemon runs.
+`install` writes the program, whose daemon answers on a socket in the pipe directory, with a file of its behaviour beside
+it, which a test may change while the daemon runs. `FakeMpsControl` is the port for tests of those who use it.
 """
 
 import json
 import os
 import sys
 
+from gpulet.errors import MpsError
 from gpulet.executors.mpscontrol import BINARY, Binary
 
 QUICK = {"start_s": 5.0, "answer_s": 2.0, "quit_s": 3.0}
@@ -36,6 +38,52 @@ def told(folder):
     """What the daemon was told, in order, and the environment it was started in."""
     log = folder / "told"
     return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+class FakeMpsControl:
+    """The port: `attached` are the clients by server; `told` is what changed something; `refuses` makes that fail."""
+
+    def __init__(self, attached=(), chunks=16):
+        self.attached = dict(attached)
+        self.told = []
+        self.refuses = set()
+        self._chunks = chunks
+
+    def servers(self):
+        return tuple(self.attached)
+
+    def clients(self):
+        return tuple(pid for pids in self.attached.values() for pid in pids)
+
+    def serves(self, pid):
+        return pid in self.clients()
+
+    def set_default_share(self, percent):
+        self._tell(f"set_default_active_thread_percentage {percent:g}")
+
+    def set_default_memory(self, memory):
+        self._tell(f"set_default_device_pinned_mem_limit 0 {memory // 2**20}M")
+
+    def end_client(self, pid):
+        for server, pids in self.attached.items():
+            if pid in pids:
+                self._tell(f"terminate_client {server} {pid}")
+
+    def add_partition(self, gpu, chunks):
+        command = f"sm_partition add {gpu} {chunks}"
+        self._tell(command)
+        if chunks > self._chunks:
+            raise MpsError(command, "Failed to fulfill the request")
+        self._chunks -= chunks
+        return f"{gpu}/part{self._chunks}"
+
+    def environment(self, client, base):
+        return {**base, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{client.share_pct:g}"}
+
+    def _tell(self, command):
+        self.told.append(command)
+        if command.split()[0] in self.refuses:
+            raise MpsError(command, "refused")
 
 
 def is_alive(pid):

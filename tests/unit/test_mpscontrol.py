@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from fake_mps import behave, binary, install, is_alive, told
+from fake_mps import FakeMpsControl, behave, binary, install, is_alive, told
 from gpulet.errors import MpsError
 from gpulet.executors.mpscontrol import Binary, Client, Daemon, Features, started
 from gpulet.units import GIB, MIB
@@ -36,28 +36,44 @@ def test_the_daemon_is_private_and_alone_is_told_its_gpu(here):
     }
 
 
-def test_attachment_is_proven_by_pid(here):
+@pytest.fixture(params=["port", pytest.param("program", marks=pytest.mark.slow)])
+def both(request, here):
+    """The fake port, and a real daemon of the fake program; with each what it was told."""
+    if request.param == "port":
+        fake = FakeMpsControl({500: (501, 502), 600: ()})
+        yield fake, lambda: fake.told
+        return
     with started(binary(here), here, GPU) as mps:
-        assert mps.servers() == (500, 600)
-        assert mps.clients() == (501, 502)
-        assert mps.serves(502)
-        assert not mps.serves(500)
-        assert not mps.serves(50)
+        yield mps, lambda: [line for line in told(here) if line.startswith(("set", "term"))]
 
 
-@pytest.mark.slow
-def test_defaults_and_ends_of_clients_are_told(here):
-    with started(binary(here), here, GPU) as mps:
-        mps.set_default_share(37.5)
-        mps.set_default_memory(3 * GIB)
-        mps.end_client(502)
-        mps.end_client(999)
-    assert [line for line in told(here) if line.startswith(("set", "term", "quit"))] == [
+def test_attachment_is_proven_by_pid(both):
+    mps, _ = both
+    assert mps.servers() == (500, 600)
+    assert mps.clients() == (501, 502)
+    assert mps.serves(502)
+    assert not mps.serves(500)
+    assert not mps.serves(50)
+
+
+def test_defaults_and_ends_of_clients_are_told(both):
+    mps, heard = both
+    mps.set_default_share(37.5)
+    mps.set_default_memory(3 * GIB)
+    mps.end_client(502)
+    mps.end_client(999)
+    assert heard() == [
         "set_default_active_thread_percentage 37.5",
         "set_default_device_pinned_mem_limit 0 3072M",
         "terminate_client 500 502",
-        "quit -t 1",
     ]
+
+
+def test_partitions_end_where_chunks_do(both):
+    mps, _ = both
+    assert mps.add_partition(GPU, 9).startswith(f"{GPU}/")
+    with pytest.raises(MpsError, match="Failed to fulfill"):
+        mps.add_partition(GPU, 16)
 
 
 def test_a_client_finds_the_daemon_and_nothing_of_another(here):

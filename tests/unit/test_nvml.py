@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from fake_nvml import DRIVER, FakeNvml, below_pynvml
+from fake_nvml import DRIVER, FakeNvml, below_pynvml, error
 from gpulet.errors import NvmlError, Unusable
 from gpulet.executors import nvmllibrary
 from gpulet.executors.nvml import NO_DRIVER, Code, MigMode, Usage, Xid
@@ -76,6 +76,22 @@ def test_an_instance_is_made_found_and_ended(both):
     assert both.instances(0)[0].uuid == ""
     both.destroy_instance(0, number)
     assert both.instances(0) == both.mig_devices(0) == ()
+
+
+def test_an_instance_whose_number_cannot_be_read_does_not_stay(fake, monkeypatch):
+    with below_pynvml(monkeypatch, fake) as library:
+        opened = open_for_carving(fake.allowed)
+        offer = offered(opened, 0, "3g.71gb")
+
+        call = "nvmlGpuInstanceGetInfo"
+
+        def lost(*_):
+            raise error(call, Code.UNKNOWN)
+
+        monkeypatch.setattr(library, call, lost)
+        with pytest.raises(NvmlError, match=r"nvmlGpuInstanceGetInfo: unknown \(999\)"):
+            opened.create_instance(0, offer, 4)
+    assert fake.standing() == set()
 
 
 def test_an_instance_shared_out_has_no_uuid_of_its_own(both, fake):

@@ -161,7 +161,7 @@ class Carver:
         if computes:
             self._nvml.create_compute(index, number)
             self._undo.append((f"{what} computes", lambda: self._end_computes(index, number)))
-            uuid = next(i.uuid for i in self._nvml.instances(index) if i.number == number)
+            uuid = next((i.uuid for i in self._nvml.instances(index) if i.number == number), "")
             self._made[job.gpu.uuid, number] = Made(job.gpu.uuid, number, offered.label, start, uuid)
 
     def _end(self, job: Job, it: GpuInstance) -> None:

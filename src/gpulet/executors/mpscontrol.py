@@ -314,3 +314,7 @@ def _mebibytes(memory: int) -> str:
 
 def _short(said: str) -> str:
     return " ".join(said.split())[:_TEXT_LIMIT]
+
+
+_FITS: type[MpsControl] = Daemon
+"""The type checker's proof."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpulet.errors import NvmlError, Unusable
 from gpulet.executors.nvml import (
+    CarvingNvml,
     Code,
     ComputeInstance,
     Gpu,
@@ -243,7 +244,11 @@ class CarvingLibrary(Library):
         place = self._nvml.c_nvmlGpuInstancePlacement_t(start, offered.span)
         handle = self._allowed_handle(gpu)
         made = self.call("nvmlDeviceCreateGpuInstanceWithPlacement", handle, offered.number, byref(place))
-        return int(self.call("nvmlGpuInstanceGetInfo", made).id)
+        try:
+            return int(self.call("nvmlGpuInstanceGetInfo", made).id)
+        except NvmlError:  # without its number nobody could end it later
+            self.call("nvmlGpuInstanceDestroy", made)
+            raise
 
     def create_compute(self, gpu: int, instance: int) -> None:
         standing = self.call("nvmlDeviceGetGpuInstanceById", self._allowed_handle(gpu), instance)
@@ -263,3 +268,7 @@ class CarvingLibrary(Library):
         uuid = str(self.call("nvmlDeviceGetUUID", handle))
         refuse_unnamed(uuid, self._allowed)
         return handle
+
+
+_FITS: type[CarvingNvml] = CarvingLibrary
+"""The type checker's proof."""
