@@ -135,7 +135,9 @@ class FakeNvml:
         it = self.state[gpu]
         types = {o.label: o for _, o in it.offered()}
         return tuple(
-            MigDevice(c.uuid, gpu, i.number, c.number, c.slices, types[i.label].sms, types[i.label].memory)
+            MigDevice(
+                c.uuid, _named(i, c), gpu, i.number, c.number, c.slices, types[i.label].sms, types[i.label].memory
+            )
             for i in it.instances.values()
             for c in i.computes
         )
@@ -236,6 +238,11 @@ class FakeNvml:
         self.state[gpu].instances[number] = replace(it, computes=(*it.computes, ComputeInstance(place, slices, uuid)))
 
 
+def _named(instance, compute):
+    """As NVML names a MIG device; a part of an instance has its compute slices before it."""
+    return instance.label if compute.slices == instance.slices else f"{compute.slices}c.{instance.label}"
+
+
 def error(call, code):
     return NvmlError(call, code, text_of(code))
 
@@ -300,7 +307,8 @@ class FakeLibrary:
         index._obj.value = self._of(device)[1]
 
     def nvmlDeviceGetName(self, device, buffer, length):
-        buffer.value = self._gpu(device).name.encode()
+        mig = f" MIG {self._mig(device).label}" if self._of(device)[0] == "mig" else ""
+        buffer.value = f"{self._gpu(device).name}{mig}".encode()
 
     def nvmlDeviceGetUUID(self, device, buffer, length):
         buffer.value = (self._mig(device) if self._of(device)[0] == "mig" else self._gpu(device)).uuid.encode()

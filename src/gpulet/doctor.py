@@ -161,7 +161,7 @@ def _check_mig(nvml: Nvml, gpu: Gpu, device: Device | None) -> Check:
         unlike = tuple(_unlike(nvml, gpu, device)) if device and is_asked else ()
     except NvmlError as error:
         return Check(name, Verdict.NO, str(error), {}, is_asked)
-    counts = Counter(f"{d.slices}g of {d.sms} SMs" for d in there)
+    counts = Counter(f"{d.label} of {d.sms} SMs" for d in there)
     says = ", ".join(f"{n} x {what}" for what, n in counts.items()) or "no instances"
     says += f"; {'; '.join(unlike)}" if unlike else ""
     numbers = {"devices": len(there), "uuids": [d.uuid for d in there], "unlike": list(unlike)}

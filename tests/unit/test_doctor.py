@@ -100,7 +100,7 @@ def test_gpus_are_told_with_their_numbers():
     assert lines["driver"] == (Verdict.OK, "580.95.05, CUDA 13.0, 2 GPUs")
     assert lines["gpu 0"] == (Verdict.OK, f"NVIDIA {KIND}, 141.0 GiB, 1.0 used, MIG on, slowed by power cap")
     assert lines["gpu 1"][1] == "NVIDIA v100, 16.0 GiB, 1.0 used, no MIG, slowed by power cap"
-    assert lines["mig 0"] == (Verdict.OK, "1 x 3g of 60 SMs, 2 x 1g of 16 SMs")
+    assert lines["mig 0"] == (Verdict.OK, "1 x 3g.71gb of 60 SMs, 2 x 1g.18gb of 16 SMs")
     assert "mig 1" not in lines
     assert fatal(checks) == []
     assert fake.calls == [], "doctor changes nothing"

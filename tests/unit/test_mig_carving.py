@@ -139,6 +139,22 @@ def test_without_permission_nothing_is_made_and_what_stands_is_bound():
     assert fake.calls == []
 
 
+def test_who_may_not_see_slots_is_bound_by_type_to_idle_instances():
+    fake = FakeNvml(KIND)
+    fake.put(0, "2g.35gb", 0)
+    fake.put(0, "1g.18gb", 3, pid=4711)
+    fake.put(0, "1g.18gb", 4)
+    fake.is_root = False
+    with pytest.raises(Unusable, match=r"not carved: 1g\.18gb at 6 of GPU 0;"):
+        bound(fake, SMALL)
+    fake.put(0, "1g.18gb", 5)
+    uuids = bound(fake, SMALL)
+    idle = {i.uuid for i in fake.state[0].instances.values() if i.start != 3}
+    assert set(uuids.values()) == idle
+    twice = plan_of((0, "1g.18gb", 0), processes=2).unfolded()
+    assert len(set(bound(fake, twice).values())) == 1
+
+
 @pytest.mark.parametrize(
     ("arrange", "plan", "why"),
     [

@@ -71,7 +71,7 @@ def test_an_instance_is_made_found_and_ended(both):
     assert (made.label, made.slices, made.start, made.span) == ("3g.71gb", 3, 4, 4)
     assert made.uuid.startswith("MIG-")
     (seen,) = both.mig_devices(0)
-    assert (seen.uuid, seen.instance, seen.slices, seen.sms) == (made.uuid, number, 3, 60)
+    assert (seen.uuid, seen.label, seen.instance, seen.slices, seen.sms) == (made.uuid, "3g.71gb", number, 3, 60)
     both.destroy_compute(0, number, made.computes[0].number)
     assert both.instances(0)[0].uuid == ""
     both.destroy_instance(0, number)
@@ -100,7 +100,7 @@ def test_an_instance_shared_out_has_no_uuid_of_its_own(both, fake):
         fake.compute(0, number, 1)
     assert [c.slices for c in both.instances(0)[0].computes] == [1, 1]
     assert both.instances(0)[0].uuid == ""
-    assert len(both.mig_devices(0)) == 2
+    assert [d.label for d in both.mig_devices(0)] == ["1c.2g.35gb", "1c.2g.35gb"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gpulet.device import Device, Mechanism, overcut
 from gpulet.errors import CarveError, GpuletError, NvmlError, PlanError, Unusable
 from gpulet.executors.nvml import CarvingNvml, Code, Gpu, GpuInstance, MigMode, Nvml, OfferedType
 from gpulet.mig import Instance, creation_order
-from gpulet.plan import GpuletId, Plan, placements
+from gpulet.plan import Gpulet, GpuletId, Plan, placements
 
 _TRIES = 20
 _PAUSE_S = 0.1
@@ -46,14 +46,39 @@ class Job:
 
 
 def bound(nvml: Nvml, plan: Plan) -> dict[GpuletId, str]:
-    """The UUID of each gpulet's instance; changes nothing. Raises `Unusable` for those that do not stand."""
-    there = {(d.index, i.label, i.start): i.uuid for d in plan.devices for i in nvml.instances(d.index) if i.uuid}
-    absent = [g for g in plan.gpulets if (g.device, g.size.label, g.offset) not in there]
+    """The UUID of each gpulet's instance; changes nothing. Raises `Unusable` for those that do not stand.
+
+    Who may not see where instances lie gets any of the type in which nobody computes: so bind before workers start.
+    """
+    try:
+        there = {(d.index, i.label, i.start): i.uuid for d in plan.devices for i in nvml.instances(d.index) if i.uuid}
+    except NvmlError as error:
+        if error.code != Code.NO_PERMISSION:
+            raise
+        there = _by_type(nvml, plan)
+    absent = [g for g in plan.gpulets if _place(g) not in there]
     if absent:
         named = ", ".join(f"{g.size.label} at {g.offset} of GPU {g.device}" for g in absent)
         msg = f"not carved: {named}; gpulet plan --emit nvidia-smi prints the commands"
         raise Unusable(msg)
-    return {g.id: there[g.device, g.size.label, g.offset] for g in plan.gpulets}
+    return {g.id: there[_place(g)] for g in plan.gpulets}
+
+
+def _place(g: Gpulet) -> tuple[int, str, int]:
+    return g.device, g.size.label, g.offset
+
+
+def _by_type(nvml: Nvml, plan: Plan) -> dict[tuple[int, str, int], str]:
+    """Idle instances of a planned type, one for each of its planned places, in order."""
+    places = sorted({_place(g) for g in plan.gpulets})
+    devices = [d for index in sorted({gpu for gpu, _, _ in places}) for d in nvml.mig_devices(index)]
+    idle = [d for d in devices if not nvml.pids(d.uuid)]
+    there: dict[tuple[int, str, int], str] = {}
+    for gpu, label in dict.fromkeys((gpu, label) for gpu, label, _ in places):
+        mine = [place for place in places if place[:2] == (gpu, label)]
+        found = [d.uuid for d in idle if (d.gpu, d.label) == (gpu, label)]
+        there.update(zip(mine, found, strict=False))
+    return there
 
 
 def visible(uuid: str) -> dict[str, str]:

@@ -80,6 +80,7 @@ class MigDevice:
     """One compute instance as CUDA sees it. Everybody may read these; where they lie takes privileges (`instances`)."""
 
     uuid: str
+    label: str
     gpu: int
     instance: int
     compute: int

@@ -188,6 +188,7 @@ class Library:
             has = self.call("nvmlDeviceGetAttributes_v2", device)
             yield MigDevice(
                 str(self.call("nvmlDeviceGetUUID", device)),
+                str(self.call("nvmlDeviceGetName", device)).rpartition(" MIG ")[2],
                 gpu,
                 int(self.call("nvmlDeviceGetGpuInstanceId", device)),
                 int(self.call("nvmlDeviceGetComputeInstanceId", device)),
