@@ -8,6 +8,9 @@
     │   ├── ModelError      a model that cannot be read or run; the other models serve
     │   └── RequestError    one request: HTTP `status` (400 unless said), its neighbours are not touched
     └── Unusable            exit code 3: the device or the environment (a port in use, a dead worker)
+        ├── NvmlError       an NVML call that failed: the call and NVML's `code`
+        ├── CarveError      MIG instances that could not be made; `left` is what is not as before, if anything
+        └── MpsError        the MPS control binary or its daemon: the command and what it said
 
 `assert` guards against our own mistakes; nothing else is raised on purpose.
 """
@@ -53,3 +56,28 @@ class Unusable(GpuletError):  # noqa: N818
     """The device or the environment cannot be used."""
 
     exit_code = 3
+
+
+class NvmlError(Unusable):
+    """An NVML call that failed: its name and NVML's return code (`gpulet.executors.nvml.Code`)."""
+
+    def __init__(self, call: str, code: int, text: str) -> None:
+        super().__init__(f"{call}: {text} ({code})")
+        self.call = call
+        self.code = code
+
+
+class CarveError(Unusable):
+    """MIG instances that could not be made. `left`: one line for each thing that is not as it was before; none: all is."""
+
+    def __init__(self, message: str, left: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{message}; {'; '.join(left) if left else 'what stood before stands again'}")
+        self.left = left
+
+
+class MpsError(Unusable):
+    """What the MPS control binary was asked (`command`) and why that failed."""
+
+    def __init__(self, command: str, why: str) -> None:
+        super().__init__(f"nvidia-cuda-mps-control: {command}: {why}")
+        self.command = command

@@ -73,6 +73,12 @@ def open_site(target: Path, *, system: str = "") -> Site:
     return site_of(config, folder, system=system, source=str(target))
 
 
+def devices_of(target: Path) -> tuple[tuple[Device, ...], bool]:
+    """A target's devices, real GPUs too, and whether they are emulated; models are not looked at."""
+    config, _ = _read_target(target)
+    return _devices(config.devices), all(s.executor == "simulated" for s in config.devices)
+
+
 def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = "fleet") -> Site:
     """The same for a fleet file that is read already; its paths are relative to `folder`."""
     devices = _devices(config.devices)

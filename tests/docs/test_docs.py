@@ -56,6 +56,7 @@ COMMANDS = [
     "simulate",
     "bench",
     "replay",
+    "doctor",
     "config show",
 ]
 
@@ -68,7 +69,7 @@ def test_every_command_helps_with_an_example(name):
 
 
 def test_the_front_end_process_imports_no_model_runtime():
-    program = "import sys, gpulet.cli; print([m for m in ('onnxruntime', 'torch', 'onnx') if m in sys.modules])"
+    program = "import sys, gpulet.cli; print([m for m in ('onnxruntime', 'torch', 'onnx', 'pynvml', 'cuda') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from gpulet.cli import (
+    examining,
     importing,
     interfering,
     knees,
@@ -40,6 +41,7 @@ app.command()(importing.import_profile)
 app.command()(scenarios.import_scenario)
 app.command()(knees.knee)
 app.command("replay")(running.replay_journal)
+app.command()(examining.doctor)
 app.command("systems")(showing.list_systems)
 app.command()(showing.version)
 config_app.command("show")(showing.show_config)

@@ -1,0 +1,176 @@
+"""MPS without a GPU: a fake `nvidia-cuda-mps-control` as a program, and our port in this process.
+
+`install` writes the program, whose daemon answers on a socket in the pipe directory, with a file of its behaviour beside
+it, which a test may change while the daemon runs. `FakeMpsControl` is the port for tests of those who use it.
+"""
+
+import json
+import os
+import sys
+
+from gpulet.errors import MpsError
+from gpulet.executors.mpscontrol import BINARY, Binary
+
+QUICK = {"start_s": 5.0, "answer_s": 2.0, "quit_s": 3.0}
+
+
+def install(folder, **behaviour):
+    """The program in `folder`; `servers`: {server PID: [client PIDs]}, and how it misbehaves."""
+    program = folder / BINARY
+    program.write_text(f"#!{sys.executable} -IS\n{_PROGRAM}", encoding="utf-8")
+    program.chmod(0o755)
+    behave(folder, **behaviour)
+    return program
+
+
+def behave(folder, **behaviour):
+    """From now on."""
+    (folder / "behaviour.json").write_text(
+        json.dumps({"version": "13000", "servers": {}, **behaviour}), encoding="utf-8"
+    )
+
+
+def binary(folder, environment=(), **limits):
+    return Binary(str(folder / BINARY), dict(environment), **{**QUICK, **limits})
+
+
+def told(folder):
+    """What the daemon was told, in order, and the environment it was started in."""
+    log = folder / "told"
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+class FakeMpsControl:
+    """The port: `attached` are the clients by server; `told` is what changed something; `refuses` makes that fail."""
+
+    def __init__(self, attached=(), chunks=16):
+        self.attached = dict(attached)
+        self.told = []
+        self.refuses = set()
+        self._chunks = chunks
+
+    def servers(self):
+        return tuple(self.attached)
+
+    def clients(self):
+        return tuple(pid for pids in self.attached.values() for pid in pids)
+
+    def serves(self, pid):
+        return pid in self.clients()
+
+    def set_default_share(self, percent):
+        self._tell(f"set_default_active_thread_percentage {percent:g}")
+
+    def set_default_memory(self, memory):
+        self._tell(f"set_default_device_pinned_mem_limit 0 {memory // 2**20}M")
+
+    def end_client(self, pid):
+        for server, pids in self.attached.items():
+            if pid in pids:
+                self._tell(f"terminate_client {server} {pid}")
+
+    def add_partition(self, gpu, chunks):
+        command = f"sm_partition add {gpu} {chunks}"
+        self._tell(command)
+        if chunks > self._chunks:
+            raise MpsError(command, "Failed to fulfill the request")
+        self._chunks -= chunks
+        return f"{gpu}/part{self._chunks}"
+
+    def environment(self, client, base):
+        return {**base, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{client.share_pct:g}"}
+
+    def _tell(self, command):
+        self.told.append(command)
+        if command.split()[0] in self.refuses:
+            raise MpsError(command, "refused")
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+_PROGRAM = """
+import json, os, pathlib, signal, socket, sys, time
+
+HERE = pathlib.Path(sys.argv[0]).parent
+PIPE = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "")
+
+
+def behaviour():
+    return json.loads((HERE / "behaviour.json").read_text())
+
+
+def answer(line):
+    how = behaviour()
+    word, *rest = line.split() or [""]
+    if word in how.get("refuses", ()):
+        return "Failed to do that, error CUDA_ERROR_MPS_SERVER_NOT_READY"
+    if word == "get_server_list":
+        return "\\n".join(how["servers"])
+    if word == "get_client_list":
+        return "\\n".join(map(str, how["servers"].get(rest[0], ["Server not found"])))
+    if word == "sm_partition":
+        return "Partition %s/Dx4AAAAA created" % rest[1] if int(rest[2]) < 16 else "Failed to fulfill the request"
+    if word.startswith(("set_default_", "terminate_client", "quit")):
+        return ""
+    return "Unknown command " + word
+
+
+def daemon():
+    how = behaviour()
+    with (HERE / "told").open("a") as told:
+        told.write(json.dumps({"arguments": sys.argv[1:], **{k: v for k, v in os.environ.items() if "CUDA" in k}}) + "\\n")
+    if how.get("dies"):
+        sys.exit(how["dies"])
+    if how.get("stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server = socket.socket(socket.AF_UNIX)
+    if not how.get("deaf"):
+        server.bind(PIPE + "/control_privileged")
+        server.listen()
+    while True:
+        if how.get("deaf"):
+            time.sleep(1)
+            continue
+        peer, _ = server.accept()
+        line = peer.recv(4096).decode().strip()
+        with (HERE / "told").open("a") as told:
+            told.write(line + "\\n")
+        if behaviour().get("hangs"):
+            continue
+        peer.sendall(answer(line).encode() + b"\\n")
+        peer.close()
+        if line.startswith("quit") and not behaviour().get("stays"):
+            sys.exit(0)
+
+
+def client():
+    line = sys.stdin.readline()
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.connect(PIPE + "/control_privileged")
+    except OSError:
+        print("Cannot find MPS control daemon process")
+        sys.exit(1)
+    peer.sendall(line.encode() or b"\\n")
+    if behaviour().get("hangs"):
+        time.sleep(60)
+    print(peer.recv(4096).decode(), end="")
+
+
+if "-v" in sys.argv:
+    if behaviour().get("hangs"):
+        time.sleep(60)
+    print("Binary version: " + behaviour()["version"])
+elif "-h" in sys.argv:
+    print("usage: nvidia-cuda-mps-control [-d | -f]" + behaviour().get("usage", ""))
+elif "-f" in sys.argv:
+    daemon()
+else:
+    client()
+"""
