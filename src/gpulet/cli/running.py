@@ -74,6 +74,8 @@ def serve(
         tell("model_refused", model=model, error=error)
     site = site.without(refused)
     problem = make_problem(site, load_profile(site))
+    if problem.profile.analytic:
+        tell("analytic", profile=problem.profile.analytic)
     chosen = chosen_plan(site, problem, plan_file)
     tell("planned", system=site.name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
     uvloop.run(_serve(site, problem, chosen, refused))
