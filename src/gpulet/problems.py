@@ -32,7 +32,7 @@ def load_profile(site: Site) -> Profile:
     that names the models nobody has measured, `ConfigError` for what cannot be computed either.
     """
     kind = site.devices[0].kind
-    if is_computed(site):
+    if _is_computed(site):
         return analytic(kind, site.devices[0].sizes(), (s.name for s in site.sections))
     if site.profile_path:
         path = site.folder / site.profile_path
@@ -53,7 +53,7 @@ def load_profile(site: Site) -> Profile:
     return profile
 
 
-def is_computed(site: Site) -> bool:
+def _is_computed(site: Site) -> bool:
     """Whether nobody measured its devices: emulated GPUs without a table."""
     return site.executor == "simulated" and not site.profile_path and site.devices[0].kind.name != "cpu"
 

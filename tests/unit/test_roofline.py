@@ -8,8 +8,9 @@ from gpulet.device import Mechanism, find_kind, sizes
 from gpulet.errors import ConfigError, ProfileError
 from gpulet.fleetfile import open_site
 from gpulet.problems import load_profile, make_problem
+from gpulet.profile import Point, Profile
 from gpulet.roofline import FORMS, Form, Hardware, Host, Numbers, Roofline, Waves, Work, latencies
-from gpulet.roofline.analytic import ROWS, analytic, start
+from gpulet.roofline.analytic import ROWS, analytic, filled, start
 from gpulet.roofline.fit import best_form, errors_pct, fitted
 from gpulet.roofline.hardware import HALF, SINGLE
 from gpulet.roofline.works import ALIASES, WORKS
@@ -167,6 +168,27 @@ def test_a_profile_has_every_size_and_batch_and_says_that_it_is_analytic():
     assert all(p.p99 == round(1.15 * p.mean) and p.samples == 0 for p in profile.points)
     for derived in (profile.stretched(1.1), profile.of(profile.statistic), profile.as_measured()):
         assert derived.analytic == profile.analytic
+
+
+def table_of(name, samples):
+    return tuple(Point(name, s, n, took, took, took) for s, n, took in samples)
+
+
+def test_refused_models_stay_as_the_table_has_them_and_are_named():
+    made, steps = samples(FORMS[0], EIGHT + OTHERS), [(s, n, (1 + 5 * (n == 4)) * MS) for s, n in EIGHT]
+    table = Profile((*table_of("good", made), *table_of("bad", steps)))
+    fits = {
+        "good": fitted(samples(FORMS[0], EIGHT), samples(FORMS[0], OTHERS), WORK, DEVICE),
+        "bad": fitted(steps, [(40, 4, 6 * MS)], WORK, DEVICE),
+    }
+    kind = find_kind("a100-40gb")
+    mixed = filled(table, sizes(kind, Mechanism.MPS), fits)
+    assert mixed.analytic == "latencies of good are analytic, fitted to few points; measured: bad"
+    assert [p for p in mixed.points if p.model == "bad"] == [p for p in table.points if p.model == "bad"]
+    assert mixed.sizes("good") == (22, 32, 43, 54, 65, 76, 86, 97, 108)
+    assert mixed.max_batch("good", 22) == 32
+    assert mixed.latency("good", 54, 16) == pytest.approx(table.latency("good", 54, 16), rel=0.1)
+    assert filled(table, (), {"bad": fits["bad"]}) == table
 
 
 def test_an_emulated_gpu_without_a_table_is_computed(fleet):

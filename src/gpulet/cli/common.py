@@ -40,9 +40,14 @@ Workload = Annotated[
 def profile_of(site: Site) -> Profile:
     """The site's profile; where nobody measured it, one line on standard error says so."""
     profile = load_profile(site)
+    tell_analytic(profile)
+    return profile
+
+
+def tell_analytic(profile: Profile) -> None:
+    """One line on standard error, where it is in nobody's way, about a profile that nobody measured."""
     if profile.analytic:
         Console(stderr=True, soft_wrap=True).print(f"analytic: {profile.analytic}", markup=False, highlight=False)
-    return profile
 
 
 def labelled(document: Mapping[str, Any], profile: Profile) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What one row of well-known models asks: counted from their published layer shapes, unless marked.
+"""What one row of well-known models asks: counted from their published layer shapes by benchmarks/work.py, unless marked.
 
 Counted: multiply-adds of convolutions and matrix products times two, parameters with batch norms folded, elements that each
-kernel reads and writes (activations, branches joined in place), one kernel per convolution, product and pooling. The
+kernel reads and writes (activations fused, branches joined in place), one kernel per convolution, product and pooling. The
 multiply-adds of vgg19 and densenet121 are those that torchvision publishes as `_ops`: 19.632 and 2.834 G.
 Inputs are 224 x 224 (SSD-MobileNet 300 x 300, Inception 299 x 299, LeNet 28 x 28).
 """
@@ -35,7 +35,7 @@ WORKS: Mapping[str, Work] = {
     ),
     "bert-base": Work(22.4 * _G, 109.5 * _M, 36.6 * _M, 111, f"{_COUNTED}, 128 tokens"),
     "bert-large": Work(78.9 * _G, 335 * _M, 97.5 * _M, 219, f"{_COUNTED}, 128 tokens"),
-    "vit_b_16": Work(34.9 * _G, 86.0 * _M, 64.1 * _M, 111, f"{_COUNTED}, 197 tokens"),
+    "vit_b_16": Work(34.9 * _G, 86.6 * _M, 64.1 * _M, 111, f"{_COUNTED}, 197 tokens"),
 }
 """By the names that models are served under."""
 
