@@ -15,6 +15,7 @@ from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.profile import Point, Profile, Statistic
 from gpulet.profiletable import parse_profile
+from gpulet.roofline.analytic import analytic
 from gpulet.rows import SINGLE, RowDistribution, parse_rows
 from gpulet.units import MIB, MS, SECOND, Duration, from_ms
 
@@ -25,11 +26,14 @@ _EQUAL_SHARE_LOAD = 0.7
 
 
 def load_profile(site: Site) -> Profile:
-    """The site's profile: its own table, or what the store holds of its models.
+    """The site's profile: its own table, what the store holds of its models, or, of emulated GPUs, an analytic one.
 
-    Raises `ProfileError` that names the models nobody has measured.
+    Only where an emulated GPU has no table at all is its latency computed, and the profile says so. Raises `ProfileError`
+    that names the models nobody has measured, `ConfigError` for what cannot be computed either.
     """
     kind = site.devices[0].kind
+    if _is_computed(site):
+        return analytic(kind, site.devices[0].sizes(), (s.name for s in site.sections))
     if site.profile_path:
         path = site.folder / site.profile_path
         try:
@@ -47,6 +51,11 @@ def load_profile(site: Site) -> Profile:
         msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`, or bring a table with `gpulet import-profile`"
         raise ProfileError(msg)
     return profile
+
+
+def _is_computed(site: Site) -> bool:
+    """Whether nobody measured its devices: emulated GPUs without a table."""
+    return site.executor == "simulated" and not site.profile_path and site.devices[0].kind.name != "cpu"
 
 
 def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:

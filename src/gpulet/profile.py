@@ -75,12 +75,14 @@ class Profile:
     """Latency by (model, shape, size in SMs or cores, processes, rows); `statistic` says which of a point's numbers counts.
 
     Where `processes` of a model share a gpulet, each runs a batch at a time, and the latency is that of one such batch.
+    `analytic` says how its points were computed where nobody measured them; a measured profile leaves it empty.
     With `is_monotone` off the curves go the wrong ways that were measured: what a device takes, not what to plan with.
     """
 
     points: tuple[Point, ...]
     statistic: Statistic = Statistic.MEAN
     is_monotone: bool = True
+    analytic: str = ""
     _curves: dict[tuple[str, str, int], dict[int, Curve]] = field(default_factory=dict, compare=False, repr=False)
     _interpolated: dict[tuple[str, str, int, int], Curve] = field(default_factory=dict, compare=False, repr=False)
     _uses: dict[tuple[str, int, int], tuple[Use, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -178,15 +180,16 @@ class Profile:
 
     def as_measured(self) -> "Profile":
         """The same points, wrong ways included."""
-        return Profile(self.points, self.statistic, is_monotone=False)
+        return Profile(self.points, self.statistic, is_monotone=False, analytic=self.analytic)
 
     def of(self, statistic: Statistic) -> "Profile":
         """The same points read by another statistic."""
-        return Profile(self.points, statistic, self.is_monotone)
+        return Profile(self.points, statistic, self.is_monotone, self.analytic)
 
     def stretched(self, factor: float) -> "Profile":
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
-        return Profile(tuple(_stretched(p, factor) for p in self.points), self.statistic, self.is_monotone)
+        points = tuple(_stretched(p, factor) for p in self.points)
+        return Profile(points, self.statistic, self.is_monotone, self.analytic)
 
     def _measured(self, model: str, shape: str, processes: int) -> dict[int, Curve]:
         curves = self._curves.get((model, shape, processes))

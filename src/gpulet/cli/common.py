@@ -2,10 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from gpulet.fleetfile import Site
 from gpulet.parallel import Advance
 from gpulet.plan import Plan
 from gpulet.planfile import read_plan
+from gpulet.problems import load_profile
+from gpulet.profile import Profile
 from gpulet.units import SECOND
 from gpulet.workload import Arrivals, drawn, parse_process, parse_trace
 
@@ -33,6 +35,24 @@ Seed = Annotated[int, typer.Option("--seed", help="of the arrivals")]
 Workload = Annotated[
     str, typer.Option("--workload", help="poisson, gamma:CV, mmpp:RATE1,SECONDS1,RATE2,SECONDS2, trace:FILE")
 ]
+
+
+def profile_of(site: Site) -> Profile:
+    """The site's profile; where nobody measured it, one line on standard error says so."""
+    profile = load_profile(site)
+    tell_analytic(profile)
+    return profile
+
+
+def tell_analytic(profile: Profile) -> None:
+    """One line on standard error, where it is in nobody's way, about a profile that nobody measured."""
+    if profile.analytic:
+        Console(stderr=True, soft_wrap=True).print(f"analytic: {profile.analytic}", markup=False, highlight=False)
+
+
+def labelled(document: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
+    """The document, with `analytic` in it where nobody measured the profile."""
+    return {**document, "analytic": profile.analytic} if profile.analytic else dict(document)
 
 
 def planned(site: Site, problem: Problem) -> tuple[Plan | Infeasible, int]:

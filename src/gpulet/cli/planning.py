@@ -29,9 +29,11 @@ from gpulet.cli.common import (
     check_attainment,
     chosen_plan,
     jobs_bar,
+    labelled,
     out,
     planned,
     print_json,
+    profile_of,
     refuse,
 )
 from gpulet.core.ports import Infeasible, Problem
@@ -39,7 +41,7 @@ from gpulet.errors import BadInput
 from gpulet.fleetfile import Site, open_site, usable_cores
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
-from gpulet.problems import front_end_share, load_profile, make_problem
+from gpulet.problems import front_end_share, make_problem
 from gpulet.remedies import Remedies, remedies
 from gpulet.reports.carving import emitted, find_form
 from gpulet.reports.pictures import draw_plan
@@ -66,7 +68,7 @@ def plan(
     """
     _check_emit(emit, as_json=as_json)
     site = open_site(target, system=system)
-    problem = make_problem(site, load_profile(site))
+    problem = make_problem(site, profile_of(site))
     outcome, took = planned(site, problem)
     found = Remedies()
     if isinstance(outcome, Infeasible):
@@ -121,10 +123,10 @@ def capacity(
         seeds = range(seed, seed + replications)
         asked = Asked(percentile, requests, seeds, workers or len(usable_cores()))
     site = open_site(target, system=system)
-    measured = load_profile(site)
+    measured = profile_of(site)
     problem = make_problem(site, measured)
     if devices:
-        _print_fewest(fewest_devices(site, problem), len(problem.devices), as_json=as_json)
+        _print_fewest(fewest_devices(site, problem), problem, as_json=as_json)
         return
     if asked:
         outcome, _ = planned(site, problem)
@@ -143,7 +145,7 @@ def capacity(
     rates = {name: rate * factor for name, rate in {**problem.rates, **needed}.items()}
     answer = {"factor": factor, "rates": rates, "limiting_model": limiting}
     if as_json:
-        print_json(answer)
+        print_json(labelled(answer, measured))
     else:
         out.print(f"factor {factor:.3f}, limited by {limiting or 'nothing'}")
         for name, rate in rates.items():
@@ -179,7 +181,8 @@ def _print_held(problem: Problem, asked: Asked, held: Held, *, as_json: bool) ->
     rates = {name: rate * held.factor for name, rate in problem.rates.items()}
     answer = {"factor": held.factor, "rates": rates, "limiting_model": held.limiting}
     if as_json:
-        print_json({**answer, "percentile": asked.percentile, "replications": held.factors})
+        told = {**answer, "percentile": asked.percentile, "replications": held.factors}
+        print_json(labelled(told, problem.profile))
         return
     out.print(f"factor {held.factor:.3f} with {asked.percentile:g} % in time, limited by {held.limiting or 'nothing'}")
     if len(held.factors) > 1:
@@ -206,9 +209,10 @@ def simulate(
     names = _names(compare) if compare else [system]
     reports: dict[str, SimulationReport] = {}
     refusals: dict[str, dict[str, str]] = {}
+    measured = profile_of(open_site(target, system=names[0]))
     for name in names:
         site = open_site(target, system=name)
-        problem = make_problem(site, load_profile(site))
+        problem = make_problem(site, measured)
         outcome = planned(site, problem)[0] if compare and not plan_file else chosen_plan(site, problem, plan_file)
         if isinstance(outcome, Infeasible):
             refusals[site.name] = {"infeasible": str(outcome)}
@@ -216,7 +220,8 @@ def simulate(
         arrivals = arrivals_of(problem, workload, duration, seed)
         reports[site.name] = simulated(site, problem, outcome, arrivals)
     if as_json:
-        print_json({**reports, **refusals} if compare else next(iter(reports.values())))
+        told = {name: labelled(report, measured) for name, report in reports.items()}
+        print_json({**told, **refusals} if compare else next(iter(told.values())))
     else:
         for name, report in reports.items():
             out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
@@ -247,7 +252,7 @@ def _plan_doc(
         doc["front_end_share"] = front_end_share(site, problem)
     if isinstance(outcome, Infeasible):
         doc["remedies"] = {"devices": found.devices, "slo_ms": to_ms(found.slo), "rate": found.rate}
-    return doc
+    return labelled(doc, problem.profile)
 
 
 def _names(compare: str) -> list[str]:
@@ -269,10 +274,11 @@ def _draw(shown: Plan, picture: Path) -> None:
         raise BadInput(msg) from None
 
 
-def _print_fewest(count: int | Infeasible, of: int, *, as_json: bool) -> None:
+def _print_fewest(count: int | Infeasible, problem: Problem, *, as_json: bool) -> None:
+    of = len(problem.devices)
     if isinstance(count, Infeasible):
         refuse(count)
     elif as_json:
-        print_json({"devices": count, "of": of})
+        print_json(labelled({"devices": count, "of": of}, problem.profile))
     else:
         out.print(f"{count} of {of} devices hold the rates")

@@ -24,8 +24,10 @@ from gpulet.cli.common import (
     arrivals_of,
     check_attainment,
     chosen_plan,
+    labelled,
     out,
     print_json,
+    tell_analytic,
 )
 from gpulet.client import parse_address, random_requests
 from gpulet.core.journal import read_header, replay, span
@@ -74,6 +76,8 @@ def serve(
         tell("model_refused", model=model, error=error)
     site = site.without(refused)
     problem = make_problem(site, load_profile(site))
+    if problem.profile.analytic:
+        tell("analytic", profile=problem.profile.analytic)
     chosen = chosen_plan(site, problem, plan_file)
     tell("planned", system=site.name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
     uvloop.run(_serve(site, problem, chosen, refused))
@@ -177,13 +181,15 @@ def replay_journal(
         raise BadInput(msg) from None
     header = read_header(lines[0] if lines else b"")
     problem = header.problem()
+    tell_analytic(problem.profile)
     scheduler = make_scheduler(find_system(header.system), problem, header.plan, header.limits)
     begins, ends = span(lines[1:])
     metrics = _metrics(problem, header.plan, begins)
     differences = list(replay(scheduler, lines[1:], metrics.record))
     report = metrics.report(ends - begins)
     if as_json:
-        print_json({"steps": len(lines) - 1, "differences": [asdict(d) for d in differences], **report})
+        told = {"steps": len(lines) - 1, "differences": [asdict(d) for d in differences], **report}
+        print_json(labelled(told, problem.profile))
     else:
         out.print(run_table(report, f"{(ends - begins) / SECOND:.1f} s of {journal}"))
         out.print(usage_text(report))

@@ -36,6 +36,7 @@ class Header(msgspec.Struct, frozen=True):
     plan: Plan
     limits: Limits
     applications: tuple[Application, ...] = ()
+    analytic: str = ""
 
     @classmethod
     def of(cls, system: str, problem: Problem, plan: Plan, limits: Limits) -> "Header":
@@ -51,14 +52,14 @@ class Header(msgspec.Struct, frozen=True):
             plan,
             limits,
             problem.applications,
+            problem.profile.analytic,
         )
 
     def problem(self) -> Problem:
         """The problem the core was made for."""
         models = {m.name: m for m in self.models}
-        return Problem(
-            models, self.demand, self.devices, Profile(self.points, self.statistic), applications=self.applications
-        )
+        profile = Profile(self.points, self.statistic, analytic=self.analytic)
+        return Problem(models, self.demand, self.devices, profile, applications=self.applications)
 
 
 _encoder = msgspec.json.Encoder()
