@@ -8,6 +8,10 @@
     │   ├── ModelError      a model that cannot be read or run; the other models serve
     │   └── RequestError    one request: HTTP `status` (400 unless said), its neighbours are not touched
     └── Unusable            exit code 3: the device or the environment (a port in use, a dead worker)
+        ├── Unproven        asked for and not shown to hold: nothing is served on it; names the check and its numbers
+        └── DeviceError     a call of a device's own interface was refused: names the call and its result
+            ├── DeviceFull  no memory: what was asked for is given up, what is loaded serves on
+            └── DeviceLost  every later call fails as well: the worker ends and is replaced
 
 `assert` guards against our own mistakes; nothing else is raised on purpose.
 """
@@ -53,3 +57,19 @@ class Unusable(GpuletError):  # noqa: N818
     """The device or the environment cannot be used."""
 
     exit_code = 3
+
+
+class Unproven(Unusable):
+    """A gpulet that is not shown to be what it was asked to be."""
+
+
+class DeviceError(Unusable):
+    """A call of a device's own interface was refused."""
+
+
+class DeviceFull(DeviceError):  # noqa: N818
+    """The device has no memory for it."""
+
+
+class DeviceLost(DeviceError):  # noqa: N818
+    """The process can use the device no more."""
