@@ -1,0 +1,169 @@
+"""Intervals made real: a context, a stream on it, and the proof that work in that stream stays on its SMs.
+
+A share is not handed out before the kernel that records where its blocks ran has been on exactly as many SMs as the
+CUDA driver counts, so nothing can be served on an unproven one. Shares are kept for the process's life, unless nobody
+holds them and somebody needs their memory. Only the builder's thread makes and drops shares; the stream then belongs to
+the gpulet that stands on it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpulet.errors import Unproven
+from gpulet.executors.cuda.layout import Interval, SmLayout
+from gpulet.executors.cuda.ports import Context, CudaDriver, Stream
+from gpulet.units import MS, US, Duration
+
+_BLOCKS_PER_SM = 64
+"""Twice what an SM holds of blocks at once on Hopper: the widest share gets two rounds, the narrowest 33."""
+_HOLD: Duration = 20 * US
+_LONG: Duration = 2 * MS
+"""How long a stream is kept busy while another must get through: some fifty launches from Python."""
+_TRIES = 4
+"""A thread that is held up for longer than `_LONG` sees blocking that is none; one that is real comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An interval with its stream; `context` is None for all of the GPU, `ids` are its SMs as seen by blocks on it."""
+
+    interval: Interval
+    context: Context | None
+    stream: Stream
+    ids: frozenset[int]
+
+    @property
+    def sms(self) -> int:
+        """How many SMs it really has."""
+        return len(self.ids)
+
+
+class ContextPool:
+    """The shares of one GPU."""
+
+    def __init__(self, driver: CudaDriver, layout: SmLayout) -> None:
+        self.layout = layout
+        self._driver = driver
+        self._shares: dict[Interval, Share] = {}
+        self._holds: Counter[Interval] = Counter()
+
+    def __contains__(self, interval: Interval) -> bool:
+        return interval in self._shares
+
+    def share(self, interval: Interval) -> Share:
+        """The share of that interval, made now if it is not there; raises `Unproven`, `DeviceError`."""
+        if interval not in self._shares:
+            self._shares[interval] = self._make(interval)
+        return self._shares[interval]
+
+    def hold(self, interval: Interval) -> None:
+        """A graph was captured on that share's stream, or a gpulet stands on it."""
+        assert interval in self._shares, f"{interval} is not made"
+        self._holds[interval] += 1
+
+    def release(self, interval: Interval) -> None:
+        """It is gone."""
+        assert self._holds[interval] > 0, f"{interval} is not held"
+        self._holds[interval] -= 1
+
+    def drop(self, interval: Interval) -> None:
+        """Give a share back that nobody holds."""
+        assert not self._holds[interval], f"{interval} is held by {self._holds[interval]}"
+        share = self._shares.pop(interval)
+        self._driver.destroy_stream(share.stream)
+        if share.context is not None:
+            self._driver.destroy_context(share.context)
+
+    def prove_apart(self, fresh: Sequence[Interval], standing: Sequence[Interval] = ()) -> None:
+        """Show that fresh shares have no SM in common with, and do not wait for, each other or those that stand.
+
+        Streams of disjoint shares may share one of the 8 to 32 hardware queues, where one blocks the other: a fresh
+        stream that does is made anew, a few times; then `Unproven`. What stands serves on, delayed by 2 ms per pair.
+        """
+        done: list[Interval] = [i for i in standing if i not in fresh]
+        for interval in fresh:
+            before = [i for i in done if not i.overlaps(interval)]
+            for other in before:
+                _prove_disjoint(self._shares[other], self._shares[interval])
+            self._prove_concurrent(before, interval)
+            done.append(interval)
+
+    def _prove_concurrent(self, standing: Sequence[Interval], fresh: Interval) -> None:
+        blocker = fresh
+        for _ in range(_TRIES):
+            waits = (i for i in standing if _is_blocked(self._driver, self._shares[i], self._shares[fresh]))
+            blocker = next(waits, fresh)
+            if blocker == fresh:
+                return
+            if not self._holds[fresh]:
+                self._restream(fresh)
+        msg = f"share {fresh} waits for share {blocker}: their streams stand on one hardware queue"
+        raise Unproven(msg)
+
+    def idle(self) -> tuple[Interval, ...]:
+        """The shares that nobody holds."""
+        return tuple(i for i in self._shares if not self._holds[i])
+
+    def close(self) -> None:
+        """Give all shares back."""
+        for interval in tuple(self._shares):
+            self.drop(interval)
+
+    def _make(self, interval: Interval) -> Share:
+        """All of the GPU needs no context: a plain stream has every SM, merged or not."""
+        driver, sets = self._driver, self.layout.sets(interval)
+        context = None if interval == self.layout.everything else driver.make_context(sets)
+        stream: Stream | None = None
+        try:
+            stream = driver.make_stream(context)
+            self._read_back(interval, context, stream)
+            ids = driver.sm_ids(stream, _BLOCKS_PER_SM * self.layout.whole, _HOLD)
+            self._compare(interval, len(ids), "blocks in its stream ran on")
+        except Exception:
+            if stream is not None:
+                driver.destroy_stream(stream)
+            if context is not None:
+                driver.destroy_context(context)
+            raise
+        return Share(interval, context, stream, ids)
+
+    def _read_back(self, interval: Interval, context: Context | None, stream: Stream) -> None:
+        if self._driver.context(stream) != context:
+            msg = f"share {interval}: its stream is not on its context"
+            raise Unproven(msg)
+        if context is not None:
+            self._compare(interval, self._driver.sms(context), "the CUDA driver gave it")
+
+    def _compare(self, interval: Interval, found: int, what: str) -> None:
+        expected = self.layout.sms(interval)
+        if found != expected:
+            msg = f"share {interval} must have {expected} SMs, {what} {found}"
+            raise Unproven(msg)
+
+    def _restream(self, interval: Interval) -> None:
+        """Another stream on the same SMs; the old one goes last, so that the new one does not get its hardware queue."""
+        old = self._shares[interval]
+        self._shares[interval] = replace(old, stream=self._driver.make_stream(old.context))
+        self._driver.destroy_stream(old.stream)
+
+
+def _prove_disjoint(one: Share, other: Share) -> None:
+    common = sorted(one.ids & other.ids)
+    if common:
+        msg = f"shares {one.interval} and {other.interval} have {len(common)} SMs in common, SM {common[0]} first"
+        raise Unproven(msg)
+
+
+def _is_blocked(driver: CudaDriver, busy: Share, other: Share) -> bool:
+    """Whether a short kernel on `other` only gets through when a long one on `busy` has ended."""
+    mark = driver.make_mark()
+    try:
+        driver.spin(busy.stream, _LONG)
+        driver.spin(other.stream, _HOLD)
+        driver.put(mark, other.stream)
+        driver.wait(mark)
+        return driver.is_idle(busy.stream)
+    finally:
+        driver.drain(busy.stream)
+        driver.destroy_mark(mark)
