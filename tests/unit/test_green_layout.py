@@ -138,6 +138,9 @@ def test_streams_on_one_hardware_queue_are_made_anew():
     pool.prove_apart([first, second])
     assert pool.share(second).stream != before.stream
     assert pool.share(second).ids == before.ids
+    spins = driver.calls["spin"]
+    pool.prove_apart([second, first])
+    assert driver.calls["spin"] == spins, "what was shown once is not shown again"
 
 
 def test_streams_that_cannot_be_told_apart_are_unproven():
@@ -145,7 +148,7 @@ def test_streams_that_cannot_be_told_apart_are_unproven():
     for interval in (Interval(0, 4), Interval(4, 8)):
         pool.share(interval)
     with pytest.raises(Unproven, match=r"share \[4, 8\) waits for share \[0, 4\)"):
-        pool.prove_apart([Interval(4, 8)], [Interval(0, 4)])
+        pool.prove_apart([Interval(0, 4), Interval(4, 8)])
 
 
 def test_a_split_cannot_be_split_again():

@@ -47,6 +47,7 @@ class ContextPool:
         self._driver = driver
         self._shares: dict[Interval, Share] = {}
         self._holds: Counter[Interval] = Counter()
+        self._apart: set[frozenset[Interval]] = set()
 
     def __contains__(self, interval: Interval) -> bool:
         return interval in self._shares
@@ -71,30 +72,33 @@ class ContextPool:
         """Give a share back that nobody holds."""
         assert not self._holds[interval], f"{interval} is held by {self._holds[interval]}"
         share = self._shares.pop(interval)
+        self._forget(interval)
         self._driver.destroy_stream(share.stream)
         if share.context is not None:
             self._driver.destroy_context(share.context)
 
-    def prove_apart(self, fresh: Sequence[Interval], standing: Sequence[Interval] = ()) -> None:
-        """Show that fresh shares have no SM in common with, and do not wait for, each other or those that stand.
+    def prove_apart(self, intervals: Sequence[Interval]) -> None:
+        """Show that shares have no SM in common and do not wait for each other; a pair that was shown once is not again.
 
-        Streams of disjoint shares may share one of the 8 to 32 hardware queues, where one blocks the other: a fresh
-        stream that does is made anew, a few times; then `Unproven`. What stands serves on, delayed by 2 ms per pair.
+        Streams of disjoint shares may share one of the 8 to 32 hardware queues, where one blocks the other: a stream
+        that no graph was captured on is then made anew, a few times; after that `Unproven`. What serves meanwhile is
+        delayed by 2 ms for each pair.
         """
-        done: list[Interval] = [i for i in standing if i not in fresh]
-        for interval in fresh:
-            before = [i for i in done if not i.overlaps(interval)]
-            for other in before:
-                _prove_disjoint(self._shares[other], self._shares[interval])
-            self._prove_concurrent(before, interval)
-            done.append(interval)
+        order = sorted(intervals, key=lambda interval: not self._holds[interval])
+        for place, fresh in enumerate(order):
+            others = [i for i in order[:place] if not i.overlaps(fresh)]
+            for other in others:
+                _prove_disjoint(self._shares[other], self._shares[fresh])
+            self._prove_concurrent(others, fresh)
 
     def _prove_concurrent(self, standing: Sequence[Interval], fresh: Interval) -> None:
         blocker = fresh
         for _ in range(_TRIES):
-            waits = (i for i in standing if _is_blocked(self._driver, self._shares[i], self._shares[fresh]))
+            open_pairs = [i for i in standing if frozenset((i, fresh)) not in self._apart]
+            waits = (i for i in open_pairs if _is_blocked(self._driver, self._shares[i], self._shares[fresh]))
             blocker = next(waits, fresh)
             if blocker == fresh:
+                self._apart.update(frozenset((i, fresh)) for i in standing)
                 return
             if not self._holds[fresh]:
                 self._restream(fresh)
@@ -141,9 +145,13 @@ class ContextPool:
             msg = f"share {interval} must have {expected} SMs, {what} {found}"
             raise Unproven(msg)
 
+    def _forget(self, interval: Interval) -> None:
+        self._apart = {pair for pair in self._apart if interval not in pair}
+
     def _restream(self, interval: Interval) -> None:
         """Another stream on the same SMs; the old one goes last, so that the new one does not get its hardware queue."""
         old = self._shares[interval]
+        self._forget(interval)
         self._shares[interval] = replace(old, stream=self._driver.make_stream(old.context))
         self._driver.destroy_stream(old.stream)
 
