@@ -71,7 +71,7 @@ class Machine:
     """What an executor does with a Cut, one call at a time, and what must hold after each."""
 
     def __init__(self):
-        self.driver = FakeCudaDriver(TOPOLOGIES["h200-15"], memory=6 * GIB)
+        self.driver = FakeCudaDriver(TOPOLOGIES["h200-15"], memory=3 * GIB)
         pool = ContextPool(self.driver, lay_out(self.driver))
         self.cache = GraphCache(pool, ImaginaryRuntime(self.driver, MODELS), open_ledger(self.driver))
         clock = lambda: self.driver.now  # noqa: E731
@@ -128,6 +128,7 @@ class Machine:
             return
         finally:
             self.driver.faults.broken.clear()
+        self.reached["evictions"] += not before[1] <= frozenset(self.cache.keys)
         self.cut.drain(built)
         self.is_recutting = True
 
@@ -197,5 +198,16 @@ def test_the_sequences_reach_what_they_are_about():
         reached.update(machine.reached.keys() - {n for n, times in machine.reached.items() if not times})
 
     count()
-    wanted = ("batches", "parked", "swaps", "aborts", "returned", "PlanError", "ModelError", "DeviceFull", "Unproven")
+    wanted = (
+        "batches",
+        "parked",
+        "swaps",
+        "aborts",
+        "returned",
+        "evictions",
+        "PlanError",
+        "ModelError",
+        "DeviceFull",
+        "Unproven",
+    )
     assert all(reached[name] >= 3 for name in wanted), reached

@@ -81,11 +81,20 @@ def test_room_is_made_from_what_is_least_recently_wanted_and_kept_by_nobody():
     old = [GraphKey("large", 1, LEFT), GraphKey("small", 1, LEFT), GraphKey("small", 2, LEFT)]
     for key in old:
         graphs.build(key)
-    wanted = GraphKey("odd", 90, RIGHT)
-    graphs.make_room([wanted], [old[2]])
-    assert graphs.keys == (*old[1:],)
+    wanted = GraphKey("odd", 88, RIGHT)
+    graphs.make_room([wanted], [old[0]])
+    assert graphs.keys == (old[0],)
     graphs.build(wanted)
     assert driver.memory().free > 0.05 * driver.memory().total
+
+
+def test_room_is_made_no_further_than_it_must_be():
+    _, graphs = cache()
+    old = [GraphKey("large", 1, LEFT), GraphKey("small", 1, LEFT), GraphKey("small", 2, LEFT)]
+    for key in old:
+        graphs.build(key)
+    graphs.make_room([GraphKey("odd", 90, RIGHT)], [])
+    assert graphs.keys == (*old[1:],)
 
 
 def test_nothing_is_given_up_for_what_does_not_fit_anyway():
