@@ -15,11 +15,14 @@ typedef struct { Set *context; unsigned flags; } Stream;
 _Static_assert(sizeof(Resource) == 144, "CUdevResource of CUDA 13.0");
 
 static unsigned SMS = 132, GROUPS = 16, live_contexts, live_streams, live_marks, live_bytes, is_current, primaries;
+static int version = 13000, balanced;
 static char failing[64];
 static Result failure;
 
 void stub_shape(unsigned sms, unsigned groups) { SMS = sms; GROUPS = groups; }
 void stub_fail(const char *name, Result result) { snprintf(failing, sizeof failing, "%s", name); failure = result; }
+void stub_version(int number) { version = number; }
+int stub_balanced(void) { return balanced; }
 unsigned stub_left(void) { return live_contexts + live_streams + live_marks + live_bytes + primaries; }
 
 #define CALL(name, ...) Result name(__VA_ARGS__) { if (!strcmp(failing, #name)) return failure;
@@ -27,7 +30,7 @@ unsigned stub_left(void) { return live_contexts + live_streams + live_marks + li
 #define NEED(what) if (!(what)) return 1; /* CUDA_ERROR_INVALID_VALUE */
 
 CALL(cuInit, unsigned flags) NEED(flags == 0) END
-CALL(cuDriverGetVersion, int *version) *version = 13000; END
+CALL(cuDriverGetVersion, int *out) *out = version; END
 CALL(cuDeviceGetCount, int *count) *count = 1; END
 CALL(cuDeviceGet, int *device, int ordinal) NEED(ordinal == 0) *device = 7; END
 CALL(cuDeviceGetName, char *name, int length, int device) NEED(device == 7) snprintf(name, length, "Imaginary H200"); END
@@ -36,7 +39,8 @@ CALL(cuDevicePrimaryCtxRelease, int device) NEED(device == 7 && primaries) prima
 CALL(cuCtxSetCurrent, void *context) NEED(context == (void *)0x1000) is_current = 1; END
 static void fill(Resource *r, unsigned first, unsigned sms) {
   memset(r, 0, sizeof *r); r->type = 1; r->sms = sms; r->first = first; r->least = r->alignment = 8; }
-CALL(cuDeviceGetDevResource, int device, Resource *r, int type) NEED(device == 7 && type == 1) fill(r, 0, SMS); END
+CALL(cuDeviceGetDevResource, int device, Resource *r, int type) NEED(device == 7 && (type == 1 || version >= 13010))
+  fill(r, 0, SMS); r->type = type; if (type != 1) memset(&r->sms, 0, 48); END
 CALL(cuDevSmResourceSplitByCount, Resource *out, unsigned *count, const Resource *in, Resource *rest, unsigned flags, unsigned least)
   NEED(out && in->type == 1 && in->sms == SMS && flags == 0 && least == 8)
   if (*count > GROUPS) *count = GROUPS;
@@ -44,7 +48,8 @@ CALL(cuDevSmResourceSplitByCount, Resource *out, unsigned *count, const Resource
   if (rest) { fill(rest, 8 * *count, SMS - 8 * *count); if (!rest->sms) rest->type = 0; } END
 CALL(cuDevResourceGenerateDesc, Set **out, Resource *sets, unsigned count) NEED(count)
   Set *made = calloc(1, sizeof *made);
-  for (unsigned n = 0; n < count; n++) { NEED(sets[n].type == 1)
+  for (unsigned n = 0; n < count; n++) {
+    if (sets[n].type != 1) { balanced = ((int *)&sets[n].sms)[2]; continue; } /* a work queue's sharing scope */
     for (unsigned k = 0; k < sets[n].sms; k++) made->ids[made->count++] = sets[n].first + k; }
   *out = made; END
 CALL(cuGreenCtxCreate, Set **out, Set *set, int device, unsigned flags) NEED(device == 7 && flags == 1 && set && set->count)
@@ -70,9 +75,10 @@ CALL(cuMemFree, uint64_t where) free((void *)(uintptr_t)where); live_bytes--; EN
 CALL(cuMemsetD32Async, uint64_t where, unsigned value, size_t count, Stream *s)
   for (size_t n = 0; n < count; n++) ((unsigned *)(uintptr_t)where)[n] = value; END
 CALL(cuMemcpyDtoH, void *to, uint64_t from, size_t bytes) memcpy(to, (void *)(uintptr_t)from, bytes); END
-CALL(cuModuleLoadData, void **out, const char *image) NEED(strstr(image, ".visible .entry where")) *out = (void *)0x2000; live_bytes++; END
-CALL(cuModuleGetFunction, void **out, void *module, const char *name) NEED(module == (void *)0x2000 && !strcmp(name, "where")) *out = (void *)0x3000; END
-CALL(cuModuleUnload, void *module) NEED(module == (void *)0x2000) live_bytes--; END
+CALL(cuLibraryLoadData, void **out, const char *code, void *a, void *b, unsigned jit, void *c, void *d, unsigned options)
+  NEED(strstr(code, ".visible .entry where") && !jit && !options) *out = (void *)0x2000; live_bytes++; END
+CALL(cuLibraryGetKernel, void **out, void *library, const char *name) NEED(library == (void *)0x2000 && !strcmp(name, "where")) *out = (void *)0x3000; END
+CALL(cuLibraryUnload, void *library) NEED(library == (void *)0x2000) live_bytes--; END
 CALL(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream *s, void **given, void **extra)
   NEED(f == (void *)0x3000 && gy * gz * by * bz == 1 && bx == 32 && !shared && given && !extra)
   unsigned *out = *(unsigned **)given[0]; uint64_t spin = *(uint64_t *)given[1];

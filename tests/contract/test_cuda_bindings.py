@@ -17,7 +17,10 @@ import pytest
 cuda = pytest.importorskip("cuda.bindings.driver")
 
 import gpulet.executors.cuda.driver as module  # noqa: E402
-from gpulet.errors import DeviceError, DeviceFull, DeviceLost, Unusable  # noqa: E402
+from gpulet.errors import DeviceError, DeviceFull, DeviceLost, Unproven, Unusable  # noqa: E402
+from gpulet.executors.cuda.contexts import ContextPool  # noqa: E402
+from gpulet.executors.cuda.fake import FakeCudaDriver  # noqa: E402
+from gpulet.executors.cuda.layout import lay_out  # noqa: E402
 from gpulet.units import MS, US  # noqa: E402
 
 SOURCE = ast.parse(Path(module.__file__).read_text())
@@ -100,6 +103,17 @@ def gpu(stub):
     assert stub.stub_left() == 0
 
 
+@pytest.fixture(params=["stub", "imaginary"])
+def any_gpu(request):
+    """What is shown of the bindings is shown of the imaginary GPU as well, on which all the rest is tested."""
+    if request.param == "stub":
+        yield request.getfixturevalue("gpu")
+    else:
+        driver = FakeCudaDriver()
+        yield driver
+        driver.close()
+
+
 def test_a_gpu_says_what_it_is(gpu):
     assert (gpu.name, gpu.version) == ("Imaginary H200", 13000)
     whole = gpu.whole()
@@ -115,28 +129,62 @@ def test_one_split_gives_all_groups_and_what_is_left(gpu, stub, sms, groups, lef
     assert (found.remainder.sms if found.remainder else 0) == left
 
 
-def test_a_stream_of_merged_groups_runs_on_their_sms_alone(gpu):
+def test_streams_of_merged_groups_run_on_their_sms_alone(any_gpu):
+    gpu = any_gpu
     found = gpu.split(gpu.whole(), 8)
-    context = gpu.make_context([*found.groups[14:], found.remainder])
-    assert gpu.sms(context) == 20
-    stream, free = gpu.make_stream(context), gpu.make_stream(None)
-    assert (gpu.context(stream), gpu.context(free)) == (context, None)
-    assert gpu.sm_ids(stream, 640, 20 * US) == set(range(112, 132))
-    assert gpu.sm_ids(free, 6400, 20 * US) == set(range(132))
-    gpu.spin(stream, 20 * MS)
-    assert gpu.is_idle(stream)
+    contexts = [gpu.make_context(sets) for sets in (found.groups[:14], [*found.groups[14:], found.remainder])]
+    assert [gpu.sms(context) for context in contexts] == [112, 20]
+    streams = [gpu.make_stream(context) for context in (*contexts, None)]
+    assert [gpu.context(stream) for stream in streams] == [*contexts, None]
+    first, second, free = (gpu.sm_ids(stream, 6400, 20 * US) for stream in streams)
+    assert (len(first), len(second)) == (112, 20)
+    assert free == first | second == set(range(132))
+    assert len(gpu.sm_ids(streams[1], 640, 20 * US)) == 20
+    for stream in streams:
+        gpu.drain(stream)
+        gpu.destroy_stream(stream)
+    for context in contexts:
+        gpu.destroy_context(context)
+
+
+def test_marks_tell_how_far_a_stream_is(any_gpu):
+    gpu = any_gpu
+    gpu.enter()
+    stream = gpu.make_stream(None)
     start, end = gpu.make_mark(), gpu.make_mark()
-    for mark in (start, end):
-        gpu.put(mark, stream)
-        gpu.wait(mark)
-        assert gpu.is_reached(mark)
-    assert gpu.elapsed(start, end) == 1.5 * MS
+    gpu.put(start, stream)
+    gpu.spin(stream, 3 * MS // 2)
+    gpu.put(end, stream)
+    gpu.wait(end)
+    assert gpu.is_reached(start)
+    assert gpu.is_reached(end)
+    assert gpu.is_idle(stream)
+    assert gpu.elapsed(start, end) == pytest.approx(1.5 * MS, rel=0.01)
     for mark in (start, end):
         gpu.destroy_mark(mark)
-    for made in (stream, free):
-        gpu.drain(made)
-        gpu.destroy_stream(made)
-    gpu.destroy_context(context)
+    gpu.destroy_stream(stream)
+
+
+@pytest.mark.skipif(not hasattr(cuda, "CUdevWorkqueueConfigScope"), reason="these bindings are older than 13.1")
+@pytest.mark.parametrize(("version", "is_balanced"), [(13000, 0), (13010, 1)])
+def test_balanced_work_queues_are_asked_for_where_the_driver_has_them(gpu, stub, version, is_balanced):
+    stub.stub_version(version)
+    opened = module.open_cuda(0)
+    opened.destroy_context(opened.make_context(opened.split(opened.whole(), 8).groups))
+    opened.close()
+    stub.stub_version(13000)
+    assert stub.stub_balanced() == is_balanced
+
+
+def test_all_of_a_layout_stands_on_the_bindings(gpu):
+    """What is tested on the imaginary GPU, once on the bindings: layout, proven shares, their streams apart."""
+    pool = ContextPool(gpu, lay_out(gpu))
+    intervals = [pool.layout.interval(offset, 64) for offset in (0, 64)]
+    assert [pool.share(interval).sms for interval in intervals] == [64, 68]
+    with pytest.raises(Unproven, match="hardware queue"):  # nothing takes time on the stub: whoever waits has waited
+        pool.prove_apart(intervals)
+    assert pool.share(pool.layout.everything).sms == 132
+    pool.close()
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def test_a_share_that_is_not_what_was_asked_is_unproven_and_leaves_nothing_behin
     assert Interval(0, 4) not in pool
 
 
+def test_a_share_is_proven_even_while_a_neighbour_fills_some_of_its_sms():
+    driver, pool = made(crowded_rounds=20)
+    assert pool.share(Interval(0, 4)).sms == 32
+    driver.faults.crowded_rounds = 10**6
+    with pytest.raises(Unproven, match="must have 32 SMs, blocks in its stream ran on 16"):
+        pool.share(Interval(4, 8))
+
+
 @pytest.mark.parametrize("call", ["make_context", "make_stream", "context", "sms", "sm_ids"])
 def test_a_call_that_fails_on_the_way_leaves_nothing_behind(call):
     driver, pool = made()

@@ -108,8 +108,8 @@ class Cuda:
     def split(self, whole: SmSet, group: int) -> Split:
         """Flags 0: groups keep the clusters that cuBLAS and cuDNN launch on Hopper."""
         groups, count, rest = _do(cuda.cuDevSmResourceSplitByCount, whole.sms // group, whole.handle, 0, group)
-        remainder = _sm_set(rest)
-        return Split(tuple(_sm_set(g) for g in groups[:count]), remainder if remainder.sms else None)
+        remainder = _sm_set(rest) if rest.type == _SM and rest.sm.smCount else None
+        return Split(tuple(_sm_set(g) for g in groups[:count]), remainder)
 
     def make_context(self, sets: Sequence[SmSet]) -> Context:
         """A green context on these sets; with balanced work queues of its own where CUDA is 13.1 or newer."""
@@ -198,7 +198,7 @@ class Cuda:
         if self._buffer[0]:
             _do(cuda.cuMemFree, self._buffer[0])
         if self._kernel:
-            _do(cuda.cuModuleUnload, self._kernel[0])
+            _do(cuda.cuLibraryUnload, self._kernel[0])
         _do(cuda.cuDevicePrimaryCtxRelease, self._device)
 
     def _queues(self) -> list[object]:
@@ -224,9 +224,10 @@ class Cuda:
         return self._buffer[0]
 
     def _launch(self, stream: Stream, blocks: int, spin: Duration, where: int) -> None:
+        """The kernel belongs to no context, so it is launched in its stream's; a module's would belong to the primary."""
         if self._kernel is None:
-            module = _do(cuda.cuModuleLoadData, PTX)
-            self._kernel = (int(module), int(_do(cuda.cuModuleGetFunction, module, b"where")))
+            library = _do(cuda.cuLibraryLoadData, PTX, [], [], 0, [], [], 0)
+            self._kernel = (int(library), int(_do(cuda.cuLibraryGetKernel, library, b"where")))
         given = ((where, spin), (ctypes.c_uint64, ctypes.c_uint64))
         _do(cuda.cuLaunchKernel, self._kernel[1], blocks, 1, 1, 32, 1, 1, 0, stream, given, 0)
 
