@@ -79,12 +79,23 @@ CALL(cuLibraryLoadData, void **out, const char *code, void *a, void *b, unsigned
   NEED(strstr(code, ".visible .entry where") && !jit && !options) *out = (void *)0x2000; live_bytes++; END
 CALL(cuLibraryGetKernel, void **out, void *library, const char *name) NEED(library == (void *)0x2000 && !strcmp(name, "where")) *out = (void *)0x3000; END
 CALL(cuLibraryUnload, void *library) NEED(library == (void *)0x2000) live_bytes--; END
+static Stream *capturing;
+static struct { unsigned *out, blocks; Stream *stream; } captured;
+static void where(unsigned *out, unsigned blocks, Stream *s) {
+  unsigned count = s->context ? s->context->count : SMS;
+  for (unsigned n = 0; n < blocks; n++) out[n] = s->context ? s->context->ids[n % count] : n % count; }
+CALL(cuStreamBeginCapture, Stream *s, int mode) NEED(mode == 1) capturing = s; END
+CALL(cuStreamEndCapture, Stream *s, void **graph) NEED(s == capturing) capturing = 0; *graph = (void *)0x4000; live_bytes++; END
+CALL(cuGraphInstantiateWithFlags, void **out, void *graph, uint64_t flags) NEED(graph == (void *)0x4000 && !flags) *out = (void *)0x5000; live_bytes++; END
+CALL(cuGraphLaunch, void *graph, Stream *s) NEED(graph == (void *)0x5000) where(captured.out, captured.blocks, captured.stream); END
+CALL(cuGraphExecDestroy, void *graph) NEED(graph == (void *)0x5000) live_bytes--; END
+CALL(cuGraphDestroy, void *graph) NEED(graph == (void *)0x4000) live_bytes--; END
 CALL(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream *s, void **given, void **extra)
   NEED(f == (void *)0x3000 && gy * gz * by * bz == 1 && bx == 32 && !shared && given && !extra)
   unsigned *out = *(unsigned **)given[0]; uint64_t spin = *(uint64_t *)given[1];
   NEED(spin >= 1000 && spin <= 1000000000)
-  unsigned count = s->context ? s->context->count : SMS;
-  for (unsigned n = 0; n < gx; n++) out[n] = s->context ? s->context->ids[n % count] : n % count; END
+  if (s == capturing) { captured.out = out; captured.blocks = gx; captured.stream = s; }
+  else where(out, gx, s); END
 
 Result cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags, int *status) {
   *out = !strncmp(symbol, "cuGetProcAddress", 16) ? (void *)cuGetProcAddress_v2 : dlsym(RTLD_DEFAULT, symbol);

@@ -140,6 +140,7 @@ def test_streams_of_merged_groups_run_on_their_sms_alone(any_gpu):
     assert (len(first), len(second)) == (112, 20)
     assert free == first | second == set(range(132))
     assert len(gpu.sm_ids(streams[1], 640, 20 * US)) == 20
+    assert gpu.replayed_ids(streams[1], streams[2], 6400, 20 * US) == second
     for stream in streams:
         gpu.drain(stream)
         gpu.destroy_stream(stream)

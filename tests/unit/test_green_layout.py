@@ -101,6 +101,7 @@ def test_shares_are_made_once_and_given_back():
     ("faults", "why"),
     [
         ({"is_confining": False}, r"share \[0, 4\) must have 32 SMs, blocks in its stream ran on 132"),
+        ({"graphs_stay": False}, r"share \[0, 4\): a graph captured on it ran on 100 SMs outside, SM \d+ first"),
         ({"missing_sms": 2}, r"share \[0, 4\) must have 32 SMs, the CUDA driver gave it 30"),
     ],
 )

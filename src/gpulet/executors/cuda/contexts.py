@@ -127,6 +127,7 @@ class ContextPool:
             self._read_back(interval, context, stream)
             ids = self._where(stream, self.layout.sms(interval))
             self._compare(interval, len(ids), "blocks in its stream ran on")
+            self._prove_replay(interval, stream, ids)
         except Exception:
             if stream is not None:
                 driver.destroy_stream(stream)
@@ -152,6 +153,18 @@ class ContextPool:
             if len(ids) >= expected:
                 break
         return ids
+
+    def _prove_replay(self, interval: Interval, stream: Stream, ids: frozenset[int]) -> None:
+        """A graph captured here runs here, though it is replayed on a stream of the whole GPU."""
+        plain = self._driver.make_stream(None)
+        try:
+            blocks = _BLOCKS_PER_SM * self.layout.whole
+            astray = sorted(self._driver.replayed_ids(stream, plain, blocks, _HOLD) - ids)
+        finally:
+            self._driver.destroy_stream(plain)
+        if astray:
+            msg = f"share {interval}: a graph captured on it ran on {len(astray)} SMs outside, SM {astray[0]} first"
+            raise Unproven(msg)
 
     def _compare(self, interval: Interval, found: int, what: str) -> None:
         expected = self.layout.sms(interval)

@@ -181,13 +181,26 @@ class Cuda:
 
     def sm_ids(self, stream: Stream, blocks: int, spin: Duration) -> frozenset[int]:
         """The SMs on which `blocks` blocks really ran that each held its place for `spin`. Waits for them."""
-        where = self._room(blocks) + _ID
-        _do(cuda.cuMemsetD32Async, where, _UNTOUCHED, blocks, stream)
+        where = self._clean(stream, blocks)
         self._launch(stream, blocks, spin, where)
-        self.drain(stream)
-        found = array("I", bytes(_ID * blocks))
-        _do(cuda.cuMemcpyDtoH, found.buffer_info()[0], where, _ID * blocks)
-        return frozenset(found)
+        return self._found(stream, blocks, where)
+
+    def replayed_ids(self, stream: Stream, on: Stream, blocks: int, spin: Duration) -> frozenset[int]:
+        """As `sm_ids`, by a graph that is captured on `stream` and replayed on another."""
+        self.sm_ids(stream, 1, spin)  # loading a kernel for the first time cannot be captured
+        where = self._clean(on, blocks)
+        _do(cuda.cuStreamBeginCapture, stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            self._launch(stream, blocks, spin, where)
+        finally:
+            graph = _do(cuda.cuStreamEndCapture, stream)
+        replayable = _do(cuda.cuGraphInstantiate, graph, 0)
+        try:
+            _do(cuda.cuGraphLaunch, replayable, on)
+            return self._found(on, blocks, where)
+        finally:
+            _do(cuda.cuGraphExecDestroy, replayable)
+            _do(cuda.cuGraphDestroy, graph)
 
     def spin(self, stream: Stream, spin: Duration) -> None:
         """Keep one block busy for so long; does not wait."""
@@ -222,6 +235,18 @@ class Cuda:
                 _do(cuda.cuMemFree, where)
             self._buffer = (int(_do(cuda.cuMemAlloc, _ID * (blocks + 1))), blocks)
         return self._buffer[0]
+
+    def _clean(self, stream: Stream, blocks: int) -> int:
+        """Where blocks may write, with ids of no SM."""
+        where = self._room(blocks) + _ID
+        _do(cuda.cuMemsetD32Async, where, _UNTOUCHED, blocks, stream)
+        return where
+
+    def _found(self, stream: Stream, blocks: int, where: int) -> frozenset[int]:
+        self.drain(stream)
+        found = array("I", bytes(_ID * blocks))
+        _do(cuda.cuMemcpyDtoH, found.buffer_info()[0], where, _ID * blocks)
+        return frozenset(found)
 
     def _launch(self, stream: Stream, blocks: int, spin: Duration, where: int) -> None:
         """The kernel belongs to no context, so it is launched in its stream's; a module's would belong to the primary."""

@@ -45,6 +45,7 @@ class Faults:
     """
 
     is_confining: bool = True
+    graphs_stay: bool = True
     sets_merge_with_remainder: bool = True
     missing_sms: int = 0
     queues: int = 32
@@ -225,6 +226,11 @@ class FakeCudaDriver:
         self._run(stream, spin * -(-blocks // (8 * len(ids))))
         self.now = max(self.now, self._end(stream))
         return frozenset(sorted(ids)[:blocks])
+
+    def replayed_ids(self, stream: Stream, on: Stream, blocks: int, spin: Duration) -> frozenset[int]:
+        """Graphs stay where they were captured, unless this GPU does wrong."""
+        self._call("replayed_ids")
+        return self.sm_ids(stream if self.faults.graphs_stay else on, blocks, spin)
 
     def spin(self, stream: Stream, spin: Duration) -> None:
         """Work of that length."""

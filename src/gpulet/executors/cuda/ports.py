@@ -135,6 +135,10 @@ class CudaDriver(Protocol):
         """The SMs on which `blocks` blocks really ran that each held its place for `spin`. Waits for them."""
         ...
 
+    def replayed_ids(self, stream: Stream, on: Stream, blocks: int, spin: Duration) -> frozenset[int]:
+        """As `sm_ids`, by a graph that is captured on `stream` and replayed on another."""
+        ...
+
     def spin(self, stream: Stream, spin: Duration) -> None:
         """Keep one block busy for so long; does not wait."""
         ...
