@@ -11,6 +11,10 @@
         ├── NvmlError       an NVML call that failed: the call and NVML's `code`
         ├── CarveError      MIG instances that could not be made; `left` is what is not as before, if anything
         └── MpsError        the MPS control binary or its daemon: the command and what it said
+        ├── Unproven        asked for and not shown to hold: nothing is served on it; names the check and its numbers
+        └── DeviceError     a call of a device's own interface was refused: names the call and its result
+            ├── DeviceFull  no memory: what was asked for is given up, what is loaded serves on
+            └── DeviceLost  every later call fails as well: the worker ends and is replaced
 
 `assert` guards against our own mistakes; nothing else is raised on purpose.
 """
@@ -81,3 +85,19 @@ class MpsError(Unusable):
     def __init__(self, command: str, why: str) -> None:
         super().__init__(f"nvidia-cuda-mps-control: {command}: {why}")
         self.command = command
+
+
+class Unproven(Unusable):
+    """A gpulet that is not shown to be what it was asked to be."""
+
+
+class DeviceError(Unusable):
+    """A call of a device's own interface was refused."""
+
+
+class DeviceFull(DeviceError):  # noqa: N818
+    """The device has no memory for it."""
+
+
+class DeviceLost(DeviceError):  # noqa: N818
+    """The process can use the device no more."""

@@ -3,15 +3,18 @@
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
-from gpulet.device import Device, Mechanism, Size, cpu_kind
+from gpulet.device import Device, Mechanism, Size, cpu_kind, find_kind
 from gpulet.drivers.timers import LiveTimer
 from gpulet.executors.cpu import Cpu, ModelFile
+from gpulet.executors.cuda.fake import FakeCudaDriver
+from gpulet.executors.cuda.imaginary import ImaginaryModel, ImaginaryRuntime
+from gpulet.executors.green import Green
 from gpulet.executors.simulated import Simulated
 from gpulet.fleetfile import usable_cores
 from gpulet.plan import Gpulet, Plan, Turn
@@ -73,7 +76,20 @@ def cpu(bench, timer, folder):
     )
 
 
-EXECUTORS = {"simulated": simulated, "cpu": cpu}
+def green(bench, timer, folder):
+    """On the imaginary GPU, in this process."""
+    driver = FakeCudaDriver()
+    runtime = ImaginaryRuntime(driver, {"plain": ImaginaryModel(), "deep": ImaginaryModel()})
+    tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
+    device = Device(0, find_kind("h200-141gb"), Mechanism.GREEN)
+    gpulets = tuple(replace(g, size=Size(64, 50.0), offset=64 * g.id) for g in PLAN.gpulets)
+    ask = bench.requests.__getitem__
+    return Green(
+        Plan((device,), gpulets), 0, lambda: (driver, runtime), timer, bench.events.put_nowait, ask, tell, pytest.fail
+    )
+
+
+EXECUTORS = {"simulated": simulated, "cpu": cpu, "green": green}
 
 
 @asynccontextmanager
