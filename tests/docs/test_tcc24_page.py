@@ -73,3 +73,12 @@ def test_every_picture_is_there():
     pictures = re.findall(r"\]\((tcc24-[\w-]+\.png)\)", PAGE)
     assert len(pictures) == 4
     assert all((DOCS / picture).exists() for picture in pictures)
+
+
+def test_ours_is_never_behind_any_other_system_and_starves_nobody():
+    lines = PAGE.split("\n## Ours against every other system\n", 1)[1].splitlines()
+    rows = [cells(line) for line in lines if re.match(r"\| (C-\d|random \d+), ", line)]
+    assert len({row[0] for row in rows}) == 24
+    assert [row[2] for row in rows] == ["60%", "80%", "95%"] * 24
+    assert {row[5] for row in rows} == {"none"}
+    assert min(float(row[7]) for row in rows) >= 0.995

@@ -62,7 +62,7 @@ def test_a_run_that_no_hole_holds_is_drawn_in_pieces():
     def run(start, length, sms):
         return TimelineRun(start, length, "a", Size(sms, 0.0), 1)
 
-    low, middle, high, late = (run(0, 10, 4), run(0, 30, 3), run(0, 10, 3), run(10, 5, 6))
+    low, middle, high, late = (run(-5, 15, 4), run(0, 30, 3), run(0, 10, 3), run(10, 5, 6))
     assert list(placed([low, middle, high, late], 10)) == [
         (low, 0, 4),
         (middle, 4, 3),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def _uncut(plan: Plan) -> set[str]:
 
 def placed(runs: Sequence[TimelineRun], sms: int) -> Iterator[tuple[TimelineRun, int, int]]:
     """(run, first SM, SMs) for a picture: each run in the lowest hole that holds it, else in several pieces."""
-    until: list[float] = [-1.0] * sms
+    until = [-inf] * sms
     for run in sorted(runs, key=lambda run: (run.start, -run.size.sms)):
         free = [place for place, busy in enumerate(until) if busy <= run.start]
         whole = next((low for low, height in _pieces(free) if height >= run.size.sms), None)
