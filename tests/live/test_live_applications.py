@@ -82,7 +82,10 @@ def test_an_application_is_served_counted_and_replayed(path, tmp_path):
         assert (status, doc) == (429, {"error": "request was not served: predicted late"})
         # The first stage is in time; then the next one would wait too long for somebody else's 32 rows.
         with ThreadPoolExecutor(1) as pool:
+            before = counts(server, "classify")["arrived"]
             other = pool.submit(ask, port, "classify", 32)
+            while counts(server, "classify")["arrived"] == before:
+                assert not other.done()
             status, doc = ask(port, "shop", timeout=200_000)
             assert (status, doc) == (429, {"error": "request was not served: predicted late"})
             assert other.result()[0] == 200
