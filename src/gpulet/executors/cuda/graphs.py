@@ -102,4 +102,4 @@ class GraphCache:
             del self.signatures[model]
 
     def _needs(self, keys: Collection[GraphKey]) -> Mapping[GraphKey, Need]:
-        return {key: self.runtime.need(key.model, key.bucket) for key in keys}
+        return {key: self.runtime.need(key) for key in keys}

@@ -72,10 +72,10 @@ class ImaginaryRuntime:
         self._captured: set[GraphKey] = set()
         self._pools: dict[Interval, int] = {}
 
-    def need(self, model: str, bucket: int) -> Need:
+    def need(self, key: GraphKey) -> Need:
         """Exactly what it will take; buffers go with the batch."""
-        known = self._known(model)
-        return Need(known.weights, known.staging * bucket, known.pool * bucket)
+        known = self._known(key.model)
+        return Need(known.weights, known.staging * key.bucket, known.pool * key.bucket)
 
     def load(self, model: str) -> Signature:
         """Take the memory of its weights."""
@@ -96,7 +96,7 @@ class ImaginaryRuntime:
         self.calls["capture"] += 1
         assert key.model in self._loaded, f"{key.model} is captured but not loaded"
         assert key not in self._captured, f"{key} is captured twice"
-        need, pool = self.need(key.model, key.bucket), self._pools.get(key.interval, 0)
+        need, pool = self.need(key), self._pools.get(key.interval, 0)
         latency = self._models[key.model].latency * 8 // share.sms
         graph = ImaginaryGraph(self, key, share.stream, latency)
         try:
@@ -116,7 +116,7 @@ class ImaginaryRuntime:
     def forget(self, key: GraphKey) -> None:
         """A graph is gone; the pool goes with its last."""
         self._captured.remove(key)
-        self.driver.used -= self.need(key.model, key.bucket).staging
+        self.driver.used -= self.need(key).staging
         if all(other.interval != key.interval for other in self._captured):
             self.driver.used -= self._pools.pop(key.interval)
 

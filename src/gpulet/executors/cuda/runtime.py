@@ -1,7 +1,7 @@
 """What is asked of a model runtime (PyTorch, ONNX Runtime) on one GPU: load, capture, replay.
 
 Weights are loaded once for the GPU. A graph is captured on the stream of one share and runs on that share's SMs for
-ever after, whatever stream it is replayed on; so there is one for each (model, bucket, interval). Everything a graph
+ever after, whatever stream it is replayed on; so there is one for each (model, shape, bucket, interval). Everything a graph
 needs is allocated by its capture; a replay allocates nothing.
 """
 
@@ -13,20 +13,23 @@ from gpulet.executors.base import Buffer, Signature
 from gpulet.executors.cuda.contexts import Share
 from gpulet.executors.cuda.layout import Interval
 from gpulet.executors.cuda.ports import Mark
+from gpulet.units import PLAIN
 
 Tensors: TypeAlias = Sequence[Sequence[Buffer]]
 """For each tensor of the signature, the parts that follow one another: one for each request."""
 
 
 class GraphKey(NamedTuple):
-    """What a graph is for: a model, the largest batch it takes, and the SMs it runs on."""
+    """What a graph is for: a model, the largest batch it takes, the SMs it runs on, and its inputs' shape class."""
 
     model: str
     bucket: int
     interval: Interval
+    shape: str = PLAIN
 
     def __str__(self) -> str:
-        return f"{self.model} x {self.bucket} on {self.interval}"
+        of = f" of {self.shape}" if self.shape else ""
+        return f"{self.model} x {self.bucket}{of} on {self.interval}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Graph(Protocol):
 class ModelRuntime(Protocol):
     """Models on one GPU; all of it is called by the builder's thread alone, `Graph.replay` by its gpulet's."""
 
-    def need(self, model: str, bucket: int) -> Need:
+    def need(self, key: GraphKey) -> Need:
         """What it takes: estimated before it was captured, measured afterwards."""
         ...
 

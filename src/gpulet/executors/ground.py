@@ -1,0 +1,44 @@
+"""How a plan's gpulets become worker processes: the port that each mechanism fills in its own way.
+
+A *post* is the place of one worker process. Where one process holds a whole GPU (green contexts, plain streams) all
+gpulets of that GPU are of one post; where a process is the gpulet (MPS, MIG, cores) each has its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gpulet.plan import Gpulet, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A worker process's place: its gpulets and `device`, and what its environment must hold before CUDA starts.
+
+    `is_alone`: the process is the gpulet, and what it sees of the device is its share; else it cuts what it sees.
+    """
+
+    device: int
+    gpulets: tuple[Gpulet, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_alone: bool = False
+
+
+class Ground(Protocol):
+    """Makes a plan's shares and proves them. All of it may block: it is called on a thread, one call at a time."""
+
+    def prepare(self, plan: Plan) -> tuple[Post, ...]:
+        """Make what the plan's workers need beside what stands; raises `PlanError`, `Unusable`: then all is as before."""
+        ...
+
+    def prove(self, post: Post, pid: int, sms: int) -> None:
+        """Show that a worker has its share, before it serves; it counted `sms` SMs. Raises `Unproven`."""
+        ...
+
+    def settle(self, plan: Plan) -> None:
+        """That plan is in force and the workers of others are gone: give back what only they needed."""
+        ...
+
+    def close(self) -> None:
+        """All workers are gone: give everything back."""
+        ...
