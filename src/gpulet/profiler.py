@@ -14,7 +14,7 @@ import numpy as np
 
 from gpulet.errors import ModelError
 from gpulet.executors.base import DATATYPE_SIZES, Signature
-from gpulet.executors.process import BLOCK_BYTES, WorkerProcess
+from gpulet.executors.process import WorkerProcess
 from gpulet.executors.wire import Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
 from gpulet.profile import Point
 from gpulet.units import PLAIN, SECOND, Duration
@@ -68,7 +68,7 @@ class Bench:
 
     async def load(self, model: WorkerModel, cores: Sequence[int], threads: int) -> None:
         """Become a worker of this model; raises `ModelError` when it cannot be loaded."""
-        self._worker.send(Assign(tuple(cores), threads, (model,), BLOCK_BYTES // 2))
+        self._worker.send(Assign(tuple(cores), threads, (model,)))
         ready = await self._hear()
         assert isinstance(ready, Ready)
         if ready.models[0].error:

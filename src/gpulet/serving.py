@@ -21,8 +21,11 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, GpuletError
 from gpulet.executors.base import LiveExecutor
-from gpulet.executors.cpu import Cpu, ModelFile
+from gpulet.executors.cpu import Cores
+from gpulet.executors.process import CPU
 from gpulet.executors.simulated import EMULATED, Simulated
+from gpulet.executors.wire import WorkerModel
+from gpulet.executors.workers import Workers
 from gpulet.fleetfile import Site, usable_cores
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
@@ -162,10 +165,10 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
         for name in problem.models
     }
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    files = {n: ModelFile(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
-    cpu = Cpu(plan, files, usable_cores(), live.timer, live.feed, live.client, tell, live.abandon)
-    catalog.signatures, catalog.refused = cpu.signatures, cpu.refused
-    return cpu
+    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
+    workers = Workers(plan, files, Cores(usable_cores()), CPU, live.timer, live.feed, live.client, tell, live.abandon)
+    catalog.signatures, catalog.refused = workers.signatures, workers.refused
+    return workers
 
 
 def _journal(site: Site, server: ServerSection, header: Header) -> JournalFile | None:

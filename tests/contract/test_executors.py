@@ -11,15 +11,20 @@ import pytest
 from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
 from gpulet.device import Device, Mechanism, Size, cpu_kind, find_kind
 from gpulet.drivers.timers import LiveTimer
-from gpulet.executors.cpu import Cpu, ModelFile
+from gpulet.executors.cpu import Cores
 from gpulet.executors.cuda.fake import FakeCudaDriver
 from gpulet.executors.cuda.imaginary import ImaginaryModel, ImaginaryRuntime
+from gpulet.executors.gpus import Gpus
 from gpulet.executors.green import Green
+from gpulet.executors.process import CPU, Program
 from gpulet.executors.simulated import Simulated
+from gpulet.executors.stations import Patience
+from gpulet.executors.wire import WorkerModel
+from gpulet.executors.workers import Workers
 from gpulet.fleetfile import usable_cores
 from gpulet.plan import Gpulet, Plan, Turn
 from gpulet.profile import Point, Profile
-from gpulet.units import MS
+from gpulet.units import MIB, MS
 from servers import save_detector, save_model
 
 CORES = len(usable_cores())
@@ -69,11 +74,10 @@ def simulated(bench, timer, folder):
 def cpu(bench, timer, folder):
     for name, layers in (("plain", 0), ("deep", 2)):
         save_model(folder, name, layers=layers)
-    files = {name: ModelFile(name, str(folder / name / "1" / "model.onnx"), 4) for name in ("plain", "deep")}
+    files = {name: WorkerModel(name, str(folder / name / "1" / "model.onnx"), 4) for name in ("plain", "deep")}
     tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
-    return Cpu(
-        PLAN, files, usable_cores(), timer, bench.events.put_nowait, bench.requests.__getitem__, tell, pytest.fail
-    )
+    ask = bench.requests.__getitem__
+    return Workers(PLAN, files, Cores(usable_cores()), CPU, timer, bench.events.put_nowait, ask, tell, pytest.fail)
 
 
 def green(bench, timer, folder):
@@ -85,11 +89,41 @@ def green(bench, timer, folder):
     gpulets = tuple(replace(g, size=Size(64, 50.0), offset=64 * g.id) for g in PLAN.gpulets)
     ask = bench.requests.__getitem__
     return Green(
-        Plan((device,), gpulets), 0, lambda: (driver, runtime), timer, bench.events.put_nowait, ask, tell, pytest.fail
+        Plan((device,), gpulets),
+        0,
+        lambda: (driver, runtime),
+        timer.now,
+        bench.events.put_nowait,
+        ask,
+        tell,
+        pytest.fail,
     )
 
 
-EXECUTORS = {"simulated": simulated, "cpu": cpu, "green": green}
+def gpu(bench, timer, ground, mechanism):
+    """A worker process that holds an imaginary GPU."""
+    device = Device(0, find_kind("h200-141gb"), mechanism)
+    whole = mechanism is Mechanism.WHOLE
+    size = Size(132, 100.0) if whole else Size(64, 50.0)
+    gpulets = tuple(replace(g, size=size, offset=0 if whole else 64 * g.id) for g in PLAN.gpulets)
+    models = {name: WorkerModel(name, f"{name}.pt2", 4) for name in ("plain", "deep")}
+    tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
+    ask = bench.requests.__getitem__
+    plan = Plan((device,), gpulets)
+    emit = bench.events.put_nowait
+    return Workers(plan, models, ground, IMAGINARY, timer, emit, ask, tell, pytest.fail, Patience())
+
+
+def green_worker(bench, timer, folder):
+    return gpu(bench, timer, Gpus(), Mechanism.GREEN)
+
+
+def whole_worker(bench, timer, folder):
+    return gpu(bench, timer, Gpus(), Mechanism.WHOLE)
+
+
+EXECUTORS = {"simulated": simulated, "cpu": cpu, "green": green, "green-worker": green_worker, "whole": whole_worker}
+IMAGINARY = Program("gpulet.executors.cuda.worker", ("gpulet.executors.cuda.imaginary:open_imaginary",), 8, MIB)
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ class Bench:
         tell = lambda event, **fields: None  # noqa: E731
         opened = lambda: (driver, runtime)  # noqa: E731
         ask = self.requests.__getitem__
-        self.green = Green(first, 0, opened, self.timer, self.events.append, ask, tell, self.given_up.append)
+        self.green = Green(first, 0, opened, self.timer.now, self.events.append, ask, tell, self.given_up.append)
 
     def start(self, batch, on, rows=1, size=4):
         self.requests[batch] = Request((bytes(size * rows),), ((rows, 1),))

@@ -4,12 +4,13 @@ A live executor also moves payloads. What models take and give is a `Signature`;
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from gpulet.core.messages import BatchId, Event, Load, RequestId, Start, Unload
-from gpulet.units import Instant
+from gpulet.units import Duration, Instant
 
 Emit: TypeAlias = Callable[[Event], None]
 """Hands an event to the driver, at the driver's time."""
@@ -67,6 +68,15 @@ class Payload(Protocol):
     dims: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What a re-cut took: `build` beside serving; `drain`, until the last running batch had ended; `swap`, when nothing ran."""
+
+    build: Duration
+    drain: Duration
+    swap: Duration
+
+
 class Timer(Protocol):
     """The driver's clock, as an executor may use it."""
 
@@ -111,5 +121,9 @@ class LiveExecutor(Executor, Protocol):
         ...
 
 
+Tell: TypeAlias = Callable[..., None]
+"""A structured log line: a name and fields."""
+GiveUp: TypeAlias = Callable[[Exception], None]
+"""Called when no plan can be carved here: the server cannot go on."""
 Payloads: TypeAlias = Callable[[RequestId], Payload]
 """Where an executor finds the inputs of the requests of a batch."""

@@ -6,20 +6,21 @@ is made of CUDA and of a model runtime comes in by `open_gpu`, called on the bui
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
+from gpulet.device import Mechanism
 from gpulet.errors import DeviceLost, GpuletError, ModelError, Unusable
-from gpulet.executors.base import Emit, Outputs, Payloads, Result, Signature, Timer
-from gpulet.executors.cuda.building import Builder, Built
+from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Result, Signature, Tell, Times
+from gpulet.executors.cuda.building import Builder, Built, Clock
 from gpulet.executors.cuda.contexts import ContextPool
-from gpulet.executors.cuda.cut import Cut, Replay, Resumed, Times
+from gpulet.executors.cuda.cut import Cut, Replay, Resumed
 from gpulet.executors.cuda.graphs import GraphCache
-from gpulet.executors.cuda.layout import Interval, lay_out
+from gpulet.executors.cuda.layout import Interval, lay_out, uncut
 from gpulet.executors.cuda.ledger import open_ledger
 from gpulet.executors.cuda.ports import CudaDriver
 from gpulet.executors.cuda.runtime import Answered, Graph, ModelRuntime, Tensors
@@ -29,8 +30,6 @@ from gpulet.units import SECOND, Duration
 OpenGpu: TypeAlias = Callable[[], tuple[CudaDriver, ModelRuntime]]
 """Holds the GPU, current to the calling thread; raises `Unusable`."""
 Made = TypeVar("Made")
-Tell = Callable[..., None]
-GiveUp = Callable[[Exception], None]
 
 
 class Green:
@@ -41,23 +40,25 @@ class Green:
         plan: Plan,
         device: int,
         open_gpu: OpenGpu,
-        timer: Timer,
+        clock: Clock,
         emit: Emit,
         payloads: Payloads,
         tell: Tell,
         give_up: GiveUp,
+        shapes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.signatures: dict[str, Signature] = {}
         self._plan = plan
         self._device = device
         self._open_gpu = open_gpu
-        self._timer = timer
+        self._shapes = shapes or {}
+        self._clock = clock
         self._emit = emit
         self._payloads = payloads
         self._tell = tell
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
-        self._cut = Cut(timer.now)
+        self._cut = Cut(clock)
         self._driver: CudaDriver | None = None
         self._builder: Builder | None = None
         self._building = ThreadPoolExecutor(1, "builder")
@@ -69,9 +70,31 @@ class Green:
         self._carving: asyncio.Task[None] | None = None
 
     @property
+    def refused(self) -> dict[str, str]:
+        """Models that could not be loaded or captured when the first plan was carved, and why."""
+        return self._builder.refused if self._builder else {}
+
+    @property
+    def sms(self) -> int:
+        """On how many SMs blocks ran: of the widest gpulet on an uncut GPU, else those that were cut."""
+        if self._builder is None:
+            return 0
+        layout = self._builder.cache.pool.layout
+        return layout.whole if layout.is_cut else max(self._builder.cache.pool.widths(), default=layout.whole)
+
+    @property
     def is_draining(self) -> bool:
         """Whether a re-cut waits for running batches."""
         return not self._cut.is_drained
+
+    @property
+    def _mechanism(self) -> Mechanism:
+        return next(d.mechanism for d in self._plan.devices if d.index == self._device)
+
+    async def carved(self) -> None:
+        """Wait until what `carve` began has ended, well or not."""
+        assert self._carving, "nothing is carved"
+        await asyncio.wait((self._carving,))
 
     def carve(self) -> None:
         """Lay the GPU out and build the plan; a plan that cannot be built or proven here gives up."""
@@ -149,16 +172,17 @@ class Green:
         self._cut.drain(built)
         self._cut.swap()
         for gpulet, place in built.places.items():
-            self._tell("gpulet_up", gpulet=gpulet, place=str(place.interval), models=list(place.gpulet.models))
+            self._tell("gpulet_carved", gpulet=gpulet, place=str(place.interval), graphs=len(place.keys))
             self._emit(GpuletUp(gpulet))
 
     def _open(self) -> Built:
         """On the builder's thread."""
         self._driver, runtime = self._open_gpu()
-        pool = ContextPool(self._driver, lay_out(self._driver))
+        is_cut = self._mechanism is not Mechanism.WHOLE
+        pool = ContextPool(self._driver, lay_out(self._driver) if is_cut else uncut(self._driver))
         cache = GraphCache(pool, runtime, open_ledger(self._driver))
-        self._builder = Builder(cache, self._device, self._timer.now)
-        return self._builder.build(self._plan, ())
+        self._builder = Builder(cache, self._device, self._clock, self._shapes)
+        return self._builder.build_first(self._plan)
 
     def _give_back(self) -> None:
         """On the builder's thread."""

@@ -5,9 +5,11 @@ gpulets of that GPU are of one post; where a process is the gpulet (MPS, MIG, co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from gpulet.device import Mechanism
+from gpulet.executors.wire import Ready
 from gpulet.plan import Gpulet, Plan
 
 
@@ -16,12 +18,24 @@ class Post:
     """A worker process's place: its gpulets and `device`, and what its environment must hold before CUDA starts.
 
     `is_alone`: the process is the gpulet, and what it sees of the device is its share; else it cuts what it sees.
+    `cores` are the process's own, where it is pinned to any.
     """
 
     device: int
     gpulets: tuple[Gpulet, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     is_alone: bool = False
+    cores: tuple[int, ...] = ()
+
+
+def plan_of(post: Post, plan: Plan) -> Plan:
+    """The plan as the worker at that post must see it: one that is alone has its share as an uncut device to itself."""
+    if not post.is_alone:
+        return plan
+    device = next(d for d in plan.devices if d.index == post.device)
+    (gpulet,) = post.gpulets
+    whole = replace(device, mechanism=Mechanism.WHOLE, resizes=False)
+    return Plan((whole,), (replace(gpulet, id=0, offset=0, processes=1, process=0),))
 
 
 class Ground(Protocol):
@@ -31,8 +45,8 @@ class Ground(Protocol):
         """Make what the plan's workers need beside what stands; raises `PlanError`, `Unusable`: then all is as before."""
         ...
 
-    def prove(self, post: Post, pid: int, sms: int) -> None:
-        """Show that a worker has its share, before it serves; it counted `sms` SMs. Raises `Unproven`."""
+    def prove(self, post: Post, pid: int, ready: Ready) -> None:
+        """Show by what a worker found that it has its share, before it serves; raises `Unproven`."""
         ...
 
     def settle(self, plan: Plan) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -20,23 +21,39 @@ from gpulet.units import MIB
 _decoder: Final[msgspec.msgpack.Decoder[FromWorker]] = msgspec.msgpack.Decoder(FromWorker)
 _encoder: Final = msgspec.msgpack.Encoder()
 _SINGLE_THREADED: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-BLOCK_BYTES: Final = 512 * MIB
-"""Half for inputs, half for outputs; pages exist only once they are touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a worker runs: a module of ours with arguments, and its slots for batches, of half inputs and half outputs.
+
+    Pages of the shared block exist only once they are touched.
+    """
+
+    module: str
+    arguments: tuple[str, ...] = ()
+    slots: int = 1
+    slot_bytes: int = 512 * MIB
+
+
+CPU: Final = Program("gpulet.executors.worker")
 
 
 class WorkerProcess:
     """A child process. `hear` gets its messages, `gone` is called once when it dies; both on the loop."""
 
-    def __init__(self, hear: Callable[[FromWorker], None], gone: Callable[[], None]) -> None:
+    def __init__(self, hear: Callable[[FromWorker], None], gone: Callable[[], None], program: Program = CPU) -> None:
         self.hear = hear
         self.gone = gone
         self._loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         block = os.memfd_create("gpulet-slot")
-        os.ftruncate(block, BLOCK_BYTES)
-        self.block = mmap.mmap(block, BLOCK_BYTES)
+        size = program.slots * program.slot_bytes
+        os.ftruncate(block, size)
+        self.block = mmap.mmap(block, size)
+        self.program = program
         self._child = subprocess.Popen(  # noqa: S603 (our own module)
-            [sys.executable, "-m", "gpulet.executors.worker", str(theirs.fileno()), str(block)],
+            [sys.executable, "-m", program.module, str(theirs.fileno()), str(block), *program.arguments],
             pass_fds=(theirs.fileno(), block),
             stdin=subprocess.DEVNULL,
             env={**os.environ, **_SINGLE_THREADED},

@@ -1,22 +1,25 @@
 """What a front-end and its workers say to each other: small messages on a socket, tensors in a shared block.
 
-The block is an anonymous memory file with one slot: inputs of the running batch from byte 0, outputs from
-`Assign.outputs_at`. Every tensor begins on a 64-byte boundary, so that the runtime need not copy it.
+The block is an anonymous memory file of equal slots (`slots.py`). A slot holds one batch: its inputs from the slot's first
+byte, its outputs from its middle. Every tensor begins on a 64-byte boundary, so that a runtime need not copy it.
 """
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import msgspec
 
 from gpulet.executors.base import Signature
-from gpulet.units import PLAIN
+from gpulet.plan import GpuletId, Plan
+from gpulet.units import PLAIN, Duration
 
 ALIGNMENT = 64
 LARGEST_MESSAGE = 1 << 17
+"""Beyond it a message would not fit the socket's buffer: the kernel's default is 208 KiB."""
 
 
 class WorkerModel(msgspec.Struct, frozen=True):
-    """A model a worker loads: the ONNX file, the largest batch and the shape classes it is warmed for."""
+    """A model a worker loads: its file, the largest batch and the shape classes it is warmed for."""
 
     name: str
     path: str
@@ -34,18 +37,46 @@ class Assign(_Message, frozen=True):
     cores: tuple[int, ...]
     threads: int
     models: tuple[WorkerModel, ...]
-    outputs_at: int
+    slots: int = 1
+
+
+class Occupy(_Message, frozen=True):
+    """To a fresh worker: hold a GPU, and carve what `plan` has on that device, with these models.
+
+    `environment` is set before CUDA starts. On a device of mechanism `whole` nothing is cut: what the worker sees is all.
+    """
+
+    environment: Mapping[str, str]
+    plan: Plan
+    device: int
+    models: tuple[WorkerModel, ...]
+    slots: int
+
+
+class Recut(_Message, frozen=True):
+    """Bring another plan for the same device into force while serving; `patience` is for the last batches."""
+
+    plan: Plan
+    models: tuple[WorkerModel, ...]
+    patience: Duration
 
 
 class RunBatch(_Message, frozen=True):
-    """Run the batch in the slot: `model` by its place in `Assign.models`, `shapes` of its inputs, rows first."""
+    """Run the batch in a slot: `model` by its place in the worker's models, `shapes` of its inputs, rows first.
+
+    `shape` is its shape class; `gpulet` and `sms` say where, in a worker that has several: SMs are for this run alone.
+    """
 
     batch: int
     model: int
     shapes: tuple[tuple[int, ...], ...]
+    slot: int = 0
+    shape: str = PLAIN
+    gpulet: GpuletId = 0
+    sms: int = 0
 
 
-ToWorker: TypeAlias = Assign | RunBatch
+ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch
 
 
 class ModelReady(msgspec.Struct, frozen=True):
@@ -57,14 +88,31 @@ class ModelReady(msgspec.Struct, frozen=True):
 
 
 class Ready(_Message, frozen=True):
-    """Loaded and warm; `allowed` are the cores each of the worker's threads may use, as the OS tells it."""
+    """Loaded and warm. `allowed`: the cores each of the worker's threads may use; `sms`: the SMs that its blocks ran on."""
 
     models: tuple[ModelReady, ...]
-    allowed: tuple[tuple[int, ...], ...]
+    allowed: tuple[tuple[int, ...], ...] = ()
+    sms: int = 0
+
+
+class Refused(_Message, frozen=True):
+    """What was asked cannot be: `is_final` where the worker ends for it; a re-cut leaves the plan in force."""
+
+    error: str
+    is_final: bool
+
+
+class Recutted(_Message, frozen=True):
+    """The next plan is in force; nanoseconds of building beside serving, of draining, of swapping."""
+
+    models: tuple[ModelReady, ...]
+    build: Duration
+    drain: Duration
+    swap: Duration
 
 
 class Done(_Message, frozen=True):
-    """The batch's outputs are in the slot; `shapes` in the signature's order. `took` nanoseconds in the runtime."""
+    """The batch's outputs are in its slot; `shapes` in the signature's order. `took` nanoseconds in the runtime."""
 
     batch: int
     shapes: tuple[tuple[int, ...], ...]
@@ -78,7 +126,21 @@ class Failed(_Message, frozen=True):
     error: str
 
 
-FromWorker: TypeAlias = Ready | Done | Failed
+class Returned(_Message, frozen=True):
+    """After a re-cut no gpulet takes this batch, which had not begun."""
+
+    gpulet: GpuletId
+    is_up: bool
+
+
+class Told(_Message, frozen=True):
+    """A line for the front-end's log."""
+
+    event: str
+    fields: Mapping[str, str]
+
+
+FromWorker: TypeAlias = Ready | Refused | Recutted | Done | Failed | Returned | Told
 
 
 def align(offset: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 import msgspec.structs
@@ -25,7 +25,10 @@ from gpulet.executors.wire import (
     Failed,
     FromWorker,
     ModelReady,
+    Occupy,
     Ready,
+    Recut,
+    Refused,
     RunBatch,
     ToWorker,
     WorkerModel,
@@ -149,12 +152,22 @@ class Worker:
         """Until the front-end closes the socket."""
         while data := self._channel.recv(LARGEST_MESSAGE):
             message = self._decoder.decode(data)
-            answer = self._assign(message) if isinstance(message, Assign) else self._run(message)
-            self._channel.send(self._encoder.encode(answer))
+            self._channel.send(self._encoder.encode(self._answer(message)))
+
+    def _answer(self, message: ToWorker) -> FromWorker:
+        match message:
+            case Assign():
+                return self._assign(message)
+            case RunBatch():
+                return self._run(message)
+            case Occupy() | Recut():
+                return Refused("a worker of cores holds no GPU", is_final=True)
+            case _:
+                assert_never(message)
 
     def _assign(self, message: Assign) -> FromWorker:
         pin(message.cores)
-        self._outputs_at = message.outputs_at
+        self._outputs_at = len(self._block) // message.slots // 2
         results = [load(model, message.threads) for model in message.models]
         self._models = [loaded for _, models in results for loaded in models]
         gc.collect()

@@ -4,16 +4,16 @@ Whatever fails on the way is given back, and the old plan has noticed nothing. O
 process must end.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from gpulet.errors import DeviceLost, PlanError
+from gpulet.errors import DeviceLost, ModelError, PlanError
 from gpulet.executors.cuda.graphs import GraphCache
 from gpulet.executors.cuda.layout import Interval, SmLayout
 from gpulet.executors.cuda.runtime import GraphKey
 from gpulet.plan import Gpulet, GpuletId, Plan
-from gpulet.units import Duration, Instant
+from gpulet.units import PLAIN, Duration, Instant
 
 Clock = Callable[[], Instant]
 
@@ -26,9 +26,13 @@ class Place:
     interval: Interval
     keys: tuple[GraphKey, ...]
 
-    def key(self, model: str, rows: int) -> GraphKey | None:
-        """The smallest graph that takes so many rows; None where there is none."""
-        return next((key for key in self.keys if key.model == model and key.bucket >= rows), None)
+    def key(self, model: str, rows: int, shape: str = PLAIN) -> GraphKey | None:
+        """The smallest graph that takes so many rows of that shape class; None where there is none."""
+        return next((k for k in self.keys if k.model == model and k.shape == shape and k.bucket >= rows), None)
+
+    def without(self, models: Collection[str]) -> "Place":
+        """The place less the graphs of some models."""
+        return replace(self, keys=tuple(key for key in self.keys if key.model not in models))
 
 
 Places = Mapping[GpuletId, Place]
@@ -52,32 +56,50 @@ def buckets(batch: int) -> tuple[int, ...]:
     return (*(2**n for n in range(batch.bit_length()) if 2**n < batch), batch)
 
 
-def arrange(plan: Plan, layout: SmLayout, device: int) -> Places:
-    """Where the plan's gpulets of that device stand; raises `PlanError` where they cannot."""
+def arrange(plan: Plan, layout: SmLayout, device: int, shapes: Mapping[str, Sequence[str]]) -> Places:
+    """Where the plan's gpulets of that device stand; raises `PlanError` where they cannot.
+
+    `shapes` are the shape classes of the models that have any.
+    """
     violations = plan.violations()
     if violations:
         raise PlanError(violations[0])
     mine = [gpulet for gpulet in plan.gpulets if gpulet.device == device]
-    places = {gpulet.id: _place(gpulet, layout) for gpulet in mine}
-    for one, other in combinations(places.values(), 2):
-        assert not one.interval.overlaps(other.interval), "a plan that is not overcut overlaps"
-    return places
+    where = [_interval(gpulet, layout, lane) for lane, gpulet in enumerate(mine)]
+    for one, other in combinations(where if layout.is_cut else (), 2):
+        assert not one.overlaps(other), "a plan that is not overcut overlaps"
+    return {g.id: Place(g, interval, _keys(g, interval, shapes)) for g, interval in zip(mine, where, strict=True)}
 
 
-def _place(gpulet: Gpulet, layout: SmLayout) -> Place:
+def _interval(gpulet: Gpulet, layout: SmLayout, lane: int) -> Interval:
+    if not layout.is_cut:
+        return replace(layout.everything, lane=lane)
     if gpulet.processes > 1:
         msg = f"gpulet {gpulet.id}: {gpulet.processes} processes; a green gpulet runs in its GPU's one process"
         raise PlanError(msg)
-    interval = layout.interval(gpulet.offset, gpulet.size.sms)
-    keys = {GraphKey(turn.model, bucket, interval) for turn in gpulet.turns for bucket in buckets(turn.batch)}
-    return Place(gpulet, interval, tuple(sorted(keys)))
+    return layout.interval(gpulet.offset, gpulet.size.sms)
+
+
+def _keys(gpulet: Gpulet, interval: Interval, shapes: Mapping[str, Sequence[str]]) -> tuple[GraphKey, ...]:
+    keys = {
+        GraphKey(turn.model, bucket, interval, shape)
+        for turn in gpulet.turns
+        for bucket in buckets(turn.batch)
+        for shape in shapes.get(turn.model) or (PLAIN,)
+    }
+    return tuple(sorted(keys))
 
 
 class Builder:
-    """Builds plans on one GPU; all its calls are made by one thread."""
+    """Builds plans on one GPU; all its calls are made by one thread. `shapes`: shape classes by model."""
 
-    def __init__(self, cache: GraphCache, device: int, clock: Clock) -> None:
+    def __init__(
+        self, cache: GraphCache, device: int, clock: Clock, shapes: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.cache = cache
+        self.refused: dict[str, str] = {}
+        self._at: GraphKey | None = None
+        self._shapes = shapes or {}
         self._device = device
         self._clock = clock
 
@@ -87,7 +109,22 @@ class Builder:
         Raises `PlanError`, `ModelError`, `DeviceError`, `Unproven`: then nothing of it is left.
         """
         began = self._clock()
-        places = arrange(plan, self.cache.pool.layout, self._device)
+        places = arrange(plan, self.cache.pool.layout, self._device, self._shapes)
+        return self._build(places, kept, began)
+
+    def build_first(self, plan: Plan) -> Built:
+        """As `build`, for a server that starts: models that cannot be captured are `refused` by name, the others built."""
+        began = self._clock()
+        places = arrange(plan, self.cache.pool.layout, self._device, self._shapes)
+        while True:
+            left = {g: place.without(self.refused) for g, place in places.items()}
+            try:
+                return self._build(left, (), began)
+            except ModelError as error:
+                assert self._at, "a model's error comes with its graph"
+                self.refused[self._at.model] = str(error).removeprefix(f"model {self._at.model}: ")
+
+    def _build(self, places: Places, kept: Collection[GraphKey], began: Instant) -> Built:
         built = Built(places, 0)
         self.cache.make_room(built.keys, kept)
         before = frozenset(self.cache.keys)
@@ -107,6 +144,7 @@ class Builder:
             pool.share(place.interval)
         pool.prove_apart([place.interval for place in built.places.values()])
         for key in sorted(built.keys):
+            self._at = key
             self.cache.build(key)
         for key in sorted(built.keys.difference(before)):
             self.cache.check(key)

@@ -15,10 +15,11 @@ from enum import StrEnum
 
 from gpulet.core.messages import BatchId, Start
 from gpulet.errors import ModelError
+from gpulet.executors.base import Times
 from gpulet.executors.cuda.building import Built, Clock, Place, Places
 from gpulet.executors.cuda.runtime import GraphKey
 from gpulet.plan import GpuletId
-from gpulet.units import Duration, Instant
+from gpulet.units import Instant
 
 
 class State(StrEnum):
@@ -35,15 +36,6 @@ class Replay:
 
     start: Start
     key: GraphKey
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """What a re-cut took: `build` beside serving; `drain`, until the last running batch had ended; `swap`, when nothing ran."""
-
-    build: Duration
-    drain: Duration
-    swap: Duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +64,7 @@ class Station:
         """Run a batch; raises `ModelError` where no graph takes it."""
         assert self.state is State.RUNNING, f"gpulet {start.on} is {self.state}"
         assert self.running is None, f"gpulet {start.on} runs a batch already"
-        key = self.place.key(start.model, start.rows)
+        key = self.place.key(start.model, start.rows, start.shape)
         if key is None:
             msg = f"gpulet {start.on} has no graph of {start.model} for {start.rows} rows"
             raise ModelError(msg)
@@ -165,7 +157,7 @@ class Cut:
         returned: list[Start] = []
         for start in parked:
             station = self.stations.get(start.on) if isinstance(start.on, GpuletId) else None
-            if station and station.place.key(start.model, start.rows):
+            if station and station.place.key(start.model, start.rows, start.shape):
                 replays.append(self._begin(station, start))
             else:
                 returned.append(start)

@@ -1,17 +1,19 @@
 """An imaginary model runtime on an imaginary GPU: models that are only numbers, memory that is only counted."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gpulet.device import GREEN_GROUP, Kind
 from gpulet.errors import DeviceFull, ModelError
 from gpulet.executors.base import Signature
 from gpulet.executors.cuda.contexts import Share
-from gpulet.executors.cuda.fake import FakeCudaDriver
+from gpulet.executors.cuda.fake import FakeCudaDriver, Topology
 from gpulet.executors.cuda.layout import Interval
 from gpulet.executors.cuda.ports import Mark, Stream
 from gpulet.executors.cuda.runtime import Answered, GraphKey, Need, Tensors
 from gpulet.executors.simulated import EMULATED
+from gpulet.executors.wire import WorkerModel
 from gpulet.units import MIB, MS, Duration
 
 
@@ -132,3 +134,15 @@ class ImaginaryRuntime:
             msg = f"imaginary runtime: {size} bytes asked, {memory.free} of {memory.total} free"
             raise DeviceFull(msg)
         self.driver.used += size
+
+
+def open_imaginary(models: Sequence[WorkerModel], kind: Kind) -> Callable[[], tuple[FakeCudaDriver, ImaginaryRuntime]]:
+    """A worker's GPU of that kind, with imaginary models of those names."""
+    known = {model.name: ImaginaryModel() for model in models}
+    topology = Topology(kind.sms, kind.sms // GREEN_GROUP)
+
+    def opened() -> tuple[FakeCudaDriver, ImaginaryRuntime]:
+        driver = FakeCudaDriver(topology)
+        return driver, ImaginaryRuntime(driver, known)
+
+    return opened

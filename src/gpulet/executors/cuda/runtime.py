@@ -69,7 +69,7 @@ class ModelRuntime(Protocol):
     """Models on one GPU; all of it is called by the builder's thread alone, `Graph.replay` by its gpulet's."""
 
     def need(self, key: GraphKey) -> Need:
-        """What it takes: estimated before it was captured, measured afterwards."""
+        """What it takes: estimated before it was captured, measured afterwards; never raises, `load` does."""
         ...
 
     def load(self, model: str) -> Signature:

@@ -1,0 +1,274 @@
+"""The process that holds a GPU, or a share of one: gpulets as its threads, batches from slots of the shared block.
+
+It ends when its socket does. Until it is told what to hold it has only imported its runtime, so that it can stand by:
+`CUDA` starts with `Occupy`, in the environment that comes along. After a fault that the CUDA driver does not forgive it ends
+at once; its front-end hears that from the socket.
+"""
+
+import asyncio
+import gc
+import importlib
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from math import prod
+from time import monotonic_ns
+from typing import NoReturn, assert_never
+
+import msgspec
+
+from gpulet.core.messages import Carve, Event, Finished, GpuletDown, GpuletUp, RunFailed, Start
+from gpulet.device import Kind
+from gpulet.errors import GpuletError
+from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Payload, Signature
+from gpulet.executors.green import Green, OpenGpu
+from gpulet.executors.wire import (
+    LARGEST_MESSAGE,
+    Assign,
+    Done,
+    Failed,
+    FromWorker,
+    ModelReady,
+    Occupy,
+    Ready,
+    Recut,
+    Recutted,
+    Refused,
+    Returned,
+    RunBatch,
+    Told,
+    ToWorker,
+    WorkerModel,
+    align,
+)
+
+OpenModels = Callable[[Sequence[WorkerModel], Kind], OpenGpu]
+"""What opens the GPU, planned as one of that kind, with runtimes of these models; called once the environment is set."""
+_SWITCH_S = 2e-4
+"""How long a thread may keep the interpreter while another waits for it: batches are of milliseconds."""
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """A batch as it stands in its slot: all its rows are of one part."""
+
+    inputs: tuple[Buffer, ...]
+    dims: tuple[tuple[int, ...], ...]
+
+
+class GpuWorker:
+    """Between the socket and the gpulets; all of it on the loop's thread."""
+
+    def __init__(self, channel: socket.socket, block: mmap.mmap, open_models: OpenModels) -> None:
+        self._channel = channel
+        self._block = memoryview(block)
+        self._open_models = open_models
+        self._loop = asyncio.get_running_loop()
+        self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._green: Green | None = None
+        self._models: list[str] = []
+        self._device = 0
+        self._slot_size = len(self._block)
+        self._running: dict[int, tuple[RunBatch, int]] = {}
+        self._errors: dict[int, str] = {}
+        self._is_ready = False
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Until the front-end closes the socket."""
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        await self._ended.wait()
+        if self._green:
+            await self._green.close()
+
+    def _readable(self) -> None:
+        try:
+            data = self._channel.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._do(self._decoder.decode(data))
+            return
+        self._loop.remove_reader(self._channel.fileno())
+        self._ended.set()
+
+    def _do(self, message: ToWorker) -> None:
+        match message:
+            case RunBatch():
+                self._run(message)
+            case Occupy():
+                self._begin(self._occupy(message))
+            case Recut():
+                self._begin(self._recut(message))
+            case Assign():
+                self._say(Refused("a worker of GPUs has no cores to pin", is_final=True))
+            case _:
+                assert_never(message)
+
+    async def _occupy(self, message: Occupy) -> None:
+        os.environ.update(message.environment)
+        self._slot_size = len(self._block) // message.slots
+        device = next(d for d in message.plan.devices if d.index == message.device)
+        self._device = device.index
+        shapes = {model.name: model.shapes for model in message.models}
+        self._green = Green(
+            message.plan,
+            message.device,
+            self._open_models(message.models, device.kind),
+            monotonic_ns,
+            self._hear,
+            self._payload,
+            self._tell,
+            self._give_up,
+            shapes,
+        )
+        self._green.carve()
+        await self._green.carved()
+        gc.collect()
+        gc.freeze()
+        self._is_ready = True
+        self._say(Ready(self._told(self._green, message.models), sms=self._green.sms))
+
+    async def _recut(self, message: Recut) -> None:
+        assert self._green, "nothing is carved yet"
+        try:
+            times = await self._green.recut(message.plan, message.patience)
+        except GpuletError as error:
+            self._say(Refused(str(error), is_final=False))
+            return
+        models = self._told(self._green, message.models)
+        self._say(Recutted(models, times.build, times.drain, times.swap))
+
+    def _told(self, green: Green, models: Sequence[WorkerModel]) -> tuple[ModelReady, ...]:
+        """What became of each model; batches name models by their place among those that were loaded."""
+        told: list[ModelReady] = []
+        for model in models:
+            signature = green.signatures.get(model.name)
+            error = green.refused.get(model.name, "" if signature else "no gpulet of the plan has it")
+            told.append(ModelReady(model.name, signature or Signature((), ()), error))
+        self._models = [ready.name for ready in told if not ready.error]
+        return tuple(told)
+
+    def _run(self, message: RunBatch) -> None:
+        assert self._green, "a batch before anything is carved"
+        self._running[message.batch] = (message, monotonic_ns())
+        model = self._models[message.model]
+        is_batched = self._green.signatures[model].is_batched
+        rows = message.shapes[0][0] if is_batched and message.shapes else 1
+        on = Carve(self._device, message.sms) if message.sms else message.gpulet
+        self._green.start(Start(message.batch, on, model, message.shape, rows, (message.batch,)))
+
+    def _payload(self, batch: int) -> Payload:
+        """A batch's inputs, as they stand in its slot."""
+        assert self._green, "a batch before anything is carved"
+        message, _ = self._running[batch]
+        offset = message.slot * self._slot_size
+        inputs: list[Buffer] = []
+        tensors = self._green.signatures[self._models[message.model]].inputs
+        for tensor, shape in zip(tensors, message.shapes, strict=True):
+            size = prod(shape) * DATATYPE_SIZES[tensor.datatype]
+            inputs.append(self._block[offset : offset + size])
+            offset = align(offset + size)
+        return _Inputs(tuple(inputs), message.shapes)
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case Finished():
+                self._finish(event.batch)
+            case RunFailed():
+                del self._running[event.batch]
+                self._say(Failed(event.batch, self._errors.pop(event.batch, "its run failed")))
+            case GpuletUp() if self._is_ready:
+                self._say(Returned(event.gpulet, is_up=True))
+            case GpuletDown() if self._is_ready:
+                self._say(Returned(event.gpulet, is_up=False))
+            case _:
+                pass  # the first carving: `Ready` tells all of it
+
+    def _finish(self, batch: int) -> None:
+        assert self._green, "a batch before anything is carved"
+        message, began = self._running.pop(batch)
+        outputs = self._green.outputs(batch)
+        try:
+            self._write(message.slot, outputs)
+        except ValueError as error:
+            self._say(Failed(batch, str(error)))
+            return
+        self._say(Done(batch, tuple(result.shape for result in outputs), monotonic_ns() - began))
+
+    def _write(self, slot: int, outputs: Outputs) -> None:
+        offset = slot * self._slot_size + self._slot_size // 2
+        end = (slot + 1) * self._slot_size
+        for result in outputs:
+            until = offset + result.data.nbytes
+            if until > end:
+                msg = f"output {result.tensor.name} does not fit a slot's {self._slot_size // 2} bytes"
+                raise ValueError(msg)
+            self._block[offset:until] = result.data.cast("B")
+            offset = align(until)
+
+    def _tell(self, event: str, **fields: object) -> None:
+        """What goes wrong with one batch is told by its message, everything else by a line for the front-end's log."""
+        if event == "run_failed":
+            self._errors[int(str(fields["batch"]))] = str(fields["error"])
+        else:
+            self._say(Told(event, {name: str(value) for name, value in fields.items()}))
+
+    def _give_up(self, error: Exception) -> None:
+        """Say why and end: what is lost cannot be tidied up from within."""
+        self._say(Refused(str(error) if isinstance(error, GpuletError) else repr(error), is_final=True))
+        _end()
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = task.exception()
+        if error:
+            self._give_up(error if isinstance(error, Exception) else RuntimeError(str(error)))
+
+    def _say(self, message: FromWorker) -> None:
+        """The front-end reads quickly; where it is gone, so are we."""
+        try:
+            self._channel.send(self._encoder.encode(message))
+        except OSError:
+            self._ended.set()
+
+
+def _end() -> NoReturn:
+    """Without tidying up: a lost device would hang in it."""
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def find_opener(name: str) -> OpenModels:
+    """`module:function` of ours, imported before there is anything to do."""
+    module, _, function = name.partition(":")
+    found: OpenModels = getattr(importlib.import_module(module), function)
+    return found
+
+
+async def _main(channel: int, block: int, opener: str) -> None:
+    await GpuWorker(socket.socket(fileno=channel), mmap.mmap(block, 0), find_opener(opener)).serve()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`worker CHANNEL_FD BLOCK_FD OPENER`: two files inherited from the front-end, and what makes a GPU."""
+    channel, block, opener = arguments
+    sys.setswitchinterval(_SWITCH_S)
+    asyncio.run(_main(int(channel), int(block), opener))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,61 @@
+"""GPUs as a ground where one process holds each: gpulets are its threads, by green contexts or as plain streams."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from gpulet.errors import Unproven, Unusable
+from gpulet.executors.ground import Ground, Post
+from gpulet.executors.process import Program
+from gpulet.executors.wire import Ready
+from gpulet.plan import Plan
+from gpulet.units import MIB
+
+_OPENING: Final = "gpulet.executors.cuda.opening"
+REAL: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:real",), slots=64, slot_bytes=128 * MIB)
+REHEARSED: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:rehearsed",), slots=64, slot_bytes=128 * MIB)
+"""The same worker on an imaginary GPU: models run on the CPU, shares are only counted."""
+_BEFORE_CUDA: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+"""GPUs in NVML's order; and as many hardware queues as there are, since streams on one wait for each other."""
+
+
+class Gpus:
+    """The machine's GPUs. `visible`: what this process was allowed to see, as CUDA_VISIBLE_DEVICES has it; none: all."""
+
+    def __init__(self, visible: Sequence[str] = ()) -> None:
+        self._visible = tuple(visible)
+        self._sms: dict[int, int] = {}
+
+    def prepare(self, plan: Plan) -> tuple[Post, ...]:
+        """A post for each device; the worker cuts it. Raises `Unusable` for a device that may not be seen."""
+        self._sms = {device.index: device.kind.sms for device in plan.devices}
+        posts: list[Post] = []
+        for device in plan.devices:
+            environment = {**_BEFORE_CUDA, "CUDA_VISIBLE_DEVICES": self._name(device.index)}
+            mine = tuple(g for g in plan.gpulets if g.device == device.index)
+            posts.append(Post(device.index, mine, environment))
+        return tuple(posts)
+
+    def prove(self, post: Post, pid: int, ready: Ready) -> None:
+        """The worker has proven each share by itself; here, that the GPU is as wide as it was planned."""
+        planned = self._sms[post.device]
+        if ready.sms != planned:
+            msg = f"device {post.device} was planned with {planned} SMs, its GPU has {ready.sms}"
+            raise Unproven(msg)
+
+    def settle(self, plan: Plan) -> None:
+        """Workers give back what they no longer need by themselves."""
+
+    def close(self) -> None:
+        """As `settle`."""
+
+    def _name(self, index: int) -> str:
+        if not self._visible:
+            return str(index)
+        if index >= len(self._visible):
+            msg = f"device {index} is planned, CUDA_VISIBLE_DEVICES shows {len(self._visible)}"
+            raise Unusable(msg)
+        return self._visible[index]
+
+
+_FITS: type[Ground] = Gpus
+"""The type checker's proof."""

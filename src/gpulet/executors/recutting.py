@@ -1,0 +1,193 @@
+"""Another plan into force while workers serve: what is new is brought up beside the old, then one swap for all.
+
+PLAN, BUILD, CHECK: the ground prepares, new posts are manned, loaded and proven, posts that hold a whole device re-cut
+themselves. DRAIN: posts that go end what they run and park what comes. SWAP, RESUME: new posts take over, parked batches go
+to the gpulet of the same id. Whatever fails before the swap is undone, and the plan in force has noticed nothing.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gpulet.core.messages import GpuletDown, GpuletUp, Start
+from gpulet.errors import GpuletError, PlanError, Unusable
+from gpulet.executors.base import Times
+from gpulet.executors.ground import Post
+from gpulet.executors.stations import Station
+from gpulet.executors.wire import Recut, Recutted
+from gpulet.executors.workers import Workers
+from gpulet.plan import GpuletId, Plan
+from gpulet.units import SECOND, Duration
+
+
+async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Times:
+    """Bring `plan` into force. Raises `PlanError`, `Unusable`, `ModelError`: then the old plan still is.
+
+    One at a time; `patience` is how long running batches may take to end.
+    """
+    violations = plan.violations()
+    if violations:
+        raise PlanError(violations[0])
+    old, began = workers.plan, workers.timer.now()
+    posts = await asyncio.to_thread(workers.ground.prepare, plan)
+    change = _match(workers.stations, posts)
+    try:
+        inner = await _build(workers, change, plan, patience)
+        build = workers.timer.now() - began
+        await _drain(workers, change.gone, patience)
+    except (GpuletError, asyncio.CancelledError):
+        await _undo(workers, change, old, patience)
+        raise
+    drain = workers.timer.now() - began - build
+    swap = _swap(workers, change, plan)
+    await asyncio.gather(*(_dismiss(station) for station in change.gone))
+    await asyncio.to_thread(workers.ground.settle, plan)
+    if inner:  # posts that re-cut themselves know their times better
+        return Times(*(max(getattr(t, name) for t in inner) for name in ("build", "drain", "swap")))
+    return Times(build, drain, swap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Posts that stay with what they become, those that re-cut themselves, those to be manned, those that go."""
+
+    kept: tuple[tuple[Station, Post], ...]
+    inner: tuple[tuple[Station, Post], ...]
+    fresh: tuple[Station, ...]
+    gone: tuple[Station, ...]
+
+
+def _match(stations: Sequence[Station], posts: Iterable[Post]) -> _Change:
+    kept: list[tuple[Station, Post]] = []
+    inner: list[tuple[Station, Post]] = []
+    fresh: list[Station] = []
+    for post in posts:
+        same = next((s for s in stations if _is_same(s.post, post)), None)
+        if same is None:
+            fresh.append(Station(post))
+        else:
+            (kept if post.is_alone or same.post.gpulets == post.gpulets else inner).append((same, post))
+    staying = [station for station, _ in (*kept, *inner)]
+    gone = tuple(station for station in stations if station not in staying)
+    return _Change(tuple(kept), tuple(inner), tuple(fresh), gone)
+
+
+def _is_same(old: Post, new: Post) -> bool:
+    """A post that holds a device stays with it; one that is a gpulet, if nothing but its rates changes."""
+    if (old.device, old.is_alone) != (new.device, new.is_alone):
+        return False
+    if not old.is_alone:
+        return True
+    return (_places(old), old.environment, old.cores) == (_places(new), new.environment, new.cores)
+
+
+def _places(post: Post) -> list[tuple[GpuletId, int, int, int, list[tuple[str, int]]]]:
+    return [(g.id, g.size.sms, g.offset, g.process, sorted((t.model, t.batch) for t in g.turns)) for g in post.gpulets]
+
+
+async def _build(workers: Workers, change: _Change, plan: Plan, patience: Duration) -> list[Recutted]:
+    loop = asyncio.get_running_loop()
+    answers: list[asyncio.Future[Recutted | None]] = []
+    for station in change.fresh:
+        station.asked = loop.create_future()
+        answers.append(station.asked)
+        workers.man(station, plan)
+    await _all(answers)
+    done: list[Recutted] = []
+    for station, post in change.inner:
+        answer = await _ask(workers, station, post, plan, patience)
+        workers.shelf.learn(station, answer.models, workers.stations)
+        done.append(answer)
+    return done
+
+
+async def _ask(workers: Workers, station: Station, post: Post, plan: Plan, patience: Duration) -> Recutted:
+    if station.worker is None or not station.is_up:
+        msg = f"device {post.device} has no worker now"
+        raise Unusable(msg)
+    station.asked = asyncio.get_running_loop().create_future()
+    station.worker.send(Recut(plan, workers.shelf.for_post(post, plan), patience))
+    answer = await station.asked
+    station.asked = None
+    assert answer, "a worker answers a re-cut"
+    return answer
+
+
+async def _all(answers: Iterable["asyncio.Future[Recutted | None]"]) -> None:
+    """Wait for every one, then raise what the first unlucky one says: nothing may still be on its way."""
+    ends = await asyncio.gather(*answers, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+
+
+async def _drain(workers: Workers, gone: Iterable[Station], patience: Duration) -> None:
+    """Wait until these run nothing; what is started meanwhile is parked."""
+    for station in gone:
+        station.parked = []
+    with suppress(TimeoutError):
+        await asyncio.wait_for(_ended(workers, gone), patience / SECOND)
+    if any(station.running for station in gone):
+        msg = f"re-cut given up: a running batch did not end within {patience / SECOND:g} s"
+        raise Unusable(msg)
+
+
+async def _ended(workers: Workers, gone: Iterable[Station]) -> None:
+    while any(station.running for station in gone):
+        workers.batch_ended.clear()
+        await workers.batch_ended.wait()
+
+
+def _swap(workers: Workers, change: _Change, plan: Plan) -> Duration:
+    began = workers.timer.now()
+    for station, post in (*change.kept, *change.inner):
+        station.post = post
+    for station in change.fresh:
+        station.asked = None
+    staying = [station for station, _ in (*change.kept, *change.inner)]
+    workers.plan = plan
+    workers.take_over((*staying, *change.fresh))
+    _resume(workers, change.gone)
+    return workers.timer.now() - began
+
+
+def _resume(workers: Workers, stations: Iterable[Station]) -> None:
+    """Parked batches that no gpulet takes any more go back to the core, as those of a gpulet that went down."""
+    parked = [start for station in stations for start in station.parked or ()]
+    for station in stations:
+        station.parked = None
+    for start in parked:
+        target = workers.station(start)
+        if target and target.is_up and start.model in target.places:
+            workers.run(target, start)
+        else:
+            _give_back(workers, start, is_up=bool(target and target.is_up))
+
+
+def _give_back(workers: Workers, start: Start, *, is_up: bool) -> None:
+    assert isinstance(start.on, GpuletId), "only gpulets drain"
+    workers.emit(GpuletDown(start.on))
+    if is_up:
+        workers.emit(GpuletUp(start.on))
+
+
+async def _undo(workers: Workers, change: _Change, old: Plan, patience: Duration) -> None:
+    """New workers go, posts that have re-cut themselves go back, what was parked runs where it would have."""
+    _resume(workers, change.gone)
+    await asyncio.gather(*(_dismiss(station) for station in change.fresh))
+    for station, post in change.inner:
+        if station.asked is None and station.is_up:
+            with suppress(GpuletError):  # its worker is lost then, and its successor carves the old plan
+                answer = await _ask(workers, station, post, old, patience)
+                workers.shelf.learn(station, answer.models, workers.stations)
+        station.asked = None
+    await asyncio.to_thread(workers.ground.settle, old)
+
+
+async def _dismiss(station: Station) -> None:
+    worker, station.worker = station.worker, None
+    station.is_up = False
+    if worker:
+        worker.hear, worker.gone = lambda _: None, lambda: None
+        await worker.close()

@@ -1,0 +1,146 @@
+"""A post as the front-end holds it: its worker, what runs there, whether that is slow or was deadly."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpulet.core.messages import BatchId, Start
+from gpulet.errors import GpuletError
+from gpulet.executors.base import Payload
+from gpulet.executors.ground import Post
+from gpulet.executors.process import WorkerProcess
+from gpulet.executors.slots import Slots
+from gpulet.executors.wire import Recutted
+from gpulet.units import SECOND, Duration, Instant
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+_STABLE: Duration = 10 * SECOND
+"""A worker that lived this long did not die of its own start."""
+_MOST_SUSPECTS = 1000
+
+
+@dataclass(slots=True)
+class Running:
+    """A batch that a worker runs. `is_told`: its slowness was."""
+
+    start: Start
+    payloads: Sequence[Payload]
+    since: Instant
+    is_told: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """After how many times its expected time a running batch is slow (a log line), and when it hangs (its worker ends).
+
+    Never before `least`. What hangs on a GPU cannot be cancelled.
+    """
+
+    least: Duration = 2 * SECOND
+    soft: int = 3
+    hard: int = 20
+
+    def is_slow(self, running: Running, now: Instant) -> bool:
+        """Whether it is worth a line."""
+        return now - running.since > max(self.least // 4, self.soft * running.start.expected)
+
+    def hangs(self, running: Running, now: Instant) -> bool:
+        """Whether nobody waits for it any more."""
+        return now - running.since > max(self.least, self.hard * running.start.expected)
+
+
+class Station:
+    """One post and the worker that holds it now. `is_up`: loaded, proven and told so; `parked` collects while it drains."""
+
+    def __init__(self, post: Post) -> None:
+        self.post = post
+        self.worker: WorkerProcess | None = None
+        self.slots: Slots | None = None
+        self.places: dict[str, int] = {}
+        self.running: dict[BatchId, Running] = {}
+        self.parked: list[Start] | None = None
+        self.asked: asyncio.Future[Recutted | None] | None = None
+        """Where a re-cut waits for this post: to be up, or to have carried it out."""
+        self.is_up = False
+        self.was_up = False
+        self.pause_s = FIRST_PAUSE_S
+        self._up_since: Instant = 0
+        self._was_stable = False
+
+    @property
+    def models(self) -> frozenset[str]:
+        """What its gpulets are planned with."""
+        return frozenset(model for gpulet in self.post.gpulets for model in gpulet.models)
+
+    def man(self, worker: WorkerProcess) -> None:
+        """A worker takes the post; it is not up yet."""
+        self.worker = worker
+        self.slots = Slots(worker.block, worker.program.slots)
+
+    def rise(self, now: Instant) -> None:
+        """Its worker is loaded and proven."""
+        self.is_up = self.was_up = True
+        self._up_since = now
+
+    def fall(self, now: Instant) -> list[Running]:
+        """Its worker is gone; what it ran."""
+        self._was_stable = self.is_up and now - self._up_since >= _STABLE
+        ran = list(self.running.values())
+        self.running.clear()
+        self.worker = None
+        self.is_up = False
+        return ran
+
+    def reply(self, answer: "Recutted | GpuletError | None") -> bool:
+        """Answer whoever asked; False where nobody waits."""
+        if self.asked is None or self.asked.done():
+            return False
+        if isinstance(answer, GpuletError):
+            self.asked.set_exception(answer)
+        else:
+            self.asked.set_result(answer)
+        return True
+
+    def pause(self) -> float:
+        """How long to wait before the next worker starts: twice as long each time, not at all after one that was stable."""
+        if self._was_stable:
+            self.pause_s = FIRST_PAUSE_S
+            return 0.0
+        pause_s, self.pause_s = self.pause_s, min(2 * self.pause_s, LONGEST_PAUSE_S)
+        return pause_s
+
+
+class Suspects:
+    """Requests that were running when their worker died, by model and contents, until one like it ran well.
+
+    The core tries a request once more after its worker's death; one that runs in two deaths convicts its model, unless
+    others did the same: then nobody knows whose fault it was.
+    """
+
+    def __init__(self) -> None:
+        self._accused: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+
+    def accuse(self, ran: Iterable[Running]) -> str:
+        """These were running at a death; the model that is convicted by it, empty for none."""
+        seen = {(batch.start.model, _digest(payload)) for batch in ran for payload in batch.payloads}
+        again = {model for model, digest in seen if (model, digest) in self._accused}
+        self._accused.update(dict.fromkeys(seen))
+        while len(self._accused) > _MOST_SUSPECTS:
+            self._accused.popitem(last=False)
+        return again.pop() if len(again) == 1 else ""
+
+    def acquit(self, batch: Running) -> None:
+        """It ran well."""
+        if self._accused:
+            for payload in batch.payloads:
+                self._accused.pop((batch.start.model, _digest(payload)), None)
+
+
+def _digest(payload: Payload) -> bytes:
+    hashed = hashlib.sha256()
+    for data in payload.inputs:
+        hashed.update(data)
+    return hashed.digest()

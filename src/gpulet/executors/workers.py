@@ -1,0 +1,327 @@
+"""Gpulets in worker processes: who holds which post, what runs there, who takes over from the dead.
+
+How posts come about is the ground's (`ground.py`): cores, green contexts, MPS, MIG. A worker that dies is replaced by the
+standby, whose runtime is imported already; repeated deaths are answered more and more slowly. A model that kills its
+worker twice with the same request is quarantined.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
+from gpulet.errors import GpuletError, ModelError, Unusable
+from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
+from gpulet.executors.crew import Crew
+from gpulet.executors.ground import Ground, Post, plan_of
+from gpulet.executors.process import Program
+from gpulet.executors.shelf import Shelf
+from gpulet.executors.slots import Shapes, Slots
+from gpulet.executors.stations import Patience, Running, Station, Suspects
+from gpulet.executors.wire import (
+    Assign,
+    Done,
+    Failed,
+    FromWorker,
+    ModelReady,
+    Occupy,
+    Ready,
+    Recutted,
+    Refused,
+    Returned,
+    RunBatch,
+    Told,
+    ToWorker,
+    WorkerModel,
+)
+from gpulet.plan import GpuletId, Plan
+from gpulet.units import Instant
+
+_LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A batch whose outputs stand in a slot, even if its worker has died since."""
+
+    model: str
+    shapes: Shapes
+    slots: Slots
+
+
+class Workers:
+    """Carries out commands by worker processes, on whatever ground. Without `patience` nothing that runs is given up."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Mapping[str, WorkerModel],
+        ground: Ground,
+        program: Program,
+        timer: Timer,
+        emit: Emit,
+        payloads: Payloads,
+        tell: Tell,
+        give_up: GiveUp,
+        patience: Patience | None = None,
+    ) -> None:
+        self.plan = plan
+        self.ground = ground
+        self.stations: list[Station] = []
+        self.emit = emit
+        self.tell = tell
+        self.batch_ended = asyncio.Event()
+        self.timer = timer
+        self.shelf = Shelf(models, tell)
+        self._crew = Crew(program, tell)
+        self._payloads = payloads
+        self._give_up = give_up
+        self._patience = patience
+        self._suspects = Suspects()
+        self._by_gpulet: dict[GpuletId, Station] = {}
+        self._results: dict[BatchId, _Finished] = {}
+        self._is_closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """Of the models that some worker has loaded."""
+        return self.shelf.signatures
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Models that no worker could load, and why."""
+        return self.shelf.refused
+
+    @property
+    def pids(self) -> dict[GpuletId, int]:
+        """The worker process of each gpulet that has one."""
+        return {g.id: s.worker.pid for s in self.stations for g in s.post.gpulets if s.worker}
+
+    def carve(self) -> None:
+        """Make the plan's posts, start a worker for each, and one to stand by."""
+        self._crew.stand_by()
+        self._do(self._carve())
+        if self._patience:
+            self._do(self._watch(self._patience))
+
+    async def _carve(self) -> None:
+        try:
+            posts = await asyncio.to_thread(self.ground.prepare, self.plan)
+        except GpuletError as error:
+            self._give_up(error)
+            return
+        self.take_over([Station(post) for post in posts])
+        for station in self.stations:
+            self.man(station, self.plan)
+        self._crew.stand_by()
+
+    def take_over(self, stations: Iterable[Station]) -> None:
+        """These are the posts from here on."""
+        self.stations = list(stations)
+        self._by_gpulet = {gpulet.id: station for station in self.stations for gpulet in station.post.gpulets}
+
+    def start(self, command: Start) -> None:
+        """Put the batch's inputs together in a slot and tell the worker; while its post drains it waits."""
+        station = self.station(command)
+        if station is None or not station.is_up:
+            if isinstance(command.on, Carve):
+                self._fail(command, "no worker holds its device now")
+            return  # of a gpulet that died in this turn; GpuletDown is on its way
+        if station.parked is None:
+            self.run(station, command)
+        else:
+            station.parked.append(command)
+
+    def station(self, command: Start) -> Station | None:
+        """The post that a batch is for, if there is one."""
+        if not isinstance(command.on, Carve):
+            return self._by_gpulet.get(command.on)
+        device = command.on.device
+        return next((s for s in self.stations if s.post.device == device and not s.post.is_alone), None)
+
+    def run(self, station: Station, command: Start) -> None:
+        """Start a batch on a post that is up."""
+        assert station.worker, "a post that is up has a worker"
+        assert station.slots, "and its worker has slots"
+        payloads = [self._payloads(request) for request in command.requests]
+        if command.model not in station.places:
+            self._fail(command, "it is not loaded there")
+            return
+        try:
+            is_batched = self.signatures[command.model].is_batched
+            slot, shapes = station.slots.put(command.batch, payloads, command.rows, is_batched=is_batched)
+        except ModelError as error:
+            self._fail(command, str(error))
+            return
+        station.running[command.batch] = Running(command, payloads, self.timer.now() if self._patience else 0)
+        gpulet, sms = (0, command.on.size) if isinstance(command.on, Carve) else (command.on, 0)
+        gpulet = 0 if station.post.is_alone else gpulet
+        place = station.places[command.model]
+        station.worker.send(RunBatch(command.batch, place, shapes, slot, command.shape, gpulet, sms))
+
+    def outputs(self, batch: BatchId) -> Outputs:
+        """Views into the slot; the next batch in it overwrites them."""
+        done = self._results.pop(batch)
+        return done.slots.results(batch, self.signatures[done.model], done.shapes)
+
+    def load(self, command: Load) -> None:
+        """Workers hold the models of their gpulets from the start."""
+        msg = f"load of {command.model}: workers load models with their gpulet"
+        raise AssertionError(msg)
+
+    def unload(self, command: Unload) -> None:
+        """As `load`."""
+        msg = f"unload of {command.model}: workers unload models with their gpulet"
+        raise AssertionError(msg)
+
+    async def close(self) -> None:
+        """Stop every worker and the standby, then give the ground back."""
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._crew.close(s.worker for s in self.stations if s.worker)
+        await asyncio.to_thread(self.ground.close)
+
+    def man(self, station: Station, plan: Plan) -> None:
+        """Give the post a worker, the standby where there is one, and its task in that plan."""
+        worker = self._crew.hire()
+        worker.hear = lambda message: self._hear(station, message)
+        worker.gone = lambda: self._gone(station)
+        station.man(worker)
+        worker.send(self._task(station.post, plan))
+
+    def _task(self, post: Post, plan: Plan) -> ToWorker:
+        models, slots = self.shelf.for_post(post, plan), self._crew.program.slots
+        if post.cores:
+            return Assign(post.cores, post.gpulets[0].size.sms, models, slots)
+        return Occupy(post.environment, plan_of(post, plan), post.device, models, slots)
+
+    def _hear(self, station: Station, message: FromWorker) -> None:
+        match message:
+            case Done() | Failed():
+                self._end(station, message)
+            case Ready():
+                self._do(self._admit(station, message))
+            case Recutted():
+                station.reply(message)
+            case Refused():
+                self._refuse(station, message)
+            case Returned():
+                self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
+            case Told():
+                self.tell(message.event, **message.fields)
+            case _:
+                assert_never(message)
+
+    def _end(self, station: Station, message: Done | Failed) -> None:
+        assert station.slots, "a worker has slots"
+        batch = station.running.pop(message.batch)
+        self.batch_ended.set()
+        if isinstance(message, Failed):
+            station.slots.free(message.batch)
+            self._fail(batch.start, message.error)
+            return
+        self._suspects.acquit(batch)
+        self._results[message.batch] = _Finished(batch.start.model, message.shapes, station.slots)
+        self.emit(Finished(message.batch))
+
+    def _fail(self, command: Start, error: str) -> None:
+        self.tell("run_failed", model=command.model, on=str(command.on), error=error)
+        self.emit(RunFailed(command.batch))
+
+    def _refuse(self, station: Station, refused: Refused) -> None:
+        """A first carving that cannot be ends the server; later its worker is replaced, more and more slowly."""
+        error = Unusable(refused.error)
+        if station.reply(error):
+            return
+        if station.was_up:
+            self.tell("carving_refused", device=station.post.device, error=refused.error)
+        else:
+            self._give_up(error)
+
+    async def _admit(self, station: Station, ready: Ready) -> None:
+        """A post is up once its models are loaded and its share is proven."""
+        worker = station.worker
+        if worker is None:
+            return
+        try:
+            await asyncio.to_thread(self.ground.prove, station.post, worker.pid, ready)
+        except GpuletError as error:
+            self._refuse(station, Refused(str(error), is_final=True))
+            worker.kill()
+            return
+        if station.worker is not worker:  # died meanwhile
+            return
+        missing = {m.name: m.error for m in ready.models if m.error}
+        if station.asked and missing:
+            station.reply(ModelError("; ".join(f"model {name}: {error}" for name, error in missing.items())))
+        elif self.shelf.must_retry(station, missing):
+            worker.kill()
+        else:
+            self._rise(station, ready.models)
+
+    def _rise(self, station: Station, models: Iterable[ModelReady]) -> None:
+        lacking = self.shelf.learn(station, models, self.stations)
+        station.rise(self.timer.now())
+        if station.reply(None):  # a re-cut says when it serves
+            return
+        for other in lacking:
+            if other.worker:
+                other.worker.kill()
+        for gpulet in station.post.gpulets:
+            pid = station.worker.pid if station.worker else 0
+            here = [name for name in gpulet.models if name in station.places]
+            size, cores = gpulet.size.sms, station.post.cores
+            self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
+            if here:
+                self.emit(GpuletUp(gpulet.id))
+
+    def _gone(self, station: Station) -> None:
+        """Take a dead worker's batches back at once and man the post again."""
+        assert station.worker is not None
+        self.tell("worker_died", device=station.post.device, pid=station.worker.pid)
+        ran = station.fall(self.timer.now())
+        station.reply(Unusable("its worker died"))
+        self.batch_ended.set()
+        if station not in self.stations:
+            return
+        for gpulet in station.post.gpulets:
+            self.emit(GpuletDown(gpulet.id))
+        for batch in ran:
+            if isinstance(batch.start.on, Carve):
+                self._fail(batch.start, "its worker died")
+        convicted = self._suspects.accuse(ran)
+        if convicted:
+            self.shelf.quarantine(convicted, self.stations)
+        if not self._is_closing:
+            self._do(self._replace(station))
+
+    async def _replace(self, station: Station) -> None:
+        await asyncio.sleep(station.pause())
+        self.man(station, self.plan)
+        self._crew.stand_by()
+
+    async def _watch(self, patience: Patience) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = self.timer.now()
+            for station in self.stations:
+                for batch in tuple(station.running.values()):
+                    self._look(station, batch, now, patience)
+
+    def _look(self, station: Station, batch: Running, now: Instant, patience: Patience) -> None:
+        """What hangs on a GPU cannot be cancelled: its worker ends, and the core gets the batch back."""
+        if patience.hangs(batch, now) and station.worker:
+            self.tell("batch_hangs", model=batch.start.model, on=str(batch.start.on), pid=station.worker.pid)
+            station.worker.kill()
+        elif patience.is_slow(batch, now) and not batch.is_told:
+            batch.is_told = True
+            self.tell("batch_slow", model=batch.start.model, on=str(batch.start.on), expected=batch.start.expected)
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
