@@ -39,7 +39,11 @@ class DeviceSection(_Section):
     mechanism: Literal["", "whole", "mps", "mig", "green", "cpu"] = Field(
         "", description="how it is cut; left out: cpu for kind cpu, mps for GPUs"
     )
-    executor: Literal["", "simulated", "cpu"] = Field("", description="who runs batches; left out: the real one")
+    executor: Literal["", "simulated", "cpu", "rehearsal"] = Field(
+        "",
+        description="who runs batches; left out: the real one; simulated: a clock; rehearsal: GPU workers without a GPU, "
+        "models run on the CPU and shares are only counted",
+    )
     mig_sms: dict[str, Annotated[int, Field(gt=0)]] = Field(
         default_factory=dict,
         description='mechanism mig: SMs by MIG type as the device reports them, {"1g.23gb" = 18}; left out: on record',

@@ -12,11 +12,11 @@ from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_fil
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, sizes, with_mig_sms
 from gpulet.errors import ConfigError
-from gpulet.repository import Artifact, scan
-from gpulet.store import ProfileStore, cache_directory, device_tag
+from gpulet.repository import CPU_FORMATS, GPU_FORMATS, Artifact, scan
+from gpulet.store import ProfileStore, cache_directory, cpu_tag, gpu_tag, version_of
 from gpulet.systems import System, find_system
 
-ExecutorName = Literal["simulated", "cpu"]
+ExecutorName = Literal["simulated", "cpu", "gpu", "rehearsal"]
 FLEET_FILE = "gpulet.toml"
 
 
@@ -82,8 +82,9 @@ def devices_of(target: Path) -> tuple[tuple[Device, ...], bool]:
 def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = "fleet") -> Site:
     """The same for a fleet file that is read already; its paths are relative to `folder`."""
     devices = _devices(config.devices)
-    artifacts = scan(folder / config.server.repository) if config.server.repository else {}
     executor = _executor(config.devices)
+    formats = CPU_FORMATS if executor in {"cpu", "simulated"} else GPU_FORMATS
+    artifacts = scan(folder / config.server.repository, formats) if config.server.repository else {}
     applications = read_applications(config, executor)
     listed = tuple(config.models) if config.models or applications else _sections(artifacts)
     needed = dict.fromkeys(name for application in applications for name in models_of(application))
@@ -92,7 +93,7 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         msg = f"{source}: no models: write [[models]] or name a repository under [server]"
         raise ConfigError(msg)
     _refuse_twins(source, sections)
-    if executor == "cpu":
+    if executor != "simulated" and (executor == "cpu" or artifacts):
         _refuse_absent(source, sections, artifacts)
     return Site(
         config,
@@ -105,8 +106,18 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         applications,
         {s.name: artifacts[s.name] for s in sections if s.name in artifacts},
         _only("profile", [d.profile for d in config.devices]),
-        ProfileStore(cache_directory(), device_tag(sum(d.kind.sms for d in devices))),
+        _store(devices, executor),
     )
+
+
+def _store(devices: tuple[Device, ...], executor: ExecutorName) -> ProfileStore:
+    """GPUs' tables go by kind and mechanism: the same SMs are not as fast as a MIG instance and as a share of MPS."""
+    if devices[0].kind.name == "cpu":
+        tag, runtime = cpu_tag(sum(d.kind.sms for d in devices)), version_of("onnxruntime")
+        return ProfileStore(cache_directory(), tag, runtime)
+    tag = gpu_tag(devices[0].kind.name, devices[0].mechanism)
+    tag = f"rehearsed-{tag}" if executor == "rehearsal" else tag
+    return ProfileStore(cache_directory(), tag, version_of("torch"))
 
 
 def _sections(names: Iterable[str]) -> tuple[ModelSection, ...]:
@@ -182,14 +193,16 @@ def _only(what: str, values: list[str]) -> str:
 
 
 def _executor(sections: list[DeviceSection]) -> ExecutorName:
-    chosen = _only("executor", [s.executor or ("cpu" if s.kind == "cpu" else "") for s in sections])
-    if chosen == "cpu" and sections[0].kind != "cpu":
-        msg = f"executor cpu cannot run on a device of kind {sections[0].kind}"
+    kind = sections[0].kind
+    real: ExecutorName = "cpu" if kind == "cpu" else "gpu"
+    chosen = _only("executor", [s.executor or real for s in sections])
+    if chosen not in ({"cpu", "simulated"} if kind == "cpu" else {"gpu", "simulated", "rehearsal"}):
+        msg = f"executor {chosen} cannot run on a device of kind {kind}"
         raise ConfigError(msg)
-    if chosen not in {"cpu", "simulated"}:
-        msg = f'no executor for real devices of kind {sections[0].kind} yet; write executor = "simulated"'
+    if chosen == "rehearsal" and sections[0].mechanism not in {"green", "whole"}:
+        msg = f"executor rehearsal: devices cut by {sections[0].mechanism or 'mps'}; only green and whole can be rehearsed"
         raise ConfigError(msg)
-    return "cpu" if chosen == "cpu" else "simulated"
+    return chosen  # type: ignore[return-value] # one of the names above
 
 
 def _refuse_twins(source: str, sections: tuple[ModelSection, ...]) -> None:
@@ -210,7 +223,17 @@ def _refuse_absent(source: str, sections: tuple[ModelSection, ...], artifacts: M
 
 def servable(site: Site) -> Site:
     """The site, if its executor can do what its system asks; raises `ConfigError` where it cannot."""
-    if site.system.carves and site.executor == "cpu":
-        msg = f"system {site.dispatcher_name} changes shares from run to run, and cpu workers keep their cores: "
+    if site.executor == "simulated":
+        return site
+    mechanism = site.devices[0].mechanism
+    if site.system.carves and mechanism is not Mechanism.GREEN:
+        whose = "cpu workers keep their cores" if site.executor == "cpu" else f"shares by {mechanism} stand as they are cut"
+        msg = f"system {site.dispatcher_name} changes shares from run to run, and {whose}: "
         raise ConfigError(msg + 'plan and simulate it, or write executor = "simulated"')
+    if any(device.resizes for device in site.devices):
+        msg = "resizes = true: workers of every size beside one another are emulated only; mechanism green resizes for real"
+        raise ConfigError(msg)
+    if not site.artifacts:
+        msg = "nothing to serve: name a model repository under [server]"
+        raise ConfigError(msg)
     return site

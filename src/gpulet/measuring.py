@@ -14,7 +14,9 @@ from gpulet.fleetfile import Site, site_of, usable_cores
 from gpulet.plan import Plan
 from gpulet.problems import DEFAULT_MAX_BATCH, make_problem, stored_points
 from gpulet.profile import Point, Profile
-from gpulet.profiler import Grid, default_batches, default_sizes, measure_contention, measure_model
+from gpulet.gpuseats import GpuSeats, gpu_sizes
+from gpulet.grounds import ground_of, program_of
+from gpulet.profiler import CoreSeats, Grid, default_batches, default_sizes, measure_contention, measure_model
 from gpulet.profiletable import format_profile
 from gpulet.repository import Artifact
 from gpulet.serving import LiveServer, make_server
@@ -44,11 +46,16 @@ class Missing:
 
 def missing(site: Site, budget: Duration) -> Missing:
     """How much `measure` would have to do; raises `BadInput` where there is nothing real to measure."""
-    if site.executor != "cpu":
+    if site.executor == "simulated":
         msg = "nothing to measure: the fleet's devices are simulated; name their profile under [[devices]]"
         raise BadInput(msg)
     counts = {name: _lacks(site, name, budget) for name in site.artifacts}
-    return Missing({n: c for n, c in counts.items() if c}, site.store.read_machine() == Machine())
+    return Missing({n: c for n, c in counts.items() if c}, _lacks_machine(site))
+
+
+def _lacks_machine(site: Site) -> bool:
+    """What the front-end costs is of its device only where it is on the same cores."""
+    return site.executor == "cpu" and site.store.read_machine() == Machine()
 
 
 def _lacks(site: Site, name: str, budget: Duration) -> int:
@@ -65,7 +72,7 @@ async def measure(site: Site, budget: Duration, progress: Progress) -> dict[str,
             except ModelError as error:
                 refused[name] = str(error).removeprefix(f"model {name}: ")
     usable = [name for name in site.artifacts if name not in refused]
-    if usable and site.store.read_machine() == Machine():
+    if usable and _lacks_machine(site):
         site.store.write_machine(await _measure_machine(site, usable[0]))
     return refused
 
@@ -78,8 +85,13 @@ async def _measure_one(site: Site, name: str, artifact: Artifact, budget: Durati
         site.store.write(artifact.digest, format_profile(points))
         progress(name, point)
 
-    model = WorkerModel(name, str(artifact.path), 1, grid.shapes)
-    await measure_model(model, usable_cores(), grid, tuple(points), keep)
+    if site.executor == "cpu":
+        model = WorkerModel(name, str(artifact.path), 1, grid.shapes)
+        await measure_model(model, CoreSeats(usable_cores()), grid, tuple(points), keep)
+        return
+    model = WorkerModel(name, str(artifact.path), grid.batches[-1], grid.shapes)
+    seats = GpuSeats(site.devices[0], ground_of(site), program_of(site))
+    await measure_model(model, seats, grid, tuple(points), keep)
 
 
 def _known(site: Site, name: str) -> list[Point]:
@@ -91,7 +103,9 @@ def _grid(site: Site, name: str, budget: Duration) -> Grid:
     limit = from_ms(section.slo_ms) if section.slo_ms else _LIMIT_WITHOUT_SLO
     largest = section.max_batch or DEFAULT_MAX_BATCH
     shapes = tuple(section.shapes) or (PLAIN,)
-    return Grid(default_sizes(site.devices[0].kind.sms), default_batches(largest), budget, limit, shapes)
+    is_cpu = site.executor == "cpu"
+    sizes = default_sizes(site.devices[0].kind.sms) if is_cpu else gpu_sizes(site.devices[0])
+    return Grid(sizes, default_batches(largest), budget, limit, shapes, pads=not is_cpu)
 
 
 async def _measure_machine(site: Site, name: str) -> Machine:

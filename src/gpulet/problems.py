@@ -26,9 +26,9 @@ _EQUAL_SHARE_LOAD = 0.7
 
 
 def load_profile(site: Site) -> Profile:
-    """The site's profile: its own table, what the store holds of its models, or, of emulated GPUs, an analytic one.
+    """The site's profile: its own table, what the store holds of its models, or, of GPUs nobody measured, an analytic one.
 
-    Only where an emulated GPU has no table at all is its latency computed, and the profile says so. Raises `ProfileError`
+    Only where a GPU has no table at all is its latency computed, and the profile says so. Raises `ProfileError`
     that names the models nobody has measured, `ConfigError` for what cannot be computed either.
     """
     kind = site.devices[0].kind
@@ -54,8 +54,10 @@ def load_profile(site: Site) -> Profile:
 
 
 def _is_computed(site: Site) -> bool:
-    """Whether nobody measured its devices: emulated GPUs without a table."""
-    return site.executor == "simulated" and not site.profile_path and site.devices[0].kind.name != "cpu"
+    """Whether nobody measured its devices: GPUs without a table, of which the store knows nothing either."""
+    if site.profile_path or site.devices[0].kind.name == "cpu":
+        return False
+    return site.executor == "simulated" or not stored_points(site)
 
 
 def _refuse_oversize(profile: Profile, kind: Kind, source: str) -> None:

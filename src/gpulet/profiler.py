@@ -1,4 +1,4 @@
-"""Measures models on real workers: latency by (model, cores, batch), how much shared cores slow each other.
+"""Measures models on real workers: latency by (model, size, batch), how much shared cores slow each other.
 
 What is timed is what the core sees: from the message to the worker to its answer. A p99 needs 300 runs; where the time
 budget of a point allows fewer, the largest is kept in its place and `samples` tells (`Point.samples < P99_SAMPLES`).
@@ -9,13 +9,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from time import perf_counter_ns
+from typing import Protocol
 
 import numpy as np
 
-from gpulet.errors import ModelError
+from gpulet.errors import ModelError, Unusable
 from gpulet.executors.base import DATATYPE_SIZES, Signature
-from gpulet.executors.process import WorkerProcess
-from gpulet.executors.wire import Assign, Done, Failed, FromWorker, Ready, RunBatch, WorkerModel, align
+from gpulet.executors.process import CPU, Program, WorkerProcess
+from gpulet.executors.wire import (
+    Assign,
+    Done,
+    Failed,
+    FromWorker,
+    Ready,
+    Recutted,
+    Refused,
+    RunBatch,
+    Told,
+    ToWorker,
+    WorkerModel,
+    align,
+)
 from gpulet.profile import Point
 from gpulet.units import PLAIN, SECOND, Duration
 
@@ -29,9 +43,10 @@ _MOST_CONTENDERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to measure: core counts, batches ascending, `budget` per point; a batch above `limit` ends its row.
+    """What to measure: sizes, batches ascending, `budget` per point; a batch above `limit` ends its row.
 
-    `shapes` are the model's shape classes: free dimensions beyond the rows, in the order of the inputs.
+    `shapes` are the model's shape classes: free dimensions beyond the rows, in the order of the inputs. `pads`: a batch runs
+    as one of the next larger of `batches`, so that it takes as long.
     """
 
     sizes: tuple[int, ...]
@@ -39,6 +54,7 @@ class Grid:
     budget: Duration
     limit: Duration
     shapes: tuple[str, ...] = (PLAIN,)
+    pads: bool = False
 
     def missing(self, known: Sequence[Point]) -> list[tuple[int, str, int]]:
         """(size, shape, rows) that is not `known` and not beyond a row's end."""
@@ -59,22 +75,31 @@ def default_batches(largest: int) -> tuple[int, ...]:
 
 
 class Bench:
-    """One worker on a set of cores with one model, asked one batch at a time."""
+    """One worker with one model, asked one batch at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program = CPU) -> None:
         self._heard: asyncio.Queue[FromWorker | None] = asyncio.Queue()
-        self._worker = WorkerProcess(self._heard.put_nowait, lambda: self._heard.put_nowait(None))
+        self._worker = WorkerProcess(self._heard.put_nowait, lambda: self._heard.put_nowait(None), program)
         self.signature = Signature((), ())
 
-    async def load(self, model: WorkerModel, cores: Sequence[int], threads: int) -> None:
-        """Become a worker of this model; raises `ModelError` when it cannot be loaded."""
-        self._worker.send(Assign(tuple(cores), threads, (model,)))
+    @property
+    def pid(self) -> int:
+        """The worker's."""
+        return self._worker.pid
+
+    async def load(self, task: ToWorker) -> Ready | Recutted:
+        """Take on a task of one model; raises `ModelError` when it cannot be loaded, `Unusable` when nothing can be."""
+        self._worker.send(task)
         ready = await self._hear()
-        assert isinstance(ready, Ready)
-        if ready.models[0].error:
-            msg = f"model {model.name}: {ready.models[0].error}"
+        if isinstance(ready, Refused):
+            raise Unusable(ready.error)
+        assert isinstance(ready, Ready | Recutted)
+        (model,) = ready.models
+        if model.error:
+            msg = f"model {model.name}: {model.error}"
             raise ModelError(msg)
-        self.signature = ready.models[0].signature
+        self.signature = model.signature
+        return ready
 
     def fill(self, rows: int, shape_class: str) -> tuple[tuple[int, ...], ...]:
         """Put random inputs of `rows` rows into the slot; their shapes. Free dimensions are the class's, else 1."""
@@ -93,10 +118,10 @@ class Bench:
             shapes.append(shape)
         return tuple(shapes)
 
-    async def run(self, shapes: tuple[tuple[int, ...], ...]) -> Duration:
+    async def run(self, shapes: tuple[tuple[int, ...], ...], shape_class: str = PLAIN) -> Duration:
         """Time one batch; raises `ModelError` when the runtime refuses it."""
         before = perf_counter_ns()
-        self._worker.send(RunBatch(1, 0, shapes))
+        self._worker.send(RunBatch(1, 0, shapes, shape=shape_class))
         answer = await self._hear()
         took = perf_counter_ns() - before
         if isinstance(answer, Failed):
@@ -110,38 +135,73 @@ class Bench:
         await self._worker.close()
 
     async def _hear(self) -> FromWorker:
-        try:
-            heard = await asyncio.wait_for(self._heard.get(), _PATIENCE_S)
-        except TimeoutError:
-            msg = f"no answer within {_PATIENCE_S:g} s"
-            raise ModelError(msg) from None
-        if heard is None:
-            msg = "its worker died (out of memory?)"
-            raise ModelError(msg)
-        return heard
+        """The next message that is an answer."""
+        while True:
+            try:
+                heard = await asyncio.wait_for(self._heard.get(), _PATIENCE_S)
+            except TimeoutError:
+                msg = f"no answer within {_PATIENCE_S:g} s"
+                raise ModelError(msg) from None
+            if heard is None:
+                msg = "its worker died (out of memory?)"
+                raise ModelError(msg)
+            if not isinstance(heard, Told):
+                return heard
 
 
 def _dtype(datatype: str) -> str:
     return {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(datatype, datatype.lower())
 
 
+class Seats(Protocol):
+    """Where a model is measured: workers that have so much of a device to themselves."""
+
+    async def take(self, model: WorkerModel, size: int) -> Bench:
+        """A worker of that size with the model; it stands until the next is asked for."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the worker, if there is one."""
+        ...
+
+
+class CoreSeats:
+    """Workers on the first of these cores."""
+
+    def __init__(self, cores: Sequence[int]) -> None:
+        self._cores = tuple(cores)
+        self._bench: Bench | None = None
+
+    async def take(self, model: WorkerModel, size: int) -> Bench:
+        """A fresh worker, pinned to `size` cores."""
+        await self.close()
+        self._bench = Bench()
+        await self._bench.load(Assign(self._cores[:size], size, (model,)))
+        return self._bench
+
+    async def close(self) -> None:
+        """Stop the worker, if there is one."""
+        if self._bench:
+            await self._bench.close()
+        self._bench = None
+
+
 async def measure_model(
-    model: WorkerModel, cores: Sequence[int], grid: Grid, known: Sequence[Point], keep: Callable[[Point], None]
+    model: WorkerModel, seats: Seats, grid: Grid, known: Sequence[Point], keep: Callable[[Point], None]
 ) -> None:
     """Measure what is not `known` yet; `keep` gets each point as it is done, so that a run can be resumed.
 
-    Raises `ModelError` when the model cannot be loaded.
+    Raises `ModelError` when the model cannot be loaded, `Unusable` where a worker cannot have its share.
     """
     missing = grid.missing(known)
-    for size in dict.fromkeys(size for size, _, _ in missing):
-        bench = Bench()
-        try:
-            await bench.load(model, cores[:size], size)
+    try:
+        for size in dict.fromkeys(size for size, _, _ in missing):
+            bench = await seats.take(model, size)
             for shape in grid.shapes:
                 rows = [b for s, c, b in missing if (s, c) == (size, shape)]
                 await _measure_row(bench, model.name, size, shape, rows, grid, keep)
-        finally:
-            await bench.close()
+    finally:
+        await seats.close()
 
 
 async def _measure_row(
@@ -152,6 +212,9 @@ async def _measure_row(
     for rows in batches if is_batched else [b for b in batches if b == 1]:
         point = _point(model, size, shape, rows, await _samples(bench, rows, grid.budget, shape))
         keep(point if is_batched else replace(point, is_last=True))
+        least = max((b for b in grid.batches if b < rows), default=0) + 1
+        if grid.pads and is_batched and least < rows:
+            keep(replace(point, rows=least))
         if point.mean > grid.limit:
             break
 
@@ -160,10 +223,10 @@ async def _samples(bench: Bench, rows: int, budget: Duration, shape: str = PLAIN
     """Runs within the budget, at least a few, at most what a p99 needs."""
     shapes = bench.fill(rows, shape)
     for _ in range(_WARM_RUNS):
-        await bench.run(shapes)
+        await bench.run(shapes, shape)
     samples: list[Duration] = []
     while len(samples) < _LEAST_SAMPLES or (sum(samples) < budget and len(samples) < P99_SAMPLES):
-        samples.append(await bench.run(shapes))
+        samples.append(await bench.run(shapes, shape))
     return samples
 
 
@@ -190,7 +253,7 @@ async def measure_contention(model: WorkerModel, cores: Sequence[int], budget: D
     benches = [Bench() for _ in cores]
     try:
         for bench in benches:
-            await bench.load(model, cores, 1)
+            await bench.load(Assign(tuple(cores), 1, (model,)))
         slowdown = median([await _slowdown(benches, budget) for _ in range(_ROUNDS)])
         return max(0.0, (slowdown - 1) / max(1, len(cores) - 1))
     finally:

@@ -21,12 +21,12 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, GpuletError
 from gpulet.executors.base import LiveExecutor
-from gpulet.executors.cpu import Cores
-from gpulet.executors.process import CPU
 from gpulet.executors.simulated import EMULATED, Simulated
+from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
-from gpulet.fleetfile import Site, usable_cores
+from gpulet.fleetfile import Site
+from gpulet.grounds import ground_of, program_of
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
@@ -166,7 +166,11 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     }
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
     files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
-    workers = Workers(plan, files, Cores(usable_cores()), CPU, live.timer, live.feed, live.client, tell, live.abandon)
+    patience = None if site.executor == "cpu" else Patience()
+    ground, program = ground_of(site), program_of(site)
+    workers = Workers(
+        plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience
+    )
     catalog.signatures, catalog.refused = workers.signatures, workers.refused
     return workers
 

@@ -7,8 +7,9 @@ front-end costs and how much overlapping runs slow each other stand in one small
 import hashlib
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,22 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpulet"
 
 
-def device_tag(cores: int) -> str:
+def version_of(package: str) -> str:
+    """A package and the version that is installed here, as part of a key."""
+    try:
+        return f"{package}{version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+def gpu_tag(kind: str, mechanism: str) -> str:
+    """What identifies a GPU of that kind, cut so: with the version of its driver, where one is loaded."""
+    told = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module\D*([\d.]+)", told.read_text(encoding="utf-8")) if told.exists() else None
+    return f"{kind}-{mechanism}" + (f"-driver{found[1]}" if found else "")
+
+
+def cpu_tag(cores: int) -> str:
     """What identifies this machine's processor and how much of it may be used."""
     return f"cpu-{hashlib.sha256(_processor().encode()).hexdigest()[:8]}-{cores}"
 
@@ -50,13 +66,14 @@ def _processor() -> str:
 class ProfileStore:
     """Tables as files: `<root>/profiles/<model hash>-<device>-<runtime>.csv`."""
 
-    def __init__(self, root: Path, device: str) -> None:
+    def __init__(self, root: Path, device: str, runtime: str) -> None:
         self._folder = root / "profiles"
         self._device = device
+        self._runtime = runtime
 
     def path(self, digest: str) -> Path:
         """Where the table of a model with this hash stands, or would stand."""
-        return self._folder / f"{digest[:16]}-{self._device}-onnxruntime{version('onnxruntime')}.csv"
+        return self._folder / f"{digest[:16]}-{self._device}-{self._runtime}.csv"
 
     def read(self, digest: str) -> str:
         """The table's text; empty when there is none."""

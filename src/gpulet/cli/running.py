@@ -71,7 +71,7 @@ def serve(
     site = servable(_with_options(open_site(target, system=system), http_port, metrics_port, journal))
     configure_logs(site.config.server.log_format)
     tell("starting", version=__version__, target=str(target), system=site.name, models=len(site.sections))
-    refused = _measured(site, _BUDGET_S) if site.executor == "cpu" and not site.profile_path else {}
+    refused = _measured(site, _BUDGET_S) if site.executor != "simulated" and not site.profile_path else {}
     for model, error in refused.items():
         tell("model_refused", model=model, error=error)
     site = site.without(refused)
@@ -89,7 +89,7 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="forget what was measured before")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency by (model, cores, batch) on real workers; goes on where an earlier run stopped.
+    """Measure latency by (model, size, batch) on real workers; goes on where an earlier run stopped.
 
     Example: gpulet profile examples/digits
     """
@@ -112,12 +112,14 @@ def profile(
 
 
 def _print_profile(points: Sequence[Point], machine: Machine) -> None:
-    table = Table("model", "cores", "batch", "mean", "p95", "p99", "runs", title="latency in ms")
+    table = Table("model", "size", "batch", "mean", "p95", "p99", "runs", title="latency in ms")
     for p in points:
         p99 = f"{p.p99 / MS:.3f}" if p.samples >= P99_SAMPLES else f"max {p.p99 / MS:.3f}"
         times = (f"{p.mean / MS:.3f}", f"{p.p95 / MS:.3f}", p99)
         table.add_row(f"{p.model} {p.shape}".rstrip(), str(p.size), str(p.rows), *times, str(p.samples))
-    out.print(table, f"front-end {machine.front_end_us:.0f} us per request, contention {machine.contention:.2f}")
+    out.print(table)
+    if machine != Machine():
+        out.print(f"front-end {machine.front_end_us:.0f} us per request, contention {machine.contention:.2f}")
 
 
 def _point_json(p: Point) -> dict[str, Any]:
@@ -253,6 +255,6 @@ def _measured(site: Site, budget_s: float) -> dict[str, str]:
         task = bar.add_task("profiling", total=todo.total)
 
         def step(model: str, point: Point) -> None:
-            bar.update(task, advance=1, description=f"profiling {model}, {point.size} cores, batch {point.rows}")
+            bar.update(task, advance=1, description=f"profiling {model}, size {point.size}, batch {point.rows}")
 
         return uvloop.run(measure(site, budget, step))

@@ -1,0 +1,60 @@
+"""Behind a site's mechanism: the ground that its workers stand on, and the program that they run."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpulet.device import Mechanism
+from gpulet.errors import Unusable
+from gpulet.executors.cpu import Cores
+from gpulet.executors.daemons import Daemons
+from gpulet.executors.gpus import REAL, REHEARSED, Gpus
+from gpulet.executors.ground import Ground
+from gpulet.executors.migground import MadeFile, MigGround, Permission
+from gpulet.executors.mps import MpsGround, Options
+from gpulet.executors.mpscontrol import BINARY, Binary, find_binary
+from gpulet.executors.nvmllibrary import open_carving_nvml, open_nvml
+from gpulet.executors.process import CPU, Program
+from gpulet.fleetfile import Site, usable_cores
+from gpulet.store import cache_directory
+from gpulet.units import MIB
+
+
+def program_of(site: Site) -> Program:
+    """What the site's workers run."""
+    programs: Mapping[str, Program] = {"cpu": CPU, "gpu": REAL, "rehearsal": REHEARSED}
+    return programs[site.executor]
+
+
+def ground_of(site: Site) -> Ground:
+    """Where the site's workers stand; raises `Unusable` for MPS that is not installed."""
+    if site.executor == "cpu":
+        return Cores(usable_cores())
+    match site.devices[0].mechanism:
+        case Mechanism.MPS:
+            return MpsGround(open_nvml, _daemons(), Options(_memory(site)))
+        case Mechanism.MIG:
+            noted = MadeFile(cache_directory() / "mig-made.json")
+            permission = Permission(frozenset(site.config.server.carve_mig), open_carving_nvml, noted)
+            return MigGround(open_nvml, permission, _daemons() if find_binary() else None)
+        case _:
+            return Gpus(_visible())
+
+
+def _daemons() -> Daemons:
+    binary = find_binary()
+    if not binary:
+        msg = f"mechanism mps: {BINARY} is not installed"
+        raise Unusable(msg)
+    return Daemons(Binary(binary, os.environ), Path(tempfile.gettempdir()))
+
+
+def _memory(site: Site) -> dict[str, int]:
+    return {section.name: round(section.memory_mib * MIB) for section in site.sections}
+
+
+def _visible() -> tuple[str, ...]:
+    """The GPUs that whoever started us allowed, in the order of device indices."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(name.strip() for name in named.split(",") if name.strip())
