@@ -66,6 +66,8 @@ class ImaginaryGraph:
 class ImaginaryRuntime:
     """On a `FakeCudaDriver`'s memory. As in PyTorch, a share's pool is as large as its largest graph ever asked."""
 
+    graph = ImaginaryGraph
+
     def __init__(self, driver: FakeCudaDriver, models: Mapping[str, ImaginaryModel]) -> None:
         self.driver = driver
         self.calls: Counter[str] = Counter()
@@ -100,7 +102,7 @@ class ImaginaryRuntime:
         assert key not in self._captured, f"{key} is captured twice"
         need, pool = self.need(key), self._pools.get(key.interval, 0)
         latency = self._models[key.model].latency * 8 // share.sms
-        graph = ImaginaryGraph(self, key, share.stream, latency)
+        graph = self.graph(self, key, share.stream, latency)
         try:
             self._take(need.staging + max(0, need.pool - pool))
         except DeviceFull:
@@ -136,13 +138,15 @@ class ImaginaryRuntime:
         self.driver.used += size
 
 
-def open_imaginary(models: Sequence[WorkerModel], kind: Kind) -> Callable[[], tuple[FakeCudaDriver, ImaginaryRuntime]]:
+def open_imaginary(
+    models: Sequence[WorkerModel], kind: Kind, make: type[ImaginaryRuntime] = ImaginaryRuntime
+) -> Callable[[], tuple[FakeCudaDriver, ImaginaryRuntime]]:
     """A worker's GPU of that kind, with imaginary models of those names."""
     known = {model.name: ImaginaryModel() for model in models}
     topology = Topology(kind.sms, kind.sms // GREEN_GROUP)
 
     def opened() -> tuple[FakeCudaDriver, ImaginaryRuntime]:
         driver = FakeCudaDriver(topology)
-        return driver, ImaginaryRuntime(driver, known)
+        return driver, make(driver, known)
 
     return opened

@@ -1,0 +1,333 @@
+"""Workers on GPUs, over processes with an imaginary GPU: deaths, hangs, poison, models that do not load, re-cuts."""
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
+from gpulet.device import Device, Mechanism, Size, find_kind
+from gpulet.drivers.timers import LiveTimer
+from gpulet.errors import PlanError, Unproven, Unusable
+from gpulet.executors.gpus import Gpus
+from gpulet.executors.ground import Post
+from gpulet.executors.process import Program
+from gpulet.executors.recutting import recut
+from gpulet.executors.stations import Patience
+from gpulet.executors.wire import WorkerModel
+from gpulet.executors.workers import Workers
+from gpulet.plan import Gpulet, Plan, Turn
+from gpulet.units import MIB, MS, SECOND
+from poison import POISON
+
+DEADLY = Program("gpulet.executors.cuda.worker", ("poison:open_deadly",), 8, MIB)
+PLAIN, DEEP = Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS)
+
+
+def plan(*sizes, turns=(PLAIN, DEEP), mechanism=Mechanism.GREEN):
+    device = Device(0, find_kind("h200-141gb"), mechanism)
+    ends = np.cumsum(sizes)
+    gpulets = (Gpulet(i, 0, Size(s, 50.0), int(ends[i]) - s, 10 * MS, turns) for i, s in enumerate(sizes))
+    return Plan((device,), tuple(gpulets))
+
+
+class Alone:
+    """A process for each gpulet; `unproven` are the sizes that never can be shown."""
+
+    def __init__(self):
+        self.unproven = set()
+        self.settled = []
+        self.proven = []
+        self.is_closed = False
+
+    def prepare(self, plan):
+        return tuple(Post(g.device, (g,), {"SHARE": str(g.size.sms)}, is_alone=True) for g in plan.gpulets)
+
+    def prove(self, post, pid, ready):
+        (gpulet,) = post.gpulets
+        self.proven.append((gpulet.size.sms, pid))
+        if gpulet.size.sms in self.unproven:
+            msg = f"gpulet {gpulet.id} is not attached"
+            raise Unproven(msg)
+
+    def dismiss(self, post, pid):
+        pass
+
+    def settle(self, plan):
+        self.settled.append(tuple(g.size.sms for g in plan.gpulets))
+
+    def close(self):
+        self.is_closed = True
+
+
+class Bench:
+    def __init__(self, first, ground, names, patience):
+        self.events = asyncio.Queue()
+        self.requests = {}
+        self.told = []
+        self.given_up = []
+        self.batch = 0
+        self.timer = LiveTimer(asyncio.get_running_loop())
+        models = {name: WorkerModel(name, f"{name}.pt2", 4) for name in names}
+        ask = self.requests.__getitem__
+        self.workers = Workers(
+            first,
+            models,
+            ground,
+            DEADLY,
+            self.timer,
+            self.events.put_nowait,
+            ask,
+            lambda event, **fields: self.told.append((event, fields)),
+            self.given_up.append,
+            patience,
+        )
+
+    def start(self, gpulet=0, model="plain", fill=1.0):
+        self.batch += 1
+        data = np.full((2, 4), fill, np.float32)
+        self.requests[self.batch] = type("Request", (), {"inputs": (data.tobytes(),), "dims": (data.shape,)})()
+        self.workers.start(Start(self.batch, gpulet, model, "", 2, (self.batch,)))
+        return self.batch
+
+    async def until(self, kind):
+        while True:
+            event = await asyncio.wait_for(self.events.get(), 20)
+            if isinstance(event, kind):
+                return event
+
+    async def serves(self, gpulet=0, model="plain"):
+        batch = self.start(gpulet, model)
+        event = await self.until((Finished, RunFailed, GpuletDown))
+        assert event == Finished(batch)
+        assert self.workers.outputs(batch)[0].shape == (2, 1)
+
+    def events_told(self):
+        return [event for event, _ in self.told]
+
+
+@asynccontextmanager
+async def carved(first, ground=None, names=("plain", "deep"), patience=None, count=None):
+    bench = Bench(first, ground or Gpus(), names, patience or Patience())
+    bench.workers.carve()
+    try:
+        for _ in range(len(first.gpulets) if count is None else count):
+            await bench.until(GpuletUp)
+        yield bench
+    finally:
+        await bench.workers.close()
+        bench.timer.close()
+
+
+@pytest.fixture(autouse=True)
+def poison_is_found(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+
+
+def test_one_death_takes_all_gpulets_of_a_gpu_and_the_standby_brings_them_back():
+    async def run():
+        async with carved(plan(64, 64)) as bench:
+            (pid,) = set(bench.workers.pids.values())
+            os.kill(pid, signal.SIGKILL)
+            downs = {(await bench.until(GpuletDown)).gpulet for _ in range(2)}
+            ups = {(await bench.until(GpuletUp)).gpulet for _ in range(2)}
+            assert downs == ups == {0, 1}
+            await bench.serves(1, "deep")
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_hangs_costs_its_worker_its_life_and_others_serve_on():
+    async def run():
+        async with carved(plan(64, 64), Alone(), patience=Patience(300 * MS)) as bench:
+            pids = bench.workers.pids
+            os.kill(pids[0], signal.SIGSTOP)
+            bench.start(0)
+            await bench.serves(1)
+            assert (await bench.until(GpuletDown)).gpulet == 0
+            assert (await bench.until(GpuletUp)).gpulet == 0
+            assert bench.workers.pids[1] == pids[1]
+            assert bench.events_told().count("batch_slow") == 1
+            assert "batch_hangs" in bench.events_told()
+            await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_kills_its_worker_twice_with_one_request_is_quarantined_and_the_others_serve():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            for _ in range(2):
+                bench.start(0, fill=POISON)
+                assert (await bench.until(GpuletDown)).gpulet == 0
+                assert (await bench.until(GpuletUp)).gpulet == 0
+            assert "quarantined" in bench.workers.refused["plain"]
+            await bench.serves(0, "deep")
+            batch = bench.start(1, "plain")
+            assert await bench.until((RunFailed, Finished)) == RunFailed(batch)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_died_twice_of_different_requests_is_not_quarantined():
+    async def run():
+        async with carved(plan(64), Alone()) as bench:
+            for fill in (1.0, 2.0):
+                os.kill(bench.workers.pids[0], signal.SIGSTOP)
+                bench.start(0, fill=fill)
+                os.kill(bench.workers.pids[0], signal.SIGKILL)
+                await bench.until(GpuletUp)
+            assert not bench.workers.refused
+            await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_does_not_load_is_refused_by_name_and_its_neighbours_serve():
+    async def run():
+        bad = Turn("bad", 4, 1.0, MS)
+        async with carved(plan(64, 64, turns=(PLAIN, bad)), names=("plain", "bad")) as bench:
+            assert bench.workers.refused == {"bad": "not a model"}
+            await bench.serves(1)
+            assert not bench.given_up
+
+    asyncio.run(run())
+
+
+def test_a_share_that_cannot_be_shown_stops_the_server_before_it_serves():
+    async def run():
+        ground = Alone()
+        ground.unproven = {56}
+        async with carved(plan(64, 56), ground, count=1) as bench:
+            while not bench.given_up:
+                await asyncio.sleep(0.01)
+            assert "gpulet 1 is not attached" in str(bench.given_up[0])
+        assert ground.is_closed
+
+    asyncio.run(run())
+
+
+def test_a_gpu_of_another_width_than_planned_is_refused_with_both_numbers():
+    async def run():
+        first = plan(64)
+        kind = replace(first.devices[0].kind, sms=140)
+        ground = Gpus()
+        (post,) = ground.prepare(replace(first, devices=(replace(first.devices[0], kind=kind),)))
+        with pytest.raises(Unproven, match="planned with 140 SMs, its GPU has 132"):
+            ground.prove(post, 1, type("Ready", (), {"sms": 132})())
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("ground", [Gpus, Alone])
+def test_a_recut_loses_nothing_and_says_what_each_part_took(ground):
+    async def run():
+        async with carved(plan(64, 64), ground()) as bench:
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 96)))
+            served = 0
+            while not task.done():
+                await bench.serves(served % 2)
+                served += 1
+            times = task.result()
+            assert times.build > 0
+            assert min(times.drain, times.swap) >= 0
+            assert served > 2
+            assert [g.size.sms for g in bench.workers.plan.gpulets] == [32, 96]
+            await bench.serves(0)
+            await bench.serves(1, "deep")
+
+    asyncio.run(run())
+
+
+def test_processes_of_gpulets_that_stay_are_not_replaced():
+    async def run():
+        ground = Alone()
+        async with carved(plan(64, 32, 32), ground) as bench:
+            before = bench.workers.pids
+            await recut(bench.workers, plan(64, 32, 16))
+            after = bench.workers.pids
+            assert (after[0], after[1]) == (before[0], before[1])
+            assert after[2] != before[2]
+            assert ground.settled == [(64, 32, 16)]
+            await bench.serves(2)
+
+    asyncio.run(run())
+
+
+def test_a_recut_that_cannot_be_proven_leaves_the_plan_in_force_serving():
+    async def run():
+        ground = Alone()
+        async with carved(plan(64, 64), ground) as bench:
+            before = bench.workers.pids
+            ground.unproven = {96}
+            with pytest.raises(Unusable, match="not attached"):
+                await recut(bench.workers, plan(32, 96))
+            assert bench.workers.pids == before
+            assert ground.settled == [(64, 64)]
+            await bench.serves(0)
+            await bench.serves(1)
+            assert not bench.given_up
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("ground", [Gpus, Alone])
+def test_a_recut_to_a_model_that_does_not_load_leaves_the_plan_in_force(ground):
+    async def run():
+        async with carved(plan(64, 64), ground(), names=("plain", "deep", "bad")) as bench:
+            with pytest.raises(Unusable if ground is Gpus else Exception, match="not a model"):
+                await recut(bench.workers, plan(32, 96, turns=(PLAIN, Turn("bad", 4, 1.0, MS))))
+            await bench.serves(0)
+            await bench.serves(1, "deep")
+            assert "bad" not in bench.workers.signatures
+
+    asyncio.run(run())
+
+
+def test_a_plan_that_cannot_hold_is_refused_before_anything_is_done():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            with pytest.raises(PlanError, match="overlaps|ends at"):
+                await recut(bench.workers, plan(128, 128))
+            await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_outlasts_the_patience_of_a_recut_ends_it_and_still_runs():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            pid = bench.workers.pids[0]
+            os.kill(pid, signal.SIGSTOP)
+            batch = bench.start(0)
+            with pytest.raises(Unusable, match=r"did not end within 0\.2 s"):
+                await recut(bench.workers, plan(32, 96), SECOND // 5)
+            os.kill(pid, signal.SIGCONT)
+            assert (await bench.until(Finished)).batch == batch
+            await bench.serves(1)
+
+    asyncio.run(run())
+
+
+def test_what_is_started_while_a_gpulet_drains_runs_on_its_successor():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            pid = bench.workers.pids[0]
+            os.kill(pid, signal.SIGSTOP)
+            first = bench.start(0)
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 64), 20 * SECOND))
+            while bench.workers.stations[0].parked is None:
+                await asyncio.sleep(0.005)
+            parked = bench.start(0)
+            os.kill(pid, signal.SIGCONT)
+            assert (await bench.until(Finished)).batch == first
+            assert (await bench.until(Finished)).batch == parked
+            await task
+            assert bench.workers.pids[0] != pid
+
+    asyncio.run(run())
