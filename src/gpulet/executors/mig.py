@@ -1,4 +1,4 @@
-"""A plan's MIG instances on this machine's GPUs: found, made where an operator allows it, bound by UUID.
+"""A plan's MIG instances on this machine's GPUs, made where an operator allows it; what stands is read by `migbinding`.
 
 The rule: only what we made is ever ended, and a plan is carved whole or not at all. Somebody else's instance stays where
 it is. One of a planned type at a planned slot is taken as it is if nobody computes in it; one in the way makes the plan
@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gpulet.device import Device, Mechanism, overcut
-from gpulet.errors import CarveError, GpuletError, NvmlError, PlanError, Unusable
-from gpulet.executors.nvml import CarvingNvml, Code, Gpu, GpuInstance, MigMode, Nvml, OfferedType
+from gpulet.device import Device
+from gpulet.errors import CarveError, GpuletError, NvmlError, Unusable
+from gpulet.executors.migbinding import bound, check_types, gpu_of, wanted_on
+from gpulet.executors.nvml import CarvingNvml, Code, Gpu, GpuInstance, OfferedType
 from gpulet.mig import Instance, creation_order
-from gpulet.plan import Gpulet, GpuletId, Plan, placements
+from gpulet.plan import GpuletId, Plan
 
 _TRIES = 20
 _PAUSE_S = 0.1
@@ -43,47 +44,6 @@ class Job:
     types: Mapping[str, OfferedType]
     end: tuple[GpuInstance, ...]
     make: tuple[Instance, ...]
-
-
-def bound(nvml: Nvml, plan: Plan) -> dict[GpuletId, str]:
-    """The UUID of each gpulet's instance; changes nothing. Raises `Unusable` for those that do not stand.
-
-    Who may not see where instances lie gets any of the type in which nobody computes: so bind before workers start.
-    """
-    try:
-        there = {(d.index, i.label, i.start): i.uuid for d in plan.devices for i in nvml.instances(d.index) if i.uuid}
-    except NvmlError as error:
-        if error.code != Code.NO_PERMISSION:
-            raise
-        there = _by_type(nvml, plan)
-    absent = [g for g in plan.gpulets if _place(g) not in there]
-    if absent:
-        named = ", ".join(f"{g.size.label} at {g.offset} of GPU {g.device}" for g in absent)
-        msg = f"not carved: {named}; gpulet plan --emit nvidia-smi prints the commands"
-        raise Unusable(msg)
-    return {g.id: there[_place(g)] for g in plan.gpulets}
-
-
-def _place(g: Gpulet) -> tuple[int, str, int]:
-    return g.device, g.size.label, g.offset
-
-
-def _by_type(nvml: Nvml, plan: Plan) -> dict[tuple[int, str, int], str]:
-    """Idle instances of a planned type, one for each of its planned places, in order."""
-    places = sorted({_place(g) for g in plan.gpulets})
-    devices = [d for index in sorted({gpu for gpu, _, _ in places}) for d in nvml.mig_devices(index)]
-    idle = [d for d in devices if not nvml.pids(d.uuid)]
-    there: dict[tuple[int, str, int], str] = {}
-    for gpu, label in dict.fromkeys((gpu, label) for gpu, label, _ in places):
-        mine = [place for place in places if place[:2] == (gpu, label)]
-        found = [d.uuid for d in idle if (d.gpu, d.label) == (gpu, label)]
-        there.update(zip(mine, found, strict=False))
-    return there
-
-
-def visible(uuid: str) -> dict[str, str]:
-    """What a worker of that instance must find in its environment before CUDA starts."""
-    return {"CUDA_VISIBLE_DEVICES": uuid}
 
 
 class Carver:
@@ -131,7 +91,7 @@ class Carver:
     def jobs(self, plan: Plan) -> tuple[Job, ...]:
         """What `carve` would do; raises as it does before anything changes."""
         gpus = self._nvml.gpus()
-        jobs = tuple(self._job(plan, device, _gpu_of(device, gpus)) for device in plan.devices)
+        jobs = tuple(self._job(plan, device, gpu_of(device, gpus)) for device in plan.devices)
         for job in jobs:
             if (job.end or job.make) and job.gpu.uuid not in self._allowed:
                 named = [f"end {_what(i)}" for i in job.end] + [f"make {i.type.label} at {i.start}" for i in job.make]
@@ -140,9 +100,9 @@ class Carver:
         return jobs
 
     def _job(self, plan: Plan, device: Device, gpu: Gpu) -> Job:
-        wanted = _wanted(plan, device)
+        wanted = wanted_on(plan, device)
         types = {o.label: o for o in self._nvml.types(gpu.index)}
-        _check_types(device, wanted, types)
+        check_types(device, wanted, types)
         standing = self._nvml.instances(gpu.index)
         self._forget_gone(gpu, standing)
         spots = {(i.type.label, i.start) for i in wanted}
@@ -241,45 +201,6 @@ class Carver:
 
 def _what(it: GpuInstance) -> str:
     return f"{it.label} at {it.start} of GPU {it.gpu}"
-
-
-def _gpu_of(device: Device, gpus: Collection[Gpu]) -> Gpu:
-    """A device's index is taken for NVML's, which is that of nvidia-smi."""
-    if device.mechanism is not Mechanism.MIG:
-        msg = f"device {device.index} ({device.kind.name}) is cut by {device.mechanism}, not by MIG"
-        raise PlanError(msg)
-    found = next((gpu for gpu in gpus if gpu.index == device.index), None)
-    if found is None:
-        msg = f"device {device.index} is planned, NVML shows {len(gpus)} GPUs"
-        raise Unusable(msg)
-    if found.mig is not MigMode.ON:
-        how = "" if found.mig is MigMode.ABSENT else f"; an operator may run nvidia-smi -i {found.index} -mig 1"
-        msg = f"GPU {found.index} ({found.name}): {found.mig}{how}"
-        raise Unusable(msg)
-    return found
-
-
-def _wanted(plan: Plan, device: Device) -> tuple[Instance, ...]:
-    """What a plan has on a device: processes of one gpulet share an instance."""
-    placed = placements([g for g in plan.gpulets if g.device == device.index])
-    for why in overcut(device, placed):
-        raise PlanError(why)
-    return tuple(Instance(device.index, device.kind.geometry.find(p.size.label), p.offset) for p in placed)
-
-
-def _check_types(device: Device, wanted: Iterable[Instance], offered: Mapping[str, OfferedType]) -> None:
-    """A GPU must offer each planned type as it was planned with: its slots, its SMs."""
-    for it in wanted:
-        has = offered.get(it.type.label)
-        if has is None:
-            known = ", ".join(offered) or "none"
-            msg = f"GPU {device.index} has no MIG type {it.type.label} of a {device.kind.name}; it has {known}"
-            raise Unusable(msg)
-        sms = next(s.sms for s in device.sizes() if s.label == it.type.label)
-        if (has.span, has.sms) != (it.type.span, sms) or it.start not in has.starts:
-            planned = f"{it.type.span} memory slices from {it.start}, {sms} SMs"
-            msg = f"GPU {device.index}: {has.label} is planned with {planned}; it has {has.span} from {has.starts}, {has.sms} SMs"
-            raise Unusable(msg)
 
 
 def _refuse_blocked(make: Iterable[Instance], strangers: Iterable[GpuInstance]) -> None:
