@@ -49,7 +49,8 @@ class Job:
 class Carver:
     """Makes a plan's instances on the GPUs, by UUID, that the operator `allowed`.
 
-    `made` is what an earlier process of ours wrote down of its own; what is made here joins it.
+    `made` is what an earlier process of ours wrote down of its own; what is made here joins it, and `record` is told
+    at every change, before the next one. `in_use` are instances, by UUID, whose processes are our own workers.
     """
 
     def __init__(
@@ -58,11 +59,15 @@ class Carver:
         allowed: Collection[str] = (),
         made: Iterable[Made] = (),
         pause: Callable[[float], None] = time.sleep,
+        record: Callable[[tuple[Made, ...]], None] = lambda _: None,
+        in_use: Collection[str] = (),
     ) -> None:
         self._nvml = nvml
         self._allowed = frozenset(allowed)
         self._made = {(m.gpu, m.number): m for m in made}
         self._pause = pause
+        self._record = record
+        self._in_use = frozenset(in_use)
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     @property
@@ -111,7 +116,7 @@ class Carver:
         make = creation_order(i for i in wanted if (i.type.label, i.start) not in held)
         end = tuple(i for i in standing if i.number not in kept and self._is_ours(gpu, i))
         strangers = [i for i in standing if not self._is_ours(gpu, i)]
-        self._refuse_held([*end, *(i for i in strangers if i.number in kept)])
+        self._refuse_held([*end, *(i for i in standing if i.number in kept and i.uuid not in self._in_use)])
         _refuse_blocked(make, [i for i in strangers if i.number not in kept])
         return Job(gpu, types, end, make)
 
@@ -143,17 +148,20 @@ class Carver:
         number = self._nvml.create_instance(index, offered, start)
         self._made[job.gpu.uuid, number] = Made(job.gpu.uuid, number, offered.label, start)
         self._undo.append((f"{what} was made and stands", lambda: self._end_instance(job.gpu, number)))
+        self._record(self.made)
         if computes:
             self._nvml.create_compute(index, number)
             self._undo.append((f"{what} computes", lambda: self._end_computes(index, number)))
             uuid = next((i.uuid for i in self._nvml.instances(index) if i.number == number), "")
             self._made[job.gpu.uuid, number] = Made(job.gpu.uuid, number, offered.label, start, uuid)
+            self._record(self.made)
 
     def _end(self, job: Job, it: GpuInstance) -> None:
         for compute in it.computes:
             self._nvml.destroy_compute(it.gpu, it.number, compute.number)
             self._undo.append((f"{_what(it)} cannot compute", lambda: self._nvml.create_compute(it.gpu, it.number)))
         self._made[job.gpu.uuid, it.number] = Made(job.gpu.uuid, it.number, it.label, it.start)
+        self._record(self.made)
         self._end_instance(job.gpu, it.number)
         del self._undo[len(self._undo) - len(it.computes) :]
         offered, computes = job.types[it.label], bool(it.computes)
@@ -174,6 +182,7 @@ class Carver:
                     raise
                 self._pause(_PAUSE_S)
         del self._made[gpu.uuid, number]
+        self._record(self.made)
 
     def _undone(self) -> tuple[str, ...]:
         """Undo all steps, the last one first; what could not be undone, and why."""
@@ -197,6 +206,7 @@ class Carver:
             for it in self._nvml.instances(gpu.index) if mine else ():
                 if it.number in mine:
                     self._made[gpu.uuid, it.number] = Made(gpu.uuid, it.number, it.label, it.start, it.uuid)
+        self._record(self.made)
 
 
 def _what(it: GpuInstance) -> str:

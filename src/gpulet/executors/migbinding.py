@@ -9,17 +9,18 @@ from gpulet.mig import Instance
 from gpulet.plan import Gpulet, GpuletId, Plan, placements
 
 
-def bound(nvml: Nvml, plan: Plan) -> dict[GpuletId, str]:
+def bound(nvml: Nvml, plan: Plan, taken: Collection[str] = ()) -> dict[GpuletId, str]:
     """The UUID of each gpulet's instance; changes nothing. Raises `Unusable` for those that do not stand.
 
-    Who may not see where instances lie gets any of the type in which nobody computes: so bind before workers start.
+    Who may not see where instances lie gets any of the type in which nobody computes and that is not `taken`: so bind
+    before workers start.
     """
     try:
         there = {(d.index, i.label, i.start): i.uuid for d in plan.devices for i in nvml.instances(d.index) if i.uuid}
     except NvmlError as error:
         if error.code != Code.NO_PERMISSION:
             raise
-        there = _by_type(nvml, plan)
+        there = _by_type(nvml, plan, taken)
     absent = [g for g in plan.gpulets if _place(g) not in there]
     if absent:
         named = ", ".join(f"{g.size.label} at {g.offset} of GPU {g.device}" for g in absent)
@@ -32,11 +33,11 @@ def _place(g: Gpulet) -> tuple[int, str, int]:
     return g.device, g.size.label, g.offset
 
 
-def _by_type(nvml: Nvml, plan: Plan) -> dict[tuple[int, str, int], str]:
+def _by_type(nvml: Nvml, plan: Plan, taken: Collection[str]) -> dict[tuple[int, str, int], str]:
     """Idle instances of a planned type, one for each of its planned places, in order."""
     places = sorted({_place(g) for g in plan.gpulets})
     devices = [d for index in sorted({gpu for gpu, _, _ in places}) for d in nvml.mig_devices(index)]
-    idle = [d for d in devices if not nvml.pids(d.uuid)]
+    idle = [d for d in devices if d.uuid not in taken and not nvml.pids(d.uuid)]
     there: dict[tuple[int, str, int], str] = {}
     for gpu, label in dict.fromkeys((gpu, label) for gpu, label, _ in places):
         mine = [place for place in places if place[:2] == (gpu, label)]
@@ -48,6 +49,14 @@ def _by_type(nvml: Nvml, plan: Plan) -> dict[tuple[int, str, int], str]:
 def visible(uuid: str) -> dict[str, str]:
     """What a worker of that instance must find in its environment before CUDA starts."""
     return {"CUDA_VISIBLE_DEVICES": uuid}
+
+
+def check(nvml: Nvml, plan: Plan) -> None:
+    """Raise `PlanError` for a plan that is not MIG's or overlaps, `Unusable` for GPUs that are not as it says."""
+    gpus = nvml.gpus()
+    for device in plan.devices:
+        gpu = gpu_of(device, gpus)
+        check_types(device, wanted_on(plan, device), {o.label: o for o in nvml.types(gpu.index)})
 
 
 def gpu_of(device: Device, gpus: Collection[Gpu]) -> Gpu:
