@@ -1,15 +1,22 @@
 """MIG gpulets: bound to what stands, made where an operator allows it, noted, and never cut from under a worker."""
 
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fake_mps import FakeDaemons, binary
 from fake_nvml import FakeNvml
 from gpulet.device import KINDS, Device, Mechanism
-from gpulet.errors import CarveError, MpsError, PlanError, Unproven, Unusable
+from gpulet.errors import CarveError, GpuletError, MpsError, PlanError, Unproven, Unusable
 from gpulet.executors.daemons import Daemons
 from gpulet.executors.mig import Made
 from gpulet.executors.migground import MadeFile, MigGround, Permission
 from gpulet.executors.nvml import Code, MigMode
+from gpulet.mig import layouts
 from gpulet.plan import Gpulet, Plan
 
 KIND = "h200-141gb"
@@ -387,3 +394,54 @@ def test_what_cannot_be_is_refused_before_anything_changes(machine, mode, plan, 
             ground.prepare(plan)
     assert machine.nvml.calls == []
     assert not machine.noted.path.exists()
+
+
+LAYOUTS = layouts(KINDS[KIND].geometry)
+CALLS = (CREATE, COMPUTE, "nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy")
+
+
+@st.composite
+def lives(draw):
+    """Somebody else's instances, plans and whether each comes into force, calls that fail, whether NVML shows our workers."""
+    spots = st.sampled_from(LAYOUTS).map(lambda layout: [(0, i.type.label, i.start) for i in layout])
+    theirs = draw(spots)[:1]
+    cuts = draw(st.lists(st.tuples(spots, st.booleans()), min_size=1, max_size=4))
+    failures = draw(st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 6)), max_size=2))
+    return theirs, cuts, failures, draw(st.booleans())
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(lives())
+def test_whatever_happens_instances_of_workers_and_of_others_stay_and_in_the_end_ours_are_gone(life):
+    theirs, cuts, failures, is_shown = life
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Path(folder))
+        for spot in theirs:
+            machine.nvml.put(*spot)
+        for call, after in failures:
+            machine.nvml.fail(call, Code.UNKNOWN, after)
+        ground, serving, in_force = machine.ground(), (), plan_of()
+        for spots, is_chosen in cuts:
+            with suppress(GpuletError):
+                posts = ground.prepare(plan_of(*spots))
+                assert [place_of(machine, post) for post in posts] == spots
+                if is_chosen:
+                    serving, in_force = posts, plan_of(*spots)
+            assert {uuid_of(post) for post in serving} <= {i.uuid for i in machine.nvml.instances(0)}
+            machine.nvml.holders.clear()
+            machine.serve(serving if is_shown else ())
+            ground.settle(in_force)
+            assert {uuid_of(post) for post in serving} <= {i.uuid for i in machine.nvml.instances(0)}
+            assert machine.standing() >= set(theirs)
+        machine.nvml.holders.clear()
+        for call in CALLS:
+            machine.nvml._failures[call].clear()  # noqa: SLF001 (those that did not happen)
+        ground.close()
+        assert machine.standing() == set(theirs)
+        assert not machine.noted.path.exists() or machine.noted.read() == ()
+
+
+def place_of(machine, post):
+    (it,) = (i for i in machine.nvml.instances(0) if i.uuid == uuid_of(post))
+    return it.gpu, it.label, it.start
