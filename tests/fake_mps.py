@@ -9,7 +9,7 @@ import os
 import sys
 
 from gpulet.errors import MpsError
-from gpulet.executors.mpscontrol import BINARY, Binary
+from gpulet.executors.mpscontrol import BINARY, Binary, Daemon
 
 QUICK = {"start_s": 5.0, "answer_s": 2.0, "quit_s": 3.0}
 
@@ -77,6 +77,10 @@ class FakeMpsControl:
         self._chunks -= chunks
         return f"{gpu}/part{self._chunks}"
 
+    def remove_partition(self, partition):
+        gpu, _, name = partition.partition("/")
+        self._tell(f"sm_partition rm {gpu} {name}")
+
     def environment(self, client, base):
         return {**base, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{client.share_pct:g}"}
 
@@ -84,6 +88,62 @@ class FakeMpsControl:
         self.told.append(command)
         if command.split()[0] in self.refuses:
             raise MpsError(command, "refused")
+
+
+class FakeDaemon(FakeMpsControl):
+    """One that is ours: `gpulet.executors.daemons.OwnedMps`."""
+
+    def __init__(self, world, binary, folder, gpu, *, is_static=False):
+        super().__init__({500: []}, world.chunks)
+        self.world, self.gpu, self.folder, self.is_static = world, gpu, folder, is_static
+        self.pid = 0
+        self._real = Daemon(binary, folder, gpu)
+
+    @property
+    def is_running(self):
+        return self.pid in self.world.running
+
+    def start(self):
+        self.folder.mkdir()
+        self.world.daemons.append(self)
+        if self.gpu in self.world.unable:
+            (self.folder / "log").mkdir()
+            (self.folder / "log" / "control.log").write_text("the device is\nused by another", encoding="utf-8")
+            command = "get_server_list"
+            raise MpsError(command, "the daemon is gone (exit code 1)")
+        self.pid = 7000 + len(self.world.daemons)
+        self.world.running[self.pid] = self
+
+    def stop(self):
+        self.world.running.pop(self.pid, None)
+
+    def clients(self):
+        if self.gpu in self.world.deaf:
+            command = "get_server_list"
+            raise MpsError(command, "no answer in 10 s")
+        return super().clients()
+
+    def environment(self, client, base):
+        return self._real.environment(client, base)
+
+
+class FakeDaemons:
+    """Makes them, for `Daemons`: all there were; those that run, by PID; devices where none starts, or answers."""
+
+    def __init__(self, chunks=16):
+        self.daemons, self.running, self.unable, self.deaf, self.chunks = [], {}, set(), set(), chunks
+
+    def __call__(self, binary, folder, gpu, *, is_static=False):
+        return FakeDaemon(self, binary, folder, gpu, is_static=is_static)
+
+    def of(self, gpu):
+        """The one that runs there."""
+        (found,) = [d for d in self.running.values() if d.gpu == gpu]
+        return found
+
+    def attach(self, gpu, *pids):
+        """They are clients from now on."""
+        self.of(gpu).attached[500].extend(pids)
 
 
 def is_alive(pid):
@@ -115,6 +175,8 @@ def answer(line):
     if word == "get_client_list":
         return "\\n".join(map(str, how["servers"].get(rest[0], ["Server not found"])))
     if word == "sm_partition":
+        if rest[0] == "rm":
+            return ""
         return "Partition %s/Dx4AAAAA created" % rest[1] if int(rest[2]) < 16 else "Failed to fulfill the request"
     if word.startswith(("set_default_", "terminate_client", "quit")):
         return ""

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from gpulet.errors import ConfigError
+
+_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""As NVML gives it: in lower case, compared as it is."""
 
 
 class _Section(BaseModel):
@@ -160,7 +163,24 @@ class ServerSection(_Section):
     overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
     drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")
     journal: str = Field("", description="write every step to this file, for `gpulet replay`")
+    carve_mig: list[str] = Field(
+        default_factory=list,
+        description="GPUs, by UUID as nvidia-smi -L prints it, where MIG instances may be made and our own ended; "
+        "left out: none is touched",
+    )
     log_format: Literal["text", "json"] = Field("text", description="one structured line per event")
+
+    @field_validator("carve_mig")
+    @classmethod
+    def _check_uuids(cls, uuids: list[str]) -> list[str]:
+        for uuid in uuids:
+            if not _UUID.fullmatch(uuid):
+                msg = f"{uuid!r} is not the UUID of a GPU, GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
+                raise ValueError(msg)
+            if uuids.count(uuid) > 1:
+                msg = f"{uuid} is named {uuids.count(uuid)} times"
+                raise ValueError(msg)
+        return uuids
 
 
 class FleetFile(_Section):
@@ -212,7 +232,7 @@ def _explain(error: ErrorDetails) -> str:
         return f"unknown key {key}; known are {', '.join(_known(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    message = error["msg"].removeprefix("Input ").replace("should be", "must be")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be")
     return f"{key} = {error['input']!r}: {message}"
 
 

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import metadata, util
-from typing import Protocol
 
 from gpulet.device import Device, Mechanism
 from gpulet.errors import MpsError, NvmlError, Unusable
@@ -40,20 +39,12 @@ class Check:
         return self.is_asked and self.verdict is Verdict.NO
 
 
-class OpenNvml(Nvml, Protocol):
-    """NVML that must be closed."""
-
-    def close(self) -> None:
-        """Leave it."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Where the checks look: cores this process may use, NVML, the MPS control binary (none: not installed)."""
 
     cores: tuple[int, ...]
-    open_nvml: Callable[[], OpenNvml]
+    open_nvml: Callable[[], Nvml]
     mps: Binary | None
 
 

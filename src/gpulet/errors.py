@@ -85,6 +85,7 @@ class MpsError(Unusable):
     def __init__(self, command: str, why: str) -> None:
         super().__init__(f"nvidia-cuda-mps-control: {command}: {why}")
         self.command = command
+        self.why = why
 
 
 class Unproven(Unusable):

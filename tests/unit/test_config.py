@@ -140,6 +140,31 @@ def test_what_a_device_says_of_its_mig_types_is_read_from_the_file(site_of):
         site_of(BLACKWELL.replace("count = 2", READING))
 
 
+ONE, OTHER = (f"GPU-74d43ed3-cdf7-e667-3644-bf5b4f46ed{n}" for n in (65, 66))
+
+
+def test_gpus_that_may_be_cut_are_named_by_uuid_and_none_is_by_default():
+    assert parse_fleet_file(GOOD, "f").server.carve_mig == []
+    text = f'{GOOD}[server]\ncarve_mig = ["{ONE}", "{OTHER}"]\n'
+    assert parse_fleet_file(text, "f").server.carve_mig == [ONE, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (f'["{ONE}", "{ONE}"]', rf"f: line 21: server.carve_mig = .*: {ONE} is named 2 times"),
+        ('["0"]', r"line 21: server.carve_mig = \['0'\]: '0' is not the UUID of a GPU, GPU-xxxxxxxx-"),
+        (f'["{ONE.upper()}"]', "is not the UUID of a GPU"),
+        (f'["MIG-{ONE}"]', "is not the UUID of a GPU"),
+        (f'"{ONE}"', "must be a valid list"),
+        ("[0]", r"line 21: server.carve_mig\[0\] = 0: must be a valid string"),
+    ],
+)
+def test_gpus_that_cannot_be_named_so_are_refused(value, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_fleet_file(f"{GOOD}[server]\ncarve_mig = {value}\n", "f")
+
+
 def test_no_models_and_no_file_are_refused(site_of, tmp_path):
     with pytest.raises(ConfigError, match="no models: write"):
         site_of(GOOD.partition("[[models]]")[0])

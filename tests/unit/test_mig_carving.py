@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from fake_nvml import FakeNvml, below_pynvml
 from gpulet.device import KINDS, Device, Mechanism
 from gpulet.errors import CarveError, GpuletError, PlanError, Unusable
-from gpulet.executors.mig import Carver, Made, bound, visible
+from gpulet.executors.mig import Carver, Made
+from gpulet.executors.migbinding import bound, visible
 from gpulet.executors.nvml import Code, MigMode
 from gpulet.executors.nvmllibrary import CarvingLibrary
 from gpulet.mig import layouts

@@ -74,6 +74,7 @@ def test_partitions_end_where_chunks_do(both):
     assert mps.add_partition(GPU, 9).startswith(f"{GPU}/")
     with pytest.raises(MpsError, match="Failed to fulfill"):
         mps.add_partition(GPU, 16)
+    mps.remove_partition(f"{GPU}/Dx4AA")
 
 
 def test_a_client_finds_the_daemon_and_nothing_of_another(here):

@@ -1,4 +1,4 @@
-"""A plan's MIG instances on this machine's GPUs: found, made where an operator allows it, bound by UUID.
+"""A plan's MIG instances on this machine's GPUs, made where an operator allows it; what stands is read by `migbinding`.
 
 The rule: only what we made is ever ended, and a plan is carved whole or not at all. Somebody else's instance stays where
 it is. One of a planned type at a planned slot is taken as it is if nobody computes in it; one in the way makes the plan
@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gpulet.device import Device, Mechanism, overcut
-from gpulet.errors import CarveError, GpuletError, NvmlError, PlanError, Unusable
-from gpulet.executors.nvml import CarvingNvml, Code, Gpu, GpuInstance, MigMode, Nvml, OfferedType
+from gpulet.device import Device
+from gpulet.errors import CarveError, GpuletError, NvmlError, Unusable
+from gpulet.executors.migbinding import bound, check_types, gpu_of, wanted_on
+from gpulet.executors.nvml import CarvingNvml, Code, Gpu, GpuInstance, OfferedType
 from gpulet.mig import Instance, creation_order
-from gpulet.plan import Gpulet, GpuletId, Plan, placements
+from gpulet.plan import GpuletId, Plan
 
 _TRIES = 20
 _PAUSE_S = 0.1
@@ -45,51 +46,11 @@ class Job:
     make: tuple[Instance, ...]
 
 
-def bound(nvml: Nvml, plan: Plan) -> dict[GpuletId, str]:
-    """The UUID of each gpulet's instance; changes nothing. Raises `Unusable` for those that do not stand.
-
-    Who may not see where instances lie gets any of the type in which nobody computes: so bind before workers start.
-    """
-    try:
-        there = {(d.index, i.label, i.start): i.uuid for d in plan.devices for i in nvml.instances(d.index) if i.uuid}
-    except NvmlError as error:
-        if error.code != Code.NO_PERMISSION:
-            raise
-        there = _by_type(nvml, plan)
-    absent = [g for g in plan.gpulets if _place(g) not in there]
-    if absent:
-        named = ", ".join(f"{g.size.label} at {g.offset} of GPU {g.device}" for g in absent)
-        msg = f"not carved: {named}; gpulet plan --emit nvidia-smi prints the commands"
-        raise Unusable(msg)
-    return {g.id: there[_place(g)] for g in plan.gpulets}
-
-
-def _place(g: Gpulet) -> tuple[int, str, int]:
-    return g.device, g.size.label, g.offset
-
-
-def _by_type(nvml: Nvml, plan: Plan) -> dict[tuple[int, str, int], str]:
-    """Idle instances of a planned type, one for each of its planned places, in order."""
-    places = sorted({_place(g) for g in plan.gpulets})
-    devices = [d for index in sorted({gpu for gpu, _, _ in places}) for d in nvml.mig_devices(index)]
-    idle = [d for d in devices if not nvml.pids(d.uuid)]
-    there: dict[tuple[int, str, int], str] = {}
-    for gpu, label in dict.fromkeys((gpu, label) for gpu, label, _ in places):
-        mine = [place for place in places if place[:2] == (gpu, label)]
-        found = [d.uuid for d in idle if (d.gpu, d.label) == (gpu, label)]
-        there.update(zip(mine, found, strict=False))
-    return there
-
-
-def visible(uuid: str) -> dict[str, str]:
-    """What a worker of that instance must find in its environment before CUDA starts."""
-    return {"CUDA_VISIBLE_DEVICES": uuid}
-
-
 class Carver:
     """Makes a plan's instances on the GPUs, by UUID, that the operator `allowed`.
 
-    `made` is what an earlier process of ours wrote down of its own; what is made here joins it.
+    `made` is what an earlier process of ours wrote down of its own; what is made here joins it, and `record` is told
+    at every change, before the next one. `in_use` are instances, by UUID, whose processes are our own workers.
     """
 
     def __init__(
@@ -98,11 +59,15 @@ class Carver:
         allowed: Collection[str] = (),
         made: Iterable[Made] = (),
         pause: Callable[[float], None] = time.sleep,
+        record: Callable[[tuple[Made, ...]], None] = lambda _: None,
+        in_use: Collection[str] = (),
     ) -> None:
         self._nvml = nvml
         self._allowed = frozenset(allowed)
         self._made = {(m.gpu, m.number): m for m in made}
         self._pause = pause
+        self._record = record
+        self._in_use = frozenset(in_use)
         self._undo: list[tuple[str, Callable[[], None]]] = []
 
     @property
@@ -131,7 +96,7 @@ class Carver:
     def jobs(self, plan: Plan) -> tuple[Job, ...]:
         """What `carve` would do; raises as it does before anything changes."""
         gpus = self._nvml.gpus()
-        jobs = tuple(self._job(plan, device, _gpu_of(device, gpus)) for device in plan.devices)
+        jobs = tuple(self._job(plan, device, gpu_of(device, gpus)) for device in plan.devices)
         for job in jobs:
             if (job.end or job.make) and job.gpu.uuid not in self._allowed:
                 named = [f"end {_what(i)}" for i in job.end] + [f"make {i.type.label} at {i.start}" for i in job.make]
@@ -140,9 +105,9 @@ class Carver:
         return jobs
 
     def _job(self, plan: Plan, device: Device, gpu: Gpu) -> Job:
-        wanted = _wanted(plan, device)
+        wanted = wanted_on(plan, device)
         types = {o.label: o for o in self._nvml.types(gpu.index)}
-        _check_types(device, wanted, types)
+        check_types(device, wanted, types)
         standing = self._nvml.instances(gpu.index)
         self._forget_gone(gpu, standing)
         spots = {(i.type.label, i.start) for i in wanted}
@@ -151,7 +116,7 @@ class Carver:
         make = creation_order(i for i in wanted if (i.type.label, i.start) not in held)
         end = tuple(i for i in standing if i.number not in kept and self._is_ours(gpu, i))
         strangers = [i for i in standing if not self._is_ours(gpu, i)]
-        self._refuse_held([*end, *(i for i in strangers if i.number in kept)])
+        self._refuse_held([*end, *(i for i in standing if i.number in kept and i.uuid not in self._in_use)])
         _refuse_blocked(make, [i for i in strangers if i.number not in kept])
         return Job(gpu, types, end, make)
 
@@ -183,17 +148,20 @@ class Carver:
         number = self._nvml.create_instance(index, offered, start)
         self._made[job.gpu.uuid, number] = Made(job.gpu.uuid, number, offered.label, start)
         self._undo.append((f"{what} was made and stands", lambda: self._end_instance(job.gpu, number)))
+        self._record(self.made)
         if computes:
             self._nvml.create_compute(index, number)
             self._undo.append((f"{what} computes", lambda: self._end_computes(index, number)))
             uuid = next((i.uuid for i in self._nvml.instances(index) if i.number == number), "")
             self._made[job.gpu.uuid, number] = Made(job.gpu.uuid, number, offered.label, start, uuid)
+            self._record(self.made)
 
     def _end(self, job: Job, it: GpuInstance) -> None:
         for compute in it.computes:
             self._nvml.destroy_compute(it.gpu, it.number, compute.number)
             self._undo.append((f"{_what(it)} cannot compute", lambda: self._nvml.create_compute(it.gpu, it.number)))
         self._made[job.gpu.uuid, it.number] = Made(job.gpu.uuid, it.number, it.label, it.start)
+        self._record(self.made)
         self._end_instance(job.gpu, it.number)
         del self._undo[len(self._undo) - len(it.computes) :]
         offered, computes = job.types[it.label], bool(it.computes)
@@ -214,6 +182,7 @@ class Carver:
                     raise
                 self._pause(_PAUSE_S)
         del self._made[gpu.uuid, number]
+        self._record(self.made)
 
     def _undone(self) -> tuple[str, ...]:
         """Undo all steps, the last one first; what could not be undone, and why."""
@@ -237,49 +206,11 @@ class Carver:
             for it in self._nvml.instances(gpu.index) if mine else ():
                 if it.number in mine:
                     self._made[gpu.uuid, it.number] = Made(gpu.uuid, it.number, it.label, it.start, it.uuid)
+        self._record(self.made)
 
 
 def _what(it: GpuInstance) -> str:
     return f"{it.label} at {it.start} of GPU {it.gpu}"
-
-
-def _gpu_of(device: Device, gpus: Collection[Gpu]) -> Gpu:
-    """A device's index is taken for NVML's, which is that of nvidia-smi."""
-    if device.mechanism is not Mechanism.MIG:
-        msg = f"device {device.index} ({device.kind.name}) is cut by {device.mechanism}, not by MIG"
-        raise PlanError(msg)
-    found = next((gpu for gpu in gpus if gpu.index == device.index), None)
-    if found is None:
-        msg = f"device {device.index} is planned, NVML shows {len(gpus)} GPUs"
-        raise Unusable(msg)
-    if found.mig is not MigMode.ON:
-        how = "" if found.mig is MigMode.ABSENT else f"; an operator may run nvidia-smi -i {found.index} -mig 1"
-        msg = f"GPU {found.index} ({found.name}): {found.mig}{how}"
-        raise Unusable(msg)
-    return found
-
-
-def _wanted(plan: Plan, device: Device) -> tuple[Instance, ...]:
-    """What a plan has on a device: processes of one gpulet share an instance."""
-    placed = placements([g for g in plan.gpulets if g.device == device.index])
-    for why in overcut(device, placed):
-        raise PlanError(why)
-    return tuple(Instance(device.index, device.kind.geometry.find(p.size.label), p.offset) for p in placed)
-
-
-def _check_types(device: Device, wanted: Iterable[Instance], offered: Mapping[str, OfferedType]) -> None:
-    """A GPU must offer each planned type as it was planned with: its slots, its SMs."""
-    for it in wanted:
-        has = offered.get(it.type.label)
-        if has is None:
-            known = ", ".join(offered) or "none"
-            msg = f"GPU {device.index} has no MIG type {it.type.label} of a {device.kind.name}; it has {known}"
-            raise Unusable(msg)
-        sms = next(s.sms for s in device.sizes() if s.label == it.type.label)
-        if (has.span, has.sms) != (it.type.span, sms) or it.start not in has.starts:
-            planned = f"{it.type.span} memory slices from {it.start}, {sms} SMs"
-            msg = f"GPU {device.index}: {has.label} is planned with {planned}; it has {has.span} from {has.starts}, {has.sms} SMs"
-            raise Unusable(msg)
 
 
 def _refuse_blocked(make: Iterable[Instance], strangers: Iterable[GpuInstance]) -> None:

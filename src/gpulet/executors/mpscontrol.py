@@ -132,6 +132,10 @@ class MpsControl(Protocol):
         """SMs of a GPU, by UUID, for its clients alone, in the daemon's chunks; what `Client.partition` takes."""
         ...
 
+    def remove_partition(self, partition: str) -> None:
+        """Give its SMs back; its clients are gone."""
+        ...
+
     def environment(self, client: Client, base: Mapping[str, str]) -> dict[str, str]:
         """`base` with what a client needs before CUDA starts, and without what would make it miss the daemon."""
         ...
@@ -170,6 +174,11 @@ class Daemon:
     def pid(self) -> int:
         """Of the daemon; 0 while there is none."""
         return self._child.pid if self._child else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is one and it has not died."""
+        return self._child is not None and self._child.poll() is None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -238,6 +247,10 @@ class Daemon:
         if not found:
             raise MpsError(command, _short(answer) or "no partition came back")
         return found[0]
+
+    def remove_partition(self, partition: str) -> None:
+        gpu, _, name = partition.partition("/")
+        self._ask(f"sm_partition rm {gpu} {name}")
 
     def environment(self, client: Client, base: Mapping[str, str]) -> dict[str, str]:
         environment = {**_without_mps(base), **self._directories()}

@@ -134,7 +134,11 @@ class Xid:
 
 
 class Nvml(Protocol):
-    """What may be asked by anybody: nothing changes. All raise `NvmlError`."""
+    """What may be asked by anybody: nothing changes. All raise `NvmlError`. Whoever opened it closes it."""
+
+    def close(self) -> None:
+        """Leave NVML."""
+        ...
 
     def versions(self) -> tuple[str, int]:
         """The driver's version, and CUDA's as NVML counts (13000 is 13.0)."""
