@@ -227,7 +227,9 @@ def servable(site: Site) -> Site:
         return site
     mechanism = site.devices[0].mechanism
     if site.system.carves and mechanism is not Mechanism.GREEN:
-        whose = "cpu workers keep their cores" if site.executor == "cpu" else f"shares by {mechanism} stand as they are cut"
+        whose = (
+            "cpu workers keep their cores" if site.executor == "cpu" else f"shares by {mechanism} stand as they are cut"
+        )
         msg = f"system {site.dispatcher_name} changes shares from run to run, and {whose}: "
         raise ConfigError(msg + 'plan and simulate it, or write executor = "simulated"')
     if any(device.resizes for device in site.devices):

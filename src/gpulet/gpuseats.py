@@ -30,12 +30,13 @@ class GpuSeats:
         self._ground = ground
         self._program = program
         self._bench: Bench | None = None
+        self._is_alone = False
 
     async def take(self, model: WorkerModel, size: int) -> Bench:
         """A worker with that much of the device, proven; raises `Unusable` where it cannot have it."""
         plan = self._plan(model, next(s for s in self._device.sizes() if s.sms == size))
         if self._bench and not self._is_alone:
-            await self._bench.load(Recut(plan, (model,), SECOND))
+            await self._bench.load(Recut(plan, SECOND))
             return self._bench
         if self._bench:
             await self._bench.close()

@@ -14,7 +14,7 @@ from gpulet.executors.ground import Ground
 from gpulet.executors.migground import MadeFile, MigGround, Permission
 from gpulet.executors.mps import MpsGround, Options
 from gpulet.executors.mpscontrol import BINARY, Binary, find_binary
-from gpulet.executors.nvmllibrary import open_carving_nvml, open_nvml
+from gpulet.executors.nvmllibrary import open_for_carving, open_nvml
 from gpulet.executors.process import CPU, Program
 from gpulet.fleetfile import Site, usable_cores
 from gpulet.store import cache_directory
@@ -36,7 +36,7 @@ def ground_of(site: Site) -> Ground:
             return MpsGround(open_nvml, _daemons(), Options(_memory(site)))
         case Mechanism.MIG:
             noted = MadeFile(cache_directory() / "mig-made.json")
-            permission = Permission(frozenset(site.config.server.carve_mig), open_carving_nvml, noted)
+            permission = Permission(frozenset(site.config.server.carve_mig), open_for_carving, noted)
             return MigGround(open_nvml, permission, _daemons() if find_binary() else None)
         case _:
             return Gpus(_visible())

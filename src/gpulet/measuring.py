@@ -11,11 +11,11 @@ from gpulet.config import FleetFile
 from gpulet.errors import BadInput, ModelError, Unusable
 from gpulet.executors.wire import WorkerModel
 from gpulet.fleetfile import Site, site_of, usable_cores
+from gpulet.gpuseats import GpuSeats, gpu_sizes
+from gpulet.grounds import ground_of, program_of
 from gpulet.plan import Plan
 from gpulet.problems import DEFAULT_MAX_BATCH, make_problem, stored_points
 from gpulet.profile import Point, Profile
-from gpulet.gpuseats import GpuSeats, gpu_sizes
-from gpulet.grounds import ground_of, program_of
 from gpulet.profiler import CoreSeats, Grid, default_batches, default_sizes, measure_contention, measure_model
 from gpulet.profiletable import format_profile
 from gpulet.repository import Artifact

@@ -80,6 +80,7 @@ class Bench:
     def __init__(self, program: Program = CPU) -> None:
         self._heard: asyncio.Queue[FromWorker | None] = asyncio.Queue()
         self._worker = WorkerProcess(self._heard.put_nowait, lambda: self._heard.put_nowait(None), program)
+        self._model = ""
         self.signature = Signature((), ())
 
     @property
@@ -98,7 +99,7 @@ class Bench:
         if model.error:
             msg = f"model {model.name}: {model.error}"
             raise ModelError(msg)
-        self.signature = model.signature
+        self._model, self.signature = model.name, model.signature
         return ready
 
     def fill(self, rows: int, shape_class: str) -> tuple[tuple[int, ...], ...]:
@@ -121,7 +122,7 @@ class Bench:
     async def run(self, shapes: tuple[tuple[int, ...], ...], shape_class: str = PLAIN) -> Duration:
         """Time one batch; raises `ModelError` when the runtime refuses it."""
         before = perf_counter_ns()
-        self._worker.send(RunBatch(1, 0, shapes, shape=shape_class))
+        self._worker.send(RunBatch(1, self._model, shapes, shape=shape_class))
         answer = await self._hear()
         took = perf_counter_ns() - before
         if isinstance(answer, Failed):

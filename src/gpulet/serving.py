@@ -168,9 +168,7 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(
-        plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience
-    )
+    workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
     catalog.signatures, catalog.refused = workers.signatures, workers.refused
     return workers
 

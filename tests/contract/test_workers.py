@@ -101,6 +101,13 @@ class Bench:
             if isinstance(event, kind):
                 return event
 
+    async def soon(self, holds):
+        for _ in range(2000):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("it did not come about in 20 s")
+
     async def serves(self, gpulet=0, model="plain"):
         batch = self.start(gpulet, model)
         event = await self.until((Finished, RunFailed, GpuletDown))
@@ -204,8 +211,7 @@ def test_a_share_that_cannot_be_shown_stops_the_server_before_it_serves():
         ground = Alone()
         ground.unproven = {56}
         async with carved(plan(64, 56), ground, count=1) as bench:
-            while not bench.given_up:
-                await asyncio.sleep(0.01)
+            await bench.soon(lambda: bench.given_up)
             assert "gpulet 1 is not attached" in str(bench.given_up[0])
         assert ground.is_closed
 
@@ -292,7 +298,7 @@ def test_a_recut_to_a_model_that_does_not_load_leaves_the_plan_in_force(ground):
 def test_a_plan_that_cannot_hold_is_refused_before_anything_is_done():
     async def run():
         async with carved(plan(64, 64), Alone()) as bench:
-            with pytest.raises(PlanError, match="overlaps|ends at"):
+            with pytest.raises(PlanError, match=r"overlaps|ends at"):
                 await recut(bench.workers, plan(128, 128))
             await bench.serves(0)
 
@@ -321,8 +327,7 @@ def test_what_is_started_while_a_gpulet_drains_runs_on_its_successor():
             os.kill(pid, signal.SIGSTOP)
             first = bench.start(0)
             task = asyncio.ensure_future(recut(bench.workers, plan(32, 64), 20 * SECOND))
-            while bench.workers.stations[0].parked is None:
-                await asyncio.sleep(0.005)
+            await bench.soon(lambda: bench.workers.stations[0].parked is not None)
             parked = bench.start(0)
             os.kill(pid, signal.SIGCONT)
             assert (await bench.until(Finished)).batch == first

@@ -16,6 +16,7 @@ from gpulet.executors.daemons import Daemons
 from gpulet.executors.mig import Made
 from gpulet.executors.migground import MadeFile, MigGround, Permission
 from gpulet.executors.nvml import Code, MigMode
+from gpulet.executors.wire import Ready
 from gpulet.mig import layouts
 from gpulet.plan import Gpulet, Plan
 
@@ -141,9 +142,9 @@ def test_foreign_instances_stay(machine):
 def test_a_share_is_proven_by_its_types_sms(machine):
     ground = machine.ground()
     posts = ground.prepare(HALVES)
-    ground.prove(posts[0], 4711, 64)
+    ground.prove(posts[0], 4711, Ready((), sms=64))
     with pytest.raises(Unproven, match=r"gpulet 1: process 4712 counts 132 SMs; 3g.71gb at 4 of GPU 0 has 60"):
-        ground.prove(posts[1], 4712, 132)
+        ground.prove(posts[1], 4712, Ready((), sms=132))
 
 
 # Several processes in one instance.
@@ -163,12 +164,12 @@ def test_fellows_share_an_instance_through_a_daemon_in_it(machine):
             "CUDA_MPS_LOG_DIRECTORY": str(daemon.folder / "log"),
         }
     machine.mps.attach(uuid, 4711)
-    ground.prove(alone, 4710, 64)
-    ground.prove(fellows[0], 4711, 60)
+    ground.prove(alone, 4710, Ready((), sms=64))
+    ground.prove(fellows[0], 4711, Ready((), sms=60))
     with pytest.raises(Unproven, match=f"process 4712 is not a client of the MPS daemon of {uuid}"):
-        ground.prove(fellows[1], 4712, 60)
+        ground.prove(fellows[1], 4712, Ready((), sms=60))
     with pytest.raises(Unproven, match="counts 132 SMs"):
-        ground.prove(fellows[0], 4711, 132)
+        ground.prove(fellows[0], 4711, Ready((), sms=132))
     ground.dismiss(alone, 4710)
     ground.dismiss(fellows[0], 4711)
     assert daemon.told == ["terminate_client 500 4711"]

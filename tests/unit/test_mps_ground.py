@@ -15,6 +15,7 @@ from gpulet.errors import ConfigError, MpsError, PlanError, Unproven, Unusable
 from gpulet.executors.daemons import Daemons
 from gpulet.executors.mps import MpsGround, Options
 from gpulet.executors.nvml import MigMode
+from gpulet.executors.wire import Ready
 from gpulet.plan import Gpulet, Plan, Turn
 from gpulet.units import GIB, MIB
 
@@ -95,25 +96,25 @@ def test_a_share_is_proven_by_pid_and_the_sms_that_the_worker_counts(ground, wor
     (post,) = ground.prepare(plan_of((0, share)))
     world.attach(GPU, 4711)
     for sms in {least, most}:
-        ground.prove(post, 4711, sms)
+        ground.prove(post, 4711, Ready((), sms=sms))
     for sms in {least - 1, most + 1} - {132}:
         with pytest.raises(
             Unproven, match=rf"counts {sms} SMs; {share:g} % of a .* 132 SMs is .*another share, or another"
         ):
-            ground.prove(post, 4711, sms)
+            ground.prove(post, 4711, Ready((), sms=sms))
     with pytest.raises(Unproven, match=r"counts 132 SMs; .*: its share is not kept"):
-        ground.prove(post, 4711, 132)
+        ground.prove(post, 4711, Ready((), sms=132))
 
 
 @pytest.mark.parametrize("counted", [108, 148])
 def test_a_gpu_of_another_kind_than_planned_is_said(ground, world, counted):
     (post,) = ground.prepare(plan_of((0, 100)))
     world.attach(GPU, 4711)
-    ground.prove(post, 4711, 132)
+    ground.prove(post, 4711, Ready((), sms=132))
     with pytest.raises(
         Unproven, match=rf"counts {counted} SMs; 100 % .* with 132 SMs is 132: it is another kind of GPU"
     ):
-        ground.prove(post, 4711, counted)
+        ground.prove(post, 4711, Ready((), sms=counted))
 
 
 def test_a_process_that_is_no_client_has_no_share(world, nvml, tmp_path):
@@ -121,7 +122,7 @@ def test_a_process_that_is_no_client_has_no_share(world, nvml, tmp_path):
     ground = MpsGround(lambda: nvml, Daemons(binary(tmp_path), tmp_path, world, pauses.append))
     (post, _) = ground.prepare(HALVES)
     with pytest.raises(Unproven, match=f"process 4711 is not a client of the MPS daemon of {GPU}"):
-        ground.prove(post, 4711, 54)
+        ground.prove(post, 4711, Ready((), sms=54))
     assert 1 < sum(pauses) < 3
     ground.close()
 
@@ -129,7 +130,7 @@ def test_a_process_that_is_no_client_has_no_share(world, nvml, tmp_path):
 def test_a_client_that_is_listed_a_moment_later_is_proven(world, nvml, tmp_path):
     attach = [lambda: None, lambda: None, lambda: world.attach(GPU, 4711)]
     ground = MpsGround(lambda: nvml, Daemons(binary(tmp_path), tmp_path, world, lambda _: attach.pop(0)()))
-    ground.prove(ground.prepare(HALVES)[0], 4711, 54)
+    ground.prove(ground.prepare(HALVES)[0], 4711, Ready((), sms=54))
     assert not attach
     ground.close()
 
@@ -138,7 +139,7 @@ def test_a_daemon_that_does_not_answer_proves_nothing(ground, world):
     (post, _) = ground.prepare(HALVES)
     world.deaf.add(GPU)
     with pytest.raises(Unproven, match=r"process 4711 is not shown to be a client .*no answer in 10 s"):
-        ground.prove(post, 4711, 54)
+        ground.prove(post, 4711, Ready((), sms=54))
 
 
 def test_a_daemon_that_died_proves_nothing_and_the_next_plan_gets_another(ground, world):
@@ -148,13 +149,13 @@ def test_a_daemon_that_died_proves_nothing_and_the_next_plan_gets_another(ground
     world.running.pop(pid)
     assert ground.lost == (0,)
     with pytest.raises(Unproven, match=f"the MPS daemon of {GPU} has died"):
-        ground.prove(first[0], 4711, 54)
+        ground.prove(first[0], 4711, Ready((), sms=54))
     again = ground.prepare(BOTH)
     assert ground.lost == ()
     assert again[0].environment["CUDA_MPS_PIPE_DIRECTORY"] != first[0].environment["CUDA_MPS_PIPE_DIRECTORY"]
     assert again[1] == first[1], "the other GPU's workers stay"
     world.attach(GPU, 4712)
-    ground.prove(again[0], 4712, 54)
+    ground.prove(again[0], 4712, Ready((), sms=54))
 
 
 def test_a_re_cut_keeps_the_daemons_and_in_force_it_ends_those_of_gpus_without_gpulets(ground, world):
@@ -182,7 +183,7 @@ def test_where_one_daemon_does_not_start_all_is_as_before(ground, world):
         ground.prepare(BOTH)
     assert [*world.running] == [pid]
     world.attach(GPU, 4711)
-    ground.prove(posts[0], 4711, 54)
+    ground.prove(posts[0], 4711, Ready((), sms=54))
 
 
 def test_a_limit_that_mps_does_not_take_leaves_no_daemon(world, nvml, tmp_path):
@@ -244,9 +245,9 @@ def test_partitions_are_those_chunks_that_fit_in_a_size(world, nvml, tmp_path):
     assert first.environment["CUDA_MPS_SM_PARTITION"].startswith(f"{GPU}/")
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in first.environment
     world.attach(GPU, 4711)
-    ground.prove(first, 4711, 48)
+    ground.prove(first, 4711, Ready((), sms=48))
     with pytest.raises(Unproven, match=r"counts 53 SMs; 40 % .* is 48: another share"):
-        ground.prove(first, 4711, 53)
+        ground.prove(first, 4711, Ready((), sms=53))
     ground.close()
 
 
@@ -320,7 +321,7 @@ def here(tmp_path):
 def test_two_gpus_have_two_real_daemons_and_close_ends_them(here, nvml):
     ground = real_ground(here, nvml)
     posts = ground.prepare(BOTH)
-    ground.prove(posts[0], 501, 54)
+    ground.prove(posts[0], 501, Ready((), sms=54))
     pids = [ground._daemons.pid(gpu) for gpu in (GPU, OTHER)]  # noqa: SLF001 (to see them gone)
     assert all(is_alive(pid) for pid in pids)
     folder = Path(posts[0].environment["CUDA_MPS_PIPE_DIRECTORY"]).parents[1]
@@ -341,7 +342,7 @@ def test_a_real_daemon_that_is_killed_is_noticed(here, nvml):
     while not ground.lost and time.monotonic() < until:
         pass
     with pytest.raises(Unproven, match="has died"):
-        ground.prove(post, 501, 54)
+        ground.prove(post, 501, Ready((), sms=54))
     (again, _) = ground.prepare(HALVES)
-    ground.prove(again, 501, 54)
+    ground.prove(again, 501, Ready((), sms=54))
     ground.close()

@@ -30,6 +30,9 @@ class Cores:
             msg = f"gpulet {post.gpulets[0].id}: a thread may run on cores {astray[0]}, not only on {post.cores}"
             raise Unproven(msg)
 
+    def dismiss(self, post: Post, pid: int) -> None:
+        """A worker of one process goes as it is."""
+
     def settle(self, plan: Plan) -> None:
         """Cores are not given back."""
 

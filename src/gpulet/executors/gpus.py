@@ -42,6 +42,9 @@ class Gpus:
             msg = f"device {post.device} was planned with {planned} SMs, its GPU has {ready.sms}"
             raise Unproven(msg)
 
+    def dismiss(self, post: Post, pid: int) -> None:
+        """A worker of one process goes as it is."""
+
     def settle(self, plan: Plan) -> None:
         """Workers give back what they no longer need by themselves."""
 

@@ -51,7 +51,7 @@ class Green:
         self._plan = plan
         self._device = device
         self._open_gpu = open_gpu
-        self._shapes = shapes or {}
+        self._shapes = shapes
         self._clock = clock
         self._emit = emit
         self._payloads = payloads
@@ -68,6 +68,11 @@ class Green:
         self._is_recutting = False
         self._is_over = False
         self._carving: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Those of the plan in force."""
+        return frozenset(key.model for s in self._cut.stations.values() for key in s.place.keys)
 
     @property
     def refused(self) -> dict[str, str]:

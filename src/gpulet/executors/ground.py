@@ -28,6 +28,14 @@ class Post:
     cores: tuple[int, ...] = ()
 
 
+def is_place_of(post: Post, other: Post) -> bool:
+    """Whether both are the same gpulets' place, whatever their environment has become."""
+    same = [(g.id, g.size, g.offset, g.process) for g in post.gpulets] == [
+        (g.id, g.size, g.offset, g.process) for g in other.gpulets
+    ]
+    return (post.device, post.is_alone) == (other.device, other.is_alone) and same
+
+
 def plan_of(post: Post, plan: Plan) -> Plan:
     """The plan as the worker at that post must see it: one that is alone has its share as an uncut device to itself."""
     if not post.is_alone:
@@ -42,11 +50,18 @@ class Ground(Protocol):
     """Makes a plan's shares and proves them. All of it may block: it is called on a thread, one call at a time."""
 
     def prepare(self, plan: Plan) -> tuple[Post, ...]:
-        """Make what the plan's workers need beside what stands; raises `PlanError`, `Unusable`: then all is as before."""
+        """Make what the plan's workers need beside what stands; raises `PlanError`, `Unusable`: then all is as before.
+
+        Asked again for the plan in force, it mends what has died meanwhile.
+        """
         ...
 
     def prove(self, post: Post, pid: int, ready: Ready) -> None:
         """Show by what a worker found that it has its share, before it serves; raises `Unproven`."""
+        ...
+
+    def dismiss(self, post: Post, pid: int) -> None:
+        """A worker is to be killed while it is busy: take it off first where that matters."""
         ...
 
     def settle(self, plan: Plan) -> None:

@@ -21,6 +21,7 @@ from gpulet.executors.mig import Carver, Made
 from gpulet.executors.migbinding import bound, check, visible
 from gpulet.executors.mpscontrol import BINARY, Client
 from gpulet.executors.nvml import CarvingNvml, Nvml
+from gpulet.executors.wire import Ready
 from gpulet.plan import Gpulet, Plan
 
 _TRIES = 20
@@ -117,8 +118,9 @@ class MigGround:
         self._used = there
         return posts
 
-    def prove(self, post: Post, pid: int, sms: int) -> None:
+    def prove(self, post: Post, pid: int, ready: Ready) -> None:
         (gpulet,) = post.gpulets
+        sms = ready.sms
         if self._daemons and gpulet.fellows > 1:
             self._daemons.prove(_uuid(post), pid)
         if sms != gpulet.size.sms:

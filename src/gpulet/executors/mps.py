@@ -16,6 +16,7 @@ from gpulet.executors.ground import Ground, Post
 from gpulet.executors.mpscontrol import Client
 from gpulet.executors.nvml import Gpu, MigMode, Nvml
 from gpulet.executors.partitions import Partitions
+from gpulet.executors.wire import Ready
 from gpulet.plan import Gpulet, Plan, placements
 from gpulet.units import GIB
 
@@ -81,8 +82,9 @@ class MpsGround:
         self._devices |= {d.index: d for d in plan.devices}
         return posts
 
-    def prove(self, post: Post, pid: int, sms: int) -> None:
+    def prove(self, post: Post, pid: int, ready: Ready) -> None:
         (gpulet,) = post.gpulets
+        sms = ready.sms
         self._daemons.prove(self._gpus[post.device], pid)
         kind = self._devices[post.device].kind
         least, most = self._bounds(gpulet, kind.sms)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from gpulet.core.messages import GpuletDown, GpuletUp, Start
 from gpulet.errors import GpuletError, PlanError, Unusable
@@ -30,7 +31,7 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
     if violations:
         raise PlanError(violations[0])
     old, began = workers.plan, workers.timer.now()
-    posts = await asyncio.to_thread(workers.ground.prepare, plan)
+    posts = await workers.on_ground(partial(workers.ground.prepare, plan))
     change = _match(workers.stations, posts)
     try:
         inner = await _build(workers, change, plan, patience)
@@ -42,7 +43,7 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
     drain = workers.timer.now() - began - build
     swap = _swap(workers, change, plan)
     await asyncio.gather(*(_dismiss(station) for station in change.gone))
-    await asyncio.to_thread(workers.ground.settle, plan)
+    await workers.on_ground(partial(workers.ground.settle, plan))
     if inner:  # posts that re-cut themselves know their times better
         return Times(*(max(getattr(t, name) for t in inner) for name in ("build", "drain", "swap")))
     return Times(build, drain, swap)
@@ -95,19 +96,19 @@ async def _build(workers: Workers, change: _Change, plan: Plan, patience: Durati
         workers.man(station, plan)
     await _all(answers)
     done: list[Recutted] = []
-    for station, post in change.inner:
-        answer = await _ask(workers, station, post, plan, patience)
+    for station, _ in change.inner:
+        answer = await _ask(station, plan, patience)
         workers.shelf.learn(station, answer.models, workers.stations)
         done.append(answer)
     return done
 
 
-async def _ask(workers: Workers, station: Station, post: Post, plan: Plan, patience: Duration) -> Recutted:
+async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
     if station.worker is None or not station.is_up:
-        msg = f"device {post.device} has no worker now"
+        msg = f"device {station.post.device} has no worker now"
         raise Unusable(msg)
     station.asked = asyncio.get_running_loop().create_future()
-    station.worker.send(Recut(plan, workers.shelf.for_post(post, plan), patience))
+    station.worker.send(Recut(plan, patience))
     answer = await station.asked
     station.asked = None
     assert answer, "a worker answers a re-cut"
@@ -159,7 +160,7 @@ def _resume(workers: Workers, stations: Iterable[Station]) -> None:
         station.parked = None
     for start in parked:
         target = workers.station(start)
-        if target and target.is_up and start.model in target.places:
+        if target and target.is_up and start.model in target.loaded:
             workers.run(target, start)
         else:
             _give_back(workers, start, is_up=bool(target and target.is_up))
@@ -176,13 +177,13 @@ async def _undo(workers: Workers, change: _Change, old: Plan, patience: Duration
     """New workers go, posts that have re-cut themselves go back, what was parked runs where it would have."""
     _resume(workers, change.gone)
     await asyncio.gather(*(_dismiss(station) for station in change.fresh))
-    for station, post in change.inner:
+    for station, _ in change.inner:
         if station.asked is None and station.is_up:
             with suppress(GpuletError):  # its worker is lost then, and its successor carves the old plan
-                answer = await _ask(workers, station, post, old, patience)
+                answer = await _ask(station, old, patience)
                 workers.shelf.learn(station, answer.models, workers.stations)
         station.asked = None
-    await asyncio.to_thread(workers.ground.settle, old)
+    await workers.on_ground(partial(workers.ground.settle, old))
 
 
 async def _dismiss(station: Station) -> None:

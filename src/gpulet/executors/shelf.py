@@ -6,7 +6,6 @@ from gpulet.executors.base import Signature, Tell
 from gpulet.executors.ground import Post
 from gpulet.executors.stations import LONGEST_PAUSE_S, Station
 from gpulet.executors.wire import ModelReady, WorkerModel
-from gpulet.plan import Plan
 
 
 class Shelf:
@@ -18,11 +17,13 @@ class Shelf:
         self._models = dict(models)
         self._tell = tell
 
-    def for_post(self, post: Post, plan: Plan) -> tuple[WorkerModel, ...]:
-        """The models of its gpulets, and those that are resident on a device that it holds."""
+    def all(self) -> tuple[WorkerModel, ...]:
+        """Those that are not quarantined: a plan says which of them are loaded, and the next plan may want others."""
+        return tuple(self._models.values())
+
+    def for_post(self, post: Post) -> tuple[WorkerModel, ...]:
+        """The models of its gpulets."""
         names = dict.fromkeys(model for gpulet in post.gpulets for model in gpulet.models)
-        if not post.is_alone:
-            names |= dict.fromkeys(r.model for r in plan.residents if r.device == post.device)
         return tuple(self._models[name] for name in names if name in self._models)
 
     def must_retry(self, station: Station, missing: Mapping[str, str]) -> bool:
@@ -40,15 +41,15 @@ class Shelf:
         """
         told, stations = list(models), list(stations)
         loaded = [m for m in told if not m.error]
-        station.places = {m.name: place for place, m in enumerate(loaded)}
+        station.loaded = {m.name for m in loaded}
         self.signatures.update({m.name: m.signature for m in loaded})
-        for name in station.places:
+        for name in station.loaded:
             self.refused.pop(name, None)
         for model in told:
-            if model.error and not any(model.name in other.places for other in stations):
+            if model.error and not any(model.name in other.loaded for other in stations):
                 self.refused[model.name] = model.error
                 self._tell("model_refused", model=model.name, error=model.error)
-        return [other for other in stations if _lacks(other, station.places)]
+        return [other for other in stations if _lacks(other, station.loaded)]
 
     def quarantine(self, model: str, stations: Iterable[Station]) -> None:
         """No worker gets it any more."""
@@ -56,9 +57,9 @@ class Shelf:
         self.refused[model] = "quarantined: its worker died twice of the same request"
         self._tell("model_quarantined", model=model)
         for station in stations:
-            station.places.pop(model, None)
+            station.loaded.discard(model)
 
 
 def _lacks(station: Station, there: Iterable[str]) -> bool:
-    wants = station.models & set(there) - set(station.places)
+    wants = station.models & set(there) - set(station.loaded)
     return bool(wants) and station.is_up and station.worker is not None and station.pause_s < LONGEST_PAUSE_S

@@ -59,7 +59,7 @@ class Station:
         self.post = post
         self.worker: WorkerProcess | None = None
         self.slots: Slots | None = None
-        self.places: dict[str, int] = {}
+        self.loaded: set[str] = set()
         self.running: dict[BatchId, Running] = {}
         self.parked: list[Start] | None = None
         self.asked: asyncio.Future[Recutted | None] | None = None

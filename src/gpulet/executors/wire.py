@@ -41,7 +41,7 @@ class Assign(_Message, frozen=True):
 
 
 class Occupy(_Message, frozen=True):
-    """To a fresh worker: hold a GPU, and carve what `plan` has on that device, with these models.
+    """To a fresh worker: hold a GPU, and carve what `plan` has on that device, of these models.
 
     `environment` is set before CUDA starts. On a device of mechanism `whole` nothing is cut: what the worker sees is all.
     """
@@ -57,18 +57,17 @@ class Recut(_Message, frozen=True):
     """Bring another plan for the same device into force while serving; `patience` is for the last batches."""
 
     plan: Plan
-    models: tuple[WorkerModel, ...]
     patience: Duration
 
 
 class RunBatch(_Message, frozen=True):
-    """Run the batch in a slot: `model` by its place in the worker's models, `shapes` of its inputs, rows first.
+    """Run the batch in a slot; `shapes` of its inputs, rows first.
 
     `shape` is its shape class; `gpulet` and `sms` say where, in a worker that has several: SMs are for this run alone.
     """
 
     batch: int
-    model: int
+    model: str
     shapes: tuple[tuple[int, ...], ...]
     slot: int = 0
     shape: str = PLAIN
@@ -103,7 +102,7 @@ class Refused(_Message, frozen=True):
 
 
 class Recutted(_Message, frozen=True):
-    """The next plan is in force; nanoseconds of building beside serving, of draining, of swapping."""
+    """The next plan is in force, with these models; nanoseconds of building beside serving, of draining, of swapping."""
 
     models: tuple[ModelReady, ...]
     build: Duration

@@ -143,7 +143,7 @@ class Worker:
     def __init__(self, channel: socket.socket, block: mmap.mmap) -> None:
         self._channel = channel
         self._block = block
-        self._models: list[LoadedModel] = []
+        self._models: dict[str, LoadedModel] = {}
         self._outputs_at = 0
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
@@ -169,7 +169,7 @@ class Worker:
         pin(message.cores)
         self._outputs_at = len(self._block) // message.slots // 2
         results = [load(model, message.threads) for model in message.models]
-        self._models = [loaded for _, models in results for loaded in models]
+        self._models = {ready.name: loaded for ready, models in results for loaded in models}
         gc.collect()
         gc.freeze()
         return Ready(tuple(ready for ready, _ in results), allowed_cores())

@@ -6,16 +6,19 @@ worker twice with the same request is quarantined.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import assert_never
+from functools import partial
+from typing import TypeVar, assert_never
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
 from gpulet.errors import GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
 from gpulet.executors.crew import Crew
-from gpulet.executors.ground import Ground, Post, plan_of
-from gpulet.executors.process import Program
+from gpulet.executors.ground import Ground, Post, is_place_of, plan_of
+from gpulet.executors.process import Program, WorkerProcess
 from gpulet.executors.shelf import Shelf
 from gpulet.executors.slots import Shapes, Slots
 from gpulet.executors.stations import Patience, Running, Station, Suspects
@@ -39,6 +42,7 @@ from gpulet.plan import GpuletId, Plan
 from gpulet.units import Instant
 
 _LOOK_S = 0.25
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Workers:
         self._results: dict[BatchId, _Finished] = {}
         self._is_closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._on_ground = ThreadPoolExecutor(1, "ground")
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -108,7 +113,7 @@ class Workers:
 
     async def _carve(self) -> None:
         try:
-            posts = await asyncio.to_thread(self.ground.prepare, self.plan)
+            posts = await self.on_ground(partial(self.ground.prepare, self.plan))
         except GpuletError as error:
             self._give_up(error)
             return
@@ -146,7 +151,7 @@ class Workers:
         assert station.worker, "a post that is up has a worker"
         assert station.slots, "and its worker has slots"
         payloads = [self._payloads(request) for request in command.requests]
-        if command.model not in station.places:
+        if command.model not in station.loaded:
             self._fail(command, "it is not loaded there")
             return
         try:
@@ -158,8 +163,7 @@ class Workers:
         station.running[command.batch] = Running(command, payloads, self.timer.now() if self._patience else 0)
         gpulet, sms = (0, command.on.size) if isinstance(command.on, Carve) else (command.on, 0)
         gpulet = 0 if station.post.is_alone else gpulet
-        place = station.places[command.model]
-        station.worker.send(RunBatch(command.batch, place, shapes, slot, command.shape, gpulet, sms))
+        station.worker.send(RunBatch(command.batch, command.model, shapes, slot, command.shape, gpulet, sms))
 
     def outputs(self, batch: BatchId) -> Outputs:
         """Views into the slot; the next batch in it overwrites them."""
@@ -183,7 +187,8 @@ class Workers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._crew.close(s.worker for s in self.stations if s.worker)
-        await asyncio.to_thread(self.ground.close)
+        await self.on_ground(self.ground.close)
+        self._on_ground.shutdown()
 
     def man(self, station: Station, plan: Plan) -> None:
         """Give the post a worker, the standby where there is one, and its task in that plan."""
@@ -194,10 +199,10 @@ class Workers:
         worker.send(self._task(station.post, plan))
 
     def _task(self, post: Post, plan: Plan) -> ToWorker:
-        models, slots = self.shelf.for_post(post, plan), self._crew.program.slots
+        slots = self._crew.program.slots
         if post.cores:
-            return Assign(post.cores, post.gpulets[0].size.sms, models, slots)
-        return Occupy(post.environment, plan_of(post, plan), post.device, models, slots)
+            return Assign(post.cores, post.gpulets[0].size.sms, self.shelf.for_post(post), slots)
+        return Occupy(post.environment, plan_of(post, plan), post.device, self.shelf.all(), slots)
 
     def _hear(self, station: Station, message: FromWorker) -> None:
         match message:
@@ -248,7 +253,7 @@ class Workers:
         if worker is None:
             return
         try:
-            await asyncio.to_thread(self.ground.prove, station.post, worker.pid, ready)
+            await self.on_ground(partial(self.ground.prove, station.post, worker.pid, ready))
         except GpuletError as error:
             self._refuse(station, Refused(str(error), is_final=True))
             worker.kill()
@@ -273,7 +278,7 @@ class Workers:
                 other.worker.kill()
         for gpulet in station.post.gpulets:
             pid = station.worker.pid if station.worker else 0
-            here = [name for name in gpulet.models if name in station.places]
+            here = [name for name in gpulet.models if name in station.loaded]
             size, cores = gpulet.size.sms, station.post.cores
             self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
             if here:
@@ -301,8 +306,16 @@ class Workers:
 
     async def _replace(self, station: Station) -> None:
         await asyncio.sleep(station.pause())
-        self.man(station, self.plan)
-        self._crew.stand_by()
+        try:
+            posts = await self.on_ground(partial(self.ground.prepare, self.plan))
+        except GpuletError as error:
+            self.tell("carving_refused", device=station.post.device, error=str(error))
+            self._do(self._replace(station))
+            return
+        if station in self.stations:  # unless a re-cut has taken its place
+            station.post = next(post for post in posts if is_place_of(station.post, post))
+            self.man(station, self.plan)
+            self._crew.stand_by()
 
     async def _watch(self, patience: Patience) -> None:
         while True:
@@ -316,10 +329,19 @@ class Workers:
         """What hangs on a GPU cannot be cancelled: its worker ends, and the core gets the batch back."""
         if patience.hangs(batch, now) and station.worker:
             self.tell("batch_hangs", model=batch.start.model, on=str(batch.start.on), pid=station.worker.pid)
-            station.worker.kill()
+            self._do(self._end_worker(station, station.worker))
         elif patience.is_slow(batch, now) and not batch.is_told:
             batch.is_told = True
             self.tell("batch_slow", model=batch.start.model, on=str(batch.start.on), expected=batch.start.expected)
+
+    async def _end_worker(self, station: Station, worker: WorkerProcess) -> None:
+        with suppress(GpuletError):  # it is killed all the same
+            await self.on_ground(partial(self.ground.dismiss, station.post, worker.pid))
+        worker.kill()
+
+    async def on_ground(self, call: Callable[[], Made]) -> Made:
+        """One call at a time; who is cancelled does not wait for it, but the next call does."""
+        return await asyncio.get_running_loop().run_in_executor(self._on_ground, call)
 
     def _do(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

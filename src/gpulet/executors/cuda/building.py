@@ -56,10 +56,10 @@ def buckets(batch: int) -> tuple[int, ...]:
     return (*(2**n for n in range(batch.bit_length()) if 2**n < batch), batch)
 
 
-def arrange(plan: Plan, layout: SmLayout, device: int, shapes: Mapping[str, Sequence[str]]) -> Places:
+def arrange(plan: Plan, layout: SmLayout, device: int, shapes: Mapping[str, Sequence[str]] | None) -> Places:
     """Where the plan's gpulets of that device stand; raises `PlanError` where they cannot.
 
-    `shapes` are the shape classes of the models that have any.
+    `shapes` are the shape classes of the models that there are; None: all that are planned, without classes.
     """
     violations = plan.violations()
     if violations:
@@ -80,18 +80,18 @@ def _interval(gpulet: Gpulet, layout: SmLayout, lane: int) -> Interval:
     return layout.interval(gpulet.offset, gpulet.size.sms)
 
 
-def _keys(gpulet: Gpulet, interval: Interval, shapes: Mapping[str, Sequence[str]]) -> tuple[GraphKey, ...]:
+def _keys(gpulet: Gpulet, interval: Interval, shapes: Mapping[str, Sequence[str]] | None) -> tuple[GraphKey, ...]:
     keys = {
         GraphKey(turn.model, bucket, interval, shape)
         for turn in gpulet.turns
         for bucket in buckets(turn.batch)
-        for shape in shapes.get(turn.model) or (PLAIN,)
+        for shape in ((PLAIN,) if shapes is None else shapes.get(turn.model, ()))
     }
     return tuple(sorted(keys))
 
 
 class Builder:
-    """Builds plans on one GPU; all its calls are made by one thread. `shapes`: shape classes by model."""
+    """Builds plans on one GPU; all its calls are made by one thread. `shapes` as in `arrange`."""
 
     def __init__(
         self, cache: GraphCache, device: int, clock: Clock, shapes: Mapping[str, Sequence[str]] | None = None
@@ -99,7 +99,7 @@ class Builder:
         self.cache = cache
         self.refused: dict[str, str] = {}
         self._at: GraphKey | None = None
-        self._shapes = shapes or {}
+        self._shapes = shapes
         self._device = device
         self._clock = clock
 

@@ -70,7 +70,6 @@ class GpuWorker:
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
         self._green: Green | None = None
-        self._models: list[str] = []
         self._device = 0
         self._slot_size = len(self._block)
         self._running: dict[int, tuple[RunBatch, int]] = {}
@@ -114,6 +113,8 @@ class GpuWorker:
                 assert_never(message)
 
     async def _occupy(self, message: Occupy) -> None:
+        for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
+            del os.environ[name]  # of somebody else's daemon: a foreign share would apply
         os.environ.update(message.environment)
         self._slot_size = len(self._block) // message.slots
         device = next(d for d in message.plan.devices if d.index == message.device)
@@ -135,7 +136,7 @@ class GpuWorker:
         gc.collect()
         gc.freeze()
         self._is_ready = True
-        self._say(Ready(self._told(self._green, message.models), sms=self._green.sms))
+        self._say(Ready(self._told(self._green), sms=self._green.sms))
 
     async def _recut(self, message: Recut) -> None:
         assert self._green, "nothing is carved yet"
@@ -144,27 +145,22 @@ class GpuWorker:
         except GpuletError as error:
             self._say(Refused(str(error), is_final=False))
             return
-        models = self._told(self._green, message.models)
+        models = self._told(self._green)
         self._say(Recutted(models, times.build, times.drain, times.swap))
 
-    def _told(self, green: Green, models: Sequence[WorkerModel]) -> tuple[ModelReady, ...]:
-        """What became of each model; batches name models by their place among those that were loaded."""
-        told: list[ModelReady] = []
-        for model in models:
-            signature = green.signatures.get(model.name)
-            error = green.refused.get(model.name, "" if signature else "no gpulet of the plan has it")
-            told.append(ModelReady(model.name, signature or Signature((), ()), error))
-        self._models = [ready.name for ready in told if not ready.error]
-        return tuple(told)
+    def _told(self, green: Green) -> tuple[ModelReady, ...]:
+        """What became of the models of the plan in force."""
+        loaded = [ModelReady(name, green.signatures[name]) for name in sorted(green.models)]
+        none = Signature((), ())
+        return (*loaded, *(ModelReady(name, none, error) for name, error in green.refused.items()))
 
     def _run(self, message: RunBatch) -> None:
         assert self._green, "a batch before anything is carved"
         self._running[message.batch] = (message, monotonic_ns())
-        model = self._models[message.model]
-        is_batched = self._green.signatures[model].is_batched
+        is_batched = self._green.signatures[message.model].is_batched
         rows = message.shapes[0][0] if is_batched and message.shapes else 1
         on = Carve(self._device, message.sms) if message.sms else message.gpulet
-        self._green.start(Start(message.batch, on, model, message.shape, rows, (message.batch,)))
+        self._green.start(Start(message.batch, on, message.model, message.shape, rows, (message.batch,)))
 
     def _payload(self, batch: int) -> Payload:
         """A batch's inputs, as they stand in its slot."""
@@ -172,7 +168,7 @@ class GpuWorker:
         message, _ = self._running[batch]
         offset = message.slot * self._slot_size
         inputs: list[Buffer] = []
-        tensors = self._green.signatures[self._models[message.model]].inputs
+        tensors = self._green.signatures[message.model].inputs
         for tensor, shape in zip(tensors, message.shapes, strict=True):
             size = prod(shape) * DATATYPE_SIZES[tensor.datatype]
             inputs.append(self._block[offset : offset + size])
