@@ -4,9 +4,10 @@ Whatever fails on the way is given back, and the old plan has noticed nothing. O
 process must end.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NoReturn
 
 from gpulet.errors import DeviceLost, ModelError, PlanError
 from gpulet.executors.cuda.graphs import GraphCache
@@ -16,6 +17,8 @@ from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.units import PLAIN, Duration, Instant
 
 Clock = Callable[[], Instant]
+Bad = Callable[[str, ModelError], None]
+"""What is to be done about a model that cannot be captured: leave it out, or raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,6 @@ class Builder:
     ) -> None:
         self.cache = cache
         self.refused: dict[str, str] = {}
-        self._at: GraphKey | None = None
         self._shapes = shapes
         self._device = device
         self._clock = clock
@@ -108,50 +110,74 @@ class Builder:
 
         Raises `PlanError`, `ModelError`, `DeviceError`, `Unproven`: then nothing of it is left.
         """
-        began = self._clock()
-        places = arrange(plan, self.cache.pool.layout, self._device, self._shapes)
-        return self._build(places, kept, began)
+        return self._build(plan, kept, self._raise)
 
     def build_first(self, plan: Plan) -> Built:
         """As `build`, for a server that starts: models that cannot be captured are `refused` by name, the others built."""
+        return self._build(plan, (), self._refuse)
+
+    def _build(self, plan: Plan, kept: Collection[GraphKey], bad: Bad) -> Built:
         began = self._clock()
         places = arrange(plan, self.cache.pool.layout, self._device, self._shapes)
-        while True:
-            left = {g: place.without(self.refused) for g, place in places.items()}
-            try:
-                return self._build(left, (), began)
-            except ModelError as error:
-                assert self._at, "a model's error comes with its graph"
-                self.refused[self._at.model] = str(error).removeprefix(f"model {self._at.model}: ")
-
-    def _build(self, places: Places, kept: Collection[GraphKey], began: Instant) -> Built:
-        built = Built(places, 0)
-        self.cache.make_room(built.keys, kept)
         before = frozenset(self.cache.keys)
         try:
-            self._make(built, before)
+            wanted = self._known(places, bad)
+            self.cache.make_room(wanted, kept)
+            refused = self._make(places, wanted, bad)
         except DeviceLost:
             raise
         except Exception:
             self._undo(before)
             raise
-        return Built(places, self._clock() - began)
+        left = {gpulet: place.without(refused) for gpulet, place in places.items()}
+        return Built(left, self._clock() - began)
 
-    def _make(self, built: Built, before: Collection[GraphKey]) -> None:
-        """Shares first: a stream that must be made anew is so before a graph is captured on it."""
+    def _known(self, places: Places, bad: Bad) -> frozenset[GraphKey]:
+        """The graphs of models that some runtime takes at all."""
+        known: set[GraphKey] = set()
+        for key in sorted({key for place in places.values() for key in place.keys}):
+            try:
+                self.cache.runtime.need(key)
+                known.add(key)
+            except ModelError as error:
+                bad(key.model, error)
+        return frozenset(known)
+
+    def _make(self, places: Places, wanted: Collection[GraphKey], bad: Bad) -> frozenset[str]:
+        """Shares first: a stream that must be made anew is so before a graph is captured on it. The models left out.
+
+        Then the largest graphs: smaller ones fit into the pool that they leave, which else would grow in pieces.
+        """
         pool = self.cache.pool
-        for place in built.places.values():
+        for place in places.values():
             pool.share(place.interval)
-        pool.prove_apart([place.interval for place in built.places.values()])
-        for key in sorted(built.keys):
-            self._at = key
-            self.cache.build(key)
-        for key in sorted(built.keys.difference(before)):
+        pool.prove_apart([place.interval for place in places.values()])
+        refused = {key.model for place in places.values() for key in place.keys} - {key.model for key in wanted}
+        before = frozenset(self.cache.keys)
+        for key in sorted(wanted, key=lambda key: (-key.bucket, key)):
+            if key.model in refused:
+                continue
+            try:
+                self.cache.build(key)
+            except ModelError as error:
+                bad(key.model, error)
+                refused.add(key.model)
+                self._drop([k for k in self.cache.keys if k.model == key.model])
+        for key in sorted(set(self.cache.keys).intersection(wanted).difference(before)):
             self.cache.check(key)
+        return frozenset(refused)
+
+    def _raise(self, model: str, error: ModelError) -> NoReturn:
+        raise error
+
+    def _refuse(self, model: str, error: ModelError) -> None:
+        self.refused[model] = str(error).removeprefix(f"model {model}: ")
+
+    def _drop(self, keys: Iterable[GraphKey]) -> None:
+        for key in keys:
+            self.cache.drop(key)
 
     def _undo(self, before: Collection[GraphKey]) -> None:
-        for key in self.cache.keys:
-            if key not in before:
-                self.cache.drop(key)
+        self._drop([key for key in self.cache.keys if key not in before])
         for interval in self.cache.pool.idle():
             self.cache.pool.drop(interval)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from gpulet.device import GREEN_GROUP
 from gpulet.errors import DeviceError, DeviceLost
 from gpulet.executors.cuda.ports import Context, DeviceMemory, Mark, SmSet, Split, Stream
 from gpulet.units import GIB, MIB, US, Duration, Instant
@@ -35,6 +36,11 @@ TOPOLOGIES: Mapping[str, Topology] = {
     "t4": Topology(40, 5, 2, 2),
 }
 """By kind of GPU; dies differ in what is fused off, and `h200-15` is one that gives a group less (15 x 8 + 12)."""
+
+
+def topology_of(sms: int) -> Topology:
+    """A die of so many SMs that gives all the groups it could."""
+    return Topology(sms, sms // GREEN_GROUP)
 
 
 @dataclass(slots=True)
@@ -82,6 +88,7 @@ class FakeCudaDriver:
         self._queues: dict[int, Instant] = {}
         self._ends: dict[Stream, Instant] = {}
         self._marks: dict[Mark, Instant] = {}
+        self._locked: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -95,8 +102,8 @@ class FakeCudaDriver:
 
     @property
     def live(self) -> int:
-        """Contexts, streams and marks that are not given back."""
-        return len(self._contexts) + len(self._streams) + len(self._marks)
+        """Contexts, streams, marks and locked pages that are not given back."""
+        return len(self._contexts) + len(self._streams) + len(self._marks) + len(self._locked)
 
     def enter(self) -> None:
         """Every thread sees this GPU."""
@@ -214,6 +221,17 @@ class FakeCudaDriver:
         self._call("memory")
         return DeviceMemory(self._memory - self.used, self._memory)
 
+    def lock_pages(self, address: int, size: int) -> None:
+        """Counted."""
+        self._call("lock_pages")
+        assert address not in self._locked, "pages are locked twice"
+        self._locked.add(address)
+
+    def unlock_pages(self, address: int) -> None:
+        """Counted."""
+        self._call("unlock_pages")
+        self._locked.remove(address)
+
     def sm_ids(self, stream: Stream, blocks: int, spin: Duration) -> frozenset[int]:
         """Blocks fill the context's SMs, each in turn; on all of the GPU where nothing confines them."""
         self._call("sm_ids")
@@ -239,7 +257,7 @@ class FakeCudaDriver:
 
     def close(self) -> None:
         """Nothing may be left."""
-        assert not self.live, f"{self.live} contexts, streams and marks were not given back"
+        assert not self.live, f"{self.live} contexts, streams, marks and locked pages were not given back"
 
     def _run(self, stream: Stream, length: Duration) -> None:
         """Streams on one hardware queue wait for each other."""

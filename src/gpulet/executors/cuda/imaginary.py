@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpulet.device import GREEN_GROUP, Kind
+from gpulet.device import Kind
 from gpulet.errors import DeviceFull, ModelError
 from gpulet.executors.base import Signature
 from gpulet.executors.cuda.contexts import Share
-from gpulet.executors.cuda.fake import FakeCudaDriver, Topology
+from gpulet.executors.cuda.fake import FakeCudaDriver, topology_of
 from gpulet.executors.cuda.layout import Interval
 from gpulet.executors.cuda.ports import Mark, Stream
 from gpulet.executors.cuda.runtime import Answered, GraphKey, Need, Tensors
@@ -143,7 +143,7 @@ def open_imaginary(
 ) -> Callable[[], tuple[FakeCudaDriver, ImaginaryRuntime]]:
     """A worker's GPU of that kind, with imaginary models of those names."""
     known = {model.name: ImaginaryModel() for model in models}
-    topology = Topology(kind.sms, kind.sms // GREEN_GROUP)
+    topology = topology_of(kind.sms)
 
     def opened() -> tuple[FakeCudaDriver, ImaginaryRuntime]:
         driver = FakeCudaDriver(topology)

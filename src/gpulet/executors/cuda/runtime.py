@@ -34,11 +34,15 @@ class GraphKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes on the GPU: a model's `weights`, once; a graph's own buffers (`staging`), what it takes of its share's `pool`."""
+    """Bytes on the GPU: a model's `weights`, once; a graph's own buffers (`staging`), what it takes of its share's `pool`.
+
+    `session`: what a runtime that is bound to a stream holds for the model on each share, whatever the bucket.
+    """
 
     weights: int
     staging: int
     pool: int
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class ModelRuntime(Protocol):
     """Models on one GPU; all of it is called by the builder's thread alone, `Graph.replay` by its gpulet's."""
 
     def need(self, key: GraphKey) -> Need:
-        """What it takes: estimated before it was captured, measured afterwards; never raises, `load` does."""
+        """What it takes: estimated before it was captured, measured afterwards; raises `ModelError` for what it never runs."""
         ...
 
     def load(self, model: str) -> Signature:
