@@ -31,7 +31,7 @@ from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
-from gpulet.units import MIB
+from gpulet.units import MIB, PLAIN
 from gpulet.useful import useful_sizes
 
 _FLUSH_S = 1.0
@@ -165,7 +165,7 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
         for name in problem.models
     }
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n]) for n, a in site.artifacts.items()}
+    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n] or (PLAIN,)) for n, a in site.artifacts.items()}
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
     workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)

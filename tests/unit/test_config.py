@@ -95,7 +95,12 @@ def test_margins_are_in_the_problems_latencies(site_of):
         ("count = 2", 'mig_sms = {"1g.5gb" = 0}', r"line 7: devices\[0\].mig_sms.1g.5gb = 0: must be greater than 0"),
         ('kind = "rtx2080ti"', 'kind = "gtx9"', "unknown device kind 'gtx9'; known are cpu, rtx2080ti"),
         ('kind = "rtx2080ti"\n', "", r"devices\[0\].kind is missing"),
-        ('executor = "simulated"\n', "", "no executor for real devices of kind rtx2080ti yet"),
+        ('executor = "simulated"', 'executor = "cpu"', "executor cpu cannot run on a device of kind rtx2080ti"),
+        (
+            'executor = "simulated"',
+            'executor = "rehearsal"',
+            "executor rehearsal: devices cut by mps; only green and whole can be rehearsed",
+        ),
         ('system = "gpulet"', 'system = "magic"', "unknown system 'magic'; known are gpulet, elastic, "),
         ('system = "gpulet"', 'system = "nowhere:X"', "system 'nowhere:X' cannot be imported"),
         ('system = "gpulet"', 'system = "gpulet.units:MS"', "is a int, not a gpulet.systems.System"),

@@ -88,7 +88,8 @@ def _keys(gpulet: Gpulet, interval: Interval, shapes: Mapping[str, Sequence[str]
         GraphKey(turn.model, bucket, interval, shape)
         for turn in gpulet.turns
         for bucket in buckets(turn.batch)
-        for shape in ((PLAIN,) if shapes is None else shapes.get(turn.model, ()))
+        if shapes is None or turn.model in shapes
+        for shape in (shapes or {}).get(turn.model) or (PLAIN,)
     }
     return tuple(sorted(keys))
 
