@@ -80,6 +80,12 @@ class Device:
         """The sizes this device can be cut into, ascending."""
         return sizes(self.kind, self.mechanism)
 
+    def run_sizes(self) -> tuple[Size, ...]:
+        """The sizes of runs that may each have another: of green contexts the binary buddies, which can all stand ready."""
+        if self.mechanism is not Mechanism.GREEN:
+            return self.sizes()
+        return tuple(size for size in self.sizes() if (size.sms // GREEN_GROUP).bit_count() == 1)
+
     def length(self, size: Size) -> float:
         """What a size takes of the device, in its mechanism's unit: percent under MPS, SMs or cores elsewhere."""
         return size.share_pct if self.mechanism is Mechanism.MPS else size.sms

@@ -84,12 +84,12 @@ def assembly(batch: int, rate: float) -> Duration:
 
 
 def sizes_of(profile: Profile, model: str, device: Device, shape: str = PLAIN) -> list[Size]:
-    """What the device can be cut into and somebody has measured; raises `ProfileError` where that is nothing.
+    """What a run may have of the device and somebody has measured; raises `ProfileError` where that is nothing.
 
     A shape class without measurements of its own counts as the plain one.
     """
     least = profile.sizes(model, shape if profile.has(model, shape) else PLAIN)[0]
-    sizes = [size for size in device.sizes() if size.sms >= least]
+    sizes = [size for size in device.run_sizes() if size.sms >= least]
     if not sizes:
         msg = f"model {model} is profiled from {least} SMs up, and device {device.index} has no gpulet of so many"
         raise ProfileError(msg)

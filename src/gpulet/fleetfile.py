@@ -145,6 +145,7 @@ def _system(config: FleetFile, override: str) -> System:
         dispatcher=other.dispatcher,
         drops_early=other.drops_early,
         carves=other.carves,
+        loads=other.loads,
     )
 
 
@@ -231,6 +232,9 @@ def servable(site: Site) -> Site:
             "cpu workers keep their cores" if site.executor == "cpu" else f"shares by {mechanism} stand as they are cut"
         )
         msg = f"system {site.dispatcher_name} changes shares from run to run, and {whose}: "
+        raise ConfigError(msg + 'plan and simulate it, or write executor = "simulated"')
+    if site.system.loads:
+        msg = f"system {site.dispatcher_name} loads and evicts models while it serves, and workers load them with the plan: "
         raise ConfigError(msg + 'plan and simulate it, or write executor = "simulated"')
     if any(device.resizes for device in site.devices):
         msg = "resizes = true: workers of every size beside one another are emulated only; mechanism green resizes for real"

@@ -161,8 +161,8 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
             problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
         )
     largest = {
-        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=1)
-        for name in problem.models
+        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
+        for name, model in problem.models.items()
     }
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
     files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n] or (PLAIN,)) for n, a in site.artifacts.items()}

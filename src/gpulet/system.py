@@ -9,14 +9,15 @@ from gpulet.core.ports import MakeDispatcher, Planner
 class System:
     """A planner and a dispatcher that belong together.
 
-    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `prober`:
-    a quicker planner, left out where the planner is quick.
+    `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `loads`: it loads
+    and evicts models. `prober`: a quicker planner, left out where the planner is quick.
     """
 
     planner: Planner
     dispatcher: MakeDispatcher
     drops_early: bool = True
     carves: bool = False
+    loads: bool = False
     about: str = ""
     prober: Planner | None = None
 

@@ -147,6 +147,7 @@ SYSTEMS: Mapping[str, System] = {
         partial(clockwork, place=nexus),
         Clockwork,
         carves=True,
+        loads=True,
         about="Clockwork (OSDI'20): latest start first on whole devices, nothing predicted late, models loaded and evicted",
     ),
     "dedicated": System(dedicated, Fifo, drops_early=False, about="one whole device per model, first in first out"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
+from gpulet.core.messages import Carve, Finished, GpuletDown, GpuletUp, RunFailed, Start
 from gpulet.device import Device, Mechanism, Size, find_kind
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import PlanError, Unproven, Unusable
@@ -21,7 +21,7 @@ from gpulet.executors.recutting import recut
 from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
-from gpulet.plan import Gpulet, Plan, Turn
+from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.units import MIB, MS, SECOND
 from poison import POISON
 
@@ -87,6 +87,10 @@ class Bench:
             self.given_up.append,
             patience,
         )
+
+    def run(self, sms, model="plain"):
+        """A batch on SMs that it brings along."""
+        return self.start(Carve(0, sms), model)
 
     def start(self, gpulet=0, model="plain", fill=1.0):
         self.batch += 1
@@ -334,5 +338,64 @@ def test_what_is_started_while_a_gpulet_drains_runs_on_its_successor():
             assert (await bench.until(Finished)).batch == parked
             await task
             assert bench.workers.pids[0] != pid
+
+    asyncio.run(run())
+
+
+def residents(*names):
+    first = plan(64)
+    return Plan(first.devices, residents=tuple(Resident(0, name) for name in names))
+
+
+def test_runs_that_bring_their_size_are_carried_out_side_by_side_and_one_after_the_other():
+    async def run():
+        async with carved(residents("plain", "deep")) as bench:
+            await bench.soon(lambda: {"plain", "deep"} <= set(bench.workers.signatures))
+            started = [bench.run(sms, model) for sms in (8, 32, 128, 64) for model in ("plain", "deep")]
+            ended = [(await bench.until(Finished)).batch for _ in started]
+            assert sorted(ended) == started
+            shapes = {bench.workers.outputs(batch)[0].shape for batch in started}
+            assert shapes == {(2, 1)}
+
+    asyncio.run(run())
+
+
+def test_a_run_of_a_model_that_is_not_resident_fails_and_a_death_fails_what_ran():
+    async def run():
+        async with carved(residents("plain")) as bench:
+            await bench.soon(lambda: bench.workers.signatures)
+            batch = bench.run(8, "deep")
+            assert await bench.until(RunFailed) == RunFailed(batch)
+            pid = bench.workers.stations[0].worker.pid
+            os.kill(pid, signal.SIGSTOP)
+            batch = bench.run(8)
+            os.kill(pid, signal.SIGKILL)
+            assert await bench.until(RunFailed) == RunFailed(batch)
+            await bench.soon(lambda: bench.workers.stations[0].is_up)
+            batch = bench.run(64)
+            assert await bench.until(Finished) == Finished(batch)
+
+    asyncio.run(run())
+
+
+def test_a_recut_goes_from_gpulets_to_runs_of_any_size_and_back():
+    async def run():
+        async with carved(plan(64, 64)) as bench:
+            await recut(bench.workers, residents("plain", "deep"))
+            batch = bench.run(128, "deep")
+            assert await bench.until(Finished) == Finished(batch)
+            await recut(bench.workers, plan(32, 96))
+            await bench.serves(1, "deep")
+
+    asyncio.run(run())
+
+
+def test_a_plan_that_cuts_a_device_and_leaves_it_uncut_is_refused():
+    async def run():
+        both = replace(plan(64), residents=(Resident(0, "deep"),))
+        async with carved(plan(64)) as bench:
+            with pytest.raises(Unusable, match="device 0 has gpulets and residents"):
+                await recut(bench.workers, both)
+            await bench.serves(0)
 
     asyncio.run(run())

@@ -35,10 +35,12 @@ class Catalog:
         """Whether a request for this model would be run now: loaded somewhere that is up."""
         if name in self.applications:
             return all(self.is_ready(model) for model in self.applications[name])
-        return name in self.signatures and any(g.is_up and name in g.planned.models for g in self.fleet.gpulets)
+        hosts = [g for g in self.fleet.gpulets if name in g.planned.models]
+        return name in self.signatures and (not hosts or any(g.is_up for g in hosts))
 
     @property
     def is_carved(self) -> bool:
-        """Every gpulet is up; models that were refused by name are not waited for."""
+        """Every gpulet is up, or where there is none every model loaded; those refused by name are not waited for."""
         wanted = [g for g in self.fleet.gpulets if not set(g.planned.models) <= set(self.refused)]
-        return self.is_open and all(g.is_up for g in wanted)
+        is_loaded = bool(self.fleet.gpulets) or {*self.models} <= {*self.signatures, *self.refused, *self.applications}
+        return self.is_open and is_loaded and all(g.is_up for g in wanted)

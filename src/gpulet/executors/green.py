@@ -6,7 +6,7 @@ is made of CUDA and of a model runtime comes in by `open_gpu`, called on the bui
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -16,7 +16,7 @@ from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp,
 from gpulet.device import Mechanism
 from gpulet.errors import DeviceLost, GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Result, Signature, Tell, Times
-from gpulet.executors.cuda.building import Builder, Built, Clock
+from gpulet.executors.cuda.building import Builder, Built, Clock, Known
 from gpulet.executors.cuda.contexts import ContextPool
 from gpulet.executors.cuda.cut import Cut, Replay, Resumed
 from gpulet.executors.cuda.graphs import GraphCache
@@ -24,7 +24,7 @@ from gpulet.executors.cuda.layout import Interval, lay_out, uncut
 from gpulet.executors.cuda.ledger import open_ledger
 from gpulet.executors.cuda.ports import CudaDriver
 from gpulet.executors.cuda.runtime import Answered, Graph, ModelRuntime, Tensors
-from gpulet.plan import GpuletId, Plan
+from gpulet.plan import Plan
 from gpulet.units import SECOND, Duration
 
 OpenGpu: TypeAlias = Callable[[], tuple[CudaDriver, ModelRuntime]]
@@ -45,13 +45,13 @@ class Green:
         payloads: Payloads,
         tell: Tell,
         give_up: GiveUp,
-        shapes: Mapping[str, Sequence[str]] | None = None,
+        models: Known | None = None,
     ) -> None:
         self.signatures: dict[str, Signature] = {}
         self._plan = plan
         self._device = device
         self._open_gpu = open_gpu
-        self._shapes = shapes
+        self._models = models
         self._clock = clock
         self._emit = emit
         self._payloads = payloads
@@ -72,7 +72,7 @@ class Green:
     @property
     def models(self) -> frozenset[str]:
         """Those of the plan in force."""
-        return frozenset(key.model for s in self._cut.stations.values() for key in s.place.keys)
+        return self._cut.models
 
     @property
     def refused(self) -> dict[str, str]:
@@ -107,7 +107,6 @@ class Green:
 
     def start(self, command: Start) -> None:
         """Replay the batch's graph on its gpulet's thread; while that is re-cut it waits for what comes after."""
-        assert not isinstance(command.on, Carve), "sizes that change from run to run need a gpulet for each"
         if self._is_over:  # GpuletDown is on its way
             return
         try:
@@ -186,7 +185,7 @@ class Green:
         is_cut = self._mechanism is not Mechanism.WHOLE
         pool = ContextPool(self._driver, lay_out(self._driver) if is_cut else uncut(self._driver))
         cache = GraphCache(pool, runtime, open_ledger(self._driver))
-        self._builder = Builder(cache, self._device, self._clock, self._shapes)
+        self._builder = Builder(cache, self._device, self._clock, self._models)
         return self._builder.build_first(self._plan)
 
     def _give_back(self) -> None:
@@ -222,7 +221,9 @@ class Green:
         for replay in resumed.replays:
             self._launch(replay)
         for start in resumed.returned:
-            assert isinstance(start.on, GpuletId)
+            if isinstance(start.on, Carve):
+                self._fail(start.batch, ModelError("the plan in force has no place for it"))
+                continue
             self._emit(GpuletDown(start.on))
             if start.on in self._cut.stations:
                 self._emit(GpuletUp(start.on))
@@ -230,11 +231,11 @@ class Green:
     def _adopt(self, built: Built) -> None:
         assert self._builder
         self.signatures.update(self._builder.cache.signatures)
-        for place in built.places.values():
-            if place.interval not in self._threads:
+        for interval in built.arranged.intervals:
+            if interval not in self._threads:
                 assert self._driver
                 enter = self._driver.enter
-                self._threads[place.interval] = ThreadPoolExecutor(1, f"gpulet {place.interval}", initializer=enter)
+                self._threads[interval] = ThreadPoolExecutor(1, f"gpulet {interval}", initializer=enter)
 
     def _launch(self, replay: Replay) -> None:
         assert self._builder
@@ -258,7 +259,8 @@ class Green:
         if isinstance(error, DeviceLost):
             self._lose(error)
             return
-        self._cut.finish(start.batch)
+        for replay in self._cut.finish(start.batch):
+            self._launch(replay)
         self._batch_ended.set()
         if isinstance(error, GpuletError):
             self._fail(start.batch, error)

@@ -32,7 +32,7 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
         raise PlanError(violations[0])
     old, began = workers.plan, workers.timer.now()
     posts = await workers.on_ground(partial(workers.ground.prepare, plan))
-    change = _match(workers.stations, posts)
+    change = _match(workers.stations, posts, old, plan)
     try:
         inner = await _build(workers, change, plan, patience)
         build = workers.timer.now() - began
@@ -59,7 +59,7 @@ class _Change:
     gone: tuple[Station, ...]
 
 
-def _match(stations: Sequence[Station], posts: Iterable[Post]) -> _Change:
+def _match(stations: Sequence[Station], posts: Iterable[Post], old: Plan, plan: Plan) -> _Change:
     kept: list[tuple[Station, Post]] = []
     inner: list[tuple[Station, Post]] = []
     fresh: list[Station] = []
@@ -68,10 +68,17 @@ def _match(stations: Sequence[Station], posts: Iterable[Post]) -> _Change:
         if same is None:
             fresh.append(Station(post))
         else:
-            (kept if post.is_alone or same.post.gpulets == post.gpulets else inner).append((same, post))
+            is_kept = post.is_alone or _on(old, post.device) == _on(plan, post.device)
+            (kept if is_kept else inner).append((same, post))
     staying = [station for station, _ in (*kept, *inner)]
     gone = tuple(station for station in stations if station not in staying)
     return _Change(tuple(kept), tuple(inner), tuple(fresh), gone)
+
+
+def _on(plan: Plan, device: int) -> tuple[object, ...]:
+    """What a plan has on a device."""
+    mine = (g for g in plan.gpulets if g.device == device)
+    return (*mine, *(r for r in plan.residents if r.device == device))
 
 
 def _is_same(old: Post, new: Post) -> bool:

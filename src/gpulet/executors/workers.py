@@ -132,7 +132,7 @@ class Workers:
         station = self.station(command)
         if station is None or not station.is_up:
             if isinstance(command.on, Carve):
-                self._fail(command, "no worker holds its device now")
+                self.emit(RunFailed(command.batch))  # `worker_died` has told why
             return  # of a gpulet that died in this turn; GpuletDown is on its way
         if station.parked is None:
             self.run(station, command)

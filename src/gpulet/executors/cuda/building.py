@@ -4,19 +4,22 @@ Whatever fails on the way is given back, and the old plan has noticed nothing. O
 process must end.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import NoReturn
 
 from gpulet.errors import DeviceLost, ModelError, PlanError
+from gpulet.executors.cuda.buddies import Menus, menus
 from gpulet.executors.cuda.graphs import GraphCache
 from gpulet.executors.cuda.layout import Interval, SmLayout
 from gpulet.executors.cuda.runtime import GraphKey
+from gpulet.executors.wire import WorkerModel
 from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.units import PLAIN, Duration, Instant
 
 Clock = Callable[[], Instant]
+Known = Mapping[str, WorkerModel]
 Bad = Callable[[str, ModelError], None]
 """What is to be done about a model that cannot be captured: leave it out, or raise."""
 
@@ -42,16 +45,54 @@ Places = Mapping[GpuletId, Place]
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """A plan that could be swapped in now, and how long it took to get there."""
+class Arranged:
+    """Where a plan stands on a layout: its gpulets' places, and those of residents' runs with the graphs on them."""
 
     places: Places
-    took: Duration
+    menus: Menus
+    runs: frozenset[GraphKey]
 
     @property
     def keys(self) -> frozenset[GraphKey]:
         """All graphs of the plan."""
-        return frozenset(key for place in self.places.values() for key in place.keys)
+        return self.runs.union(key for place in self.places.values() for key in place.keys)
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """All places of the plan, gpulets' first."""
+        spots = (spot.interval for menu in self.menus.values() for spot in menu)
+        return tuple(dict.fromkeys((*(place.interval for place in self.places.values()), *spots)))
+
+    def run(self, model: str, rows: int, shape: str, interval: Interval) -> GraphKey | None:
+        """The smallest graph for a resident's run there; None where there is none."""
+        fits = (k for k in self.runs if (k.model, k.shape, k.interval) == (model, shape, interval) and k.bucket >= rows)
+        return min(fits, key=lambda key: key.bucket, default=None)
+
+    def without(self, models: Collection[str]) -> "Arranged":
+        """The same less some models."""
+        return Arranged(
+            {gpulet: place.without(models) for gpulet, place in self.places.items()},
+            {model: menu for model, menu in self.menus.items() if model not in models},
+            frozenset(key for key in self.runs if key.model not in models),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A plan that could be swapped in now, and how long it took to get there."""
+
+    arranged: Arranged
+    took: Duration
+
+    @property
+    def places(self) -> Places:
+        """Of its gpulets."""
+        return self.arranged.places
+
+    @property
+    def keys(self) -> frozenset[GraphKey]:
+        """All graphs of the plan."""
+        return self.arranged.keys
 
 
 def buckets(batch: int) -> tuple[int, ...]:
@@ -59,10 +100,10 @@ def buckets(batch: int) -> tuple[int, ...]:
     return (*(2**n for n in range(batch.bit_length()) if 2**n < batch), batch)
 
 
-def arrange(plan: Plan, layout: SmLayout, device: int, shapes: Mapping[str, Sequence[str]] | None) -> Places:
-    """Where the plan's gpulets of that device stand; raises `PlanError` where they cannot.
+def arrange(plan: Plan, layout: SmLayout, device: int, models: Known | None) -> Arranged:
+    """Where the plan stands on that device; raises `PlanError` where it cannot.
 
-    `shapes` are the shape classes of the models that there are; None: all that are planned, without classes.
+    `models` are those that there are; None: all that have turns, without shape classes.
     """
     violations = plan.violations()
     if violations:
@@ -71,7 +112,19 @@ def arrange(plan: Plan, layout: SmLayout, device: int, shapes: Mapping[str, Sequ
     where = [_interval(gpulet, layout, lane) for lane, gpulet in enumerate(mine)]
     for one, other in combinations(where if layout.is_cut else (), 2):
         assert not one.overlaps(other), "a plan that is not overcut overlaps"
-    return {g.id: Place(g, interval, _keys(g, interval, shapes)) for g, interval in zip(mine, where, strict=True)}
+    places = {g.id: Place(g, interval, _keys(g, interval, models)) for g, interval in zip(mine, where, strict=True)}
+    names = dict.fromkeys(r.model for r in plan.residents if r.device == device and r.model in (models or {}))
+    if mine and names:
+        msg = f"device {device} has gpulets and residents: {len(mine)} places are cut, and {next(iter(names))} has none"
+        raise PlanError(msg)
+    offered = menus(layout, tuple(names))
+    return Arranged(places, offered, frozenset(_run_keys(offered, models or {})))
+
+
+def _run_keys(offered: Menus, models: Known) -> Iterator[GraphKey]:
+    for name, menu in offered.items():
+        for spot, bucket, shape in product(menu, buckets(models[name].max_batch), models[name].shapes or (PLAIN,)):
+            yield GraphKey(name, bucket, spot.interval, shape)
 
 
 def _interval(gpulet: Gpulet, layout: SmLayout, lane: int) -> Interval:
@@ -83,26 +136,24 @@ def _interval(gpulet: Gpulet, layout: SmLayout, lane: int) -> Interval:
     return layout.interval(gpulet.offset, gpulet.size.sms)
 
 
-def _keys(gpulet: Gpulet, interval: Interval, shapes: Mapping[str, Sequence[str]] | None) -> tuple[GraphKey, ...]:
+def _keys(gpulet: Gpulet, interval: Interval, models: Known | None) -> tuple[GraphKey, ...]:
     keys = {
         GraphKey(turn.model, bucket, interval, shape)
         for turn in gpulet.turns
         for bucket in buckets(turn.batch)
-        if shapes is None or turn.model in shapes
-        for shape in (shapes or {}).get(turn.model) or (PLAIN,)
+        if models is None or turn.model in models
+        for shape in (models[turn.model].shapes if models else ()) or (PLAIN,)
     }
     return tuple(sorted(keys))
 
 
 class Builder:
-    """Builds plans on one GPU; all its calls are made by one thread. `shapes` as in `arrange`."""
+    """Builds plans on one GPU; all its calls are made by one thread. `models` as in `arrange`."""
 
-    def __init__(
-        self, cache: GraphCache, device: int, clock: Clock, shapes: Mapping[str, Sequence[str]] | None = None
-    ) -> None:
+    def __init__(self, cache: GraphCache, device: int, clock: Clock, models: Known | None = None) -> None:
         self.cache = cache
         self.refused: dict[str, str] = {}
-        self._shapes = shapes
+        self._models = models
         self._device = device
         self._clock = clock
 
@@ -119,24 +170,23 @@ class Builder:
 
     def _build(self, plan: Plan, kept: Collection[GraphKey], bad: Bad) -> Built:
         began = self._clock()
-        places = arrange(plan, self.cache.pool.layout, self._device, self._shapes)
+        arranged = arrange(plan, self.cache.pool.layout, self._device, self._models)
         before = frozenset(self.cache.keys)
         try:
-            wanted = self._known(places, bad)
+            wanted = self._known(arranged.keys, bad)
             self.cache.make_room(wanted, kept)
-            refused = self._make(places, wanted, bad)
+            refused = self._make(arranged, wanted, bad)
         except DeviceLost:
             raise
         except Exception:
             self._undo(before)
             raise
-        left = {gpulet: place.without(refused) for gpulet, place in places.items()}
-        return Built(left, self._clock() - began)
+        return Built(arranged.without(refused), self._clock() - began)
 
-    def _known(self, places: Places, bad: Bad) -> frozenset[GraphKey]:
+    def _known(self, keys: Collection[GraphKey], bad: Bad) -> frozenset[GraphKey]:
         """The graphs of models that some runtime takes at all."""
         known: set[GraphKey] = set()
-        for key in sorted({key for place in places.values() for key in place.keys}):
+        for key in sorted(keys):
             try:
                 self.cache.runtime.need(key)
                 known.add(key)
@@ -144,16 +194,16 @@ class Builder:
                 bad(key.model, error)
         return frozenset(known)
 
-    def _make(self, places: Places, wanted: Collection[GraphKey], bad: Bad) -> frozenset[str]:
+    def _make(self, arranged: Arranged, wanted: Collection[GraphKey], bad: Bad) -> frozenset[str]:
         """Shares first: a stream that must be made anew is so before a graph is captured on it. The models left out.
 
         Then the largest graphs: smaller ones fit into the pool that they leave, which else would grow in pieces.
         """
         pool = self.cache.pool
-        for place in places.values():
-            pool.share(place.interval)
-        pool.prove_apart([place.interval for place in places.values()])
-        refused = {key.model for place in places.values() for key in place.keys} - {key.model for key in wanted}
+        for interval in arranged.intervals:
+            pool.share(interval)
+        pool.prove_apart(arranged.intervals)
+        refused = {key.model for key in arranged.keys} - {key.model for key in wanted}
         before = frozenset(self.cache.keys)
         for key in sorted(wanted, key=lambda key: (-key.bucket, key)):
             if key.model in refused:

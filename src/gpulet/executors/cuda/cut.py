@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gpulet.core.messages import BatchId, Start
+from gpulet.core.messages import BatchId, Carve, Start
 from gpulet.errors import ModelError
 from gpulet.executors.base import Times
-from gpulet.executors.cuda.building import Built, Clock, Place, Places
+from gpulet.executors.cuda.buddies import Board
+from gpulet.executors.cuda.building import Arranged, Built, Clock, Place, Places
+from gpulet.executors.cuda.layout import Interval
 from gpulet.executors.cuda.runtime import GraphKey
 from gpulet.plan import GpuletId
 from gpulet.units import Instant
@@ -73,10 +75,13 @@ class Station:
 
 
 class Cut:
-    """The gpulets of one GPU."""
+    """The gpulets of one GPU, and the runs on it that bring a size of their own."""
 
     def __init__(self, clock: Clock) -> None:
         self.stations: dict[GpuletId, Station] = {}
+        self._arranged = Arranged({}, {}, frozenset())
+        self._board = Board({})
+        self._parked_runs: list[Start] | None = None
         self._clock = clock
         self._running: dict[BatchId, Station] = {}
         self._next: Built | None = None
@@ -88,16 +93,23 @@ class Cut:
         """The graphs that must not be given up: those of the plan in force, of the next one, and of what runs."""
         own = {key for station in self.stations.values() for key in station.place.keys}
         running = {s.running.key for s in self._running.values() if s.running}
-        return frozenset(own | running | (self._next.keys if self._next else frozenset()))
+        return frozenset(own | running | self._arranged.runs | (self._next.keys if self._next else frozenset()))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Those of the plan in force."""
+        return frozenset(key.model for key in self._arranged.keys)
 
     @property
     def is_drained(self) -> bool:
         """Whether all gpulets that were asked to are paused."""
-        return all(station.state is not State.DRAINING for station in self.stations.values())
+        is_waited_for = self._parked_runs is not None and not self._board.is_idle
+        return not is_waited_for and all(station.state is not State.DRAINING for station in self.stations.values())
 
     def start(self, command: Start) -> Replay | None:
-        """Run a batch on its gpulet, or park it (None) while that is re-cut; raises `ModelError`."""
-        assert isinstance(command.on, GpuletId), "sizes that change from run to run need a gpulet for each"
+        """Run a batch where it is to run; None: that is re-cut, or taken, and it waits. Raises `ModelError`."""
+        if isinstance(command.on, Carve):
+            return self._start_run(command)
         station = self.stations[command.on]
         if station.state is State.RUNNING:
             return self._begin(station, command)
@@ -106,14 +118,37 @@ class Cut:
         station.parked = command
         return None
 
-    def finish(self, batch: BatchId) -> None:
-        """A batch has ended, however it did."""
-        station = self._running.pop(batch)
-        station.running = None
-        if station.state is State.DRAINING:
-            station.state = State.PAUSED
-            if self.is_drained:
-                self._drained = self._clock()
+    def finish(self, batch: BatchId) -> tuple[Replay, ...]:
+        """A batch has ended, however it did; runs that waited for its place and begin now."""
+        station = self._running.pop(batch, None)
+        begun = () if station else tuple(self._replay(*pair) for pair in self._board.finish(batch))
+        if station:
+            station.running = None
+            if station.state is State.DRAINING:
+                station.state = State.PAUSED
+        if self._next and self.is_drained:
+            self._drained = self._clock()
+        return begun
+
+    def _start_run(self, command: Start) -> Replay | None:
+        if self._parked_runs is not None:
+            self._parked_runs.append(command)
+            return None
+        self._refuse_unknown(command)
+        interval = self._board.start(command)
+        return None if interval is None else self._replay(command, interval)
+
+    def _refuse_unknown(self, command: Start) -> None:
+        menu = self._board.menus.get(command.model)
+        spot = menu[0].interval if menu else None
+        if spot is None or self._arranged.run(command.model, command.rows, command.shape, spot) is None:
+            msg = f"its device has no graph of {command.model} for {command.rows} rows"
+            raise ModelError(msg)
+
+    def _replay(self, command: Start, interval: Interval) -> Replay:
+        key = self._arranged.run(command.model, command.rows, command.shape, interval)
+        assert key, "a model has the same graphs on all its places"
+        return Replay(command, key)
 
     def drain(self, built: Built) -> None:
         """Stop the gpulets whose place changes, each behind the batch that it runs."""
@@ -123,6 +158,8 @@ class Cut:
         for gpulet, station in self.stations.items():
             if not _stays(gpulet, station, built.places):
                 station.drain()
+        if built.arranged.menus != self._arranged.menus:
+            self._parked_runs = []
 
     def swap(self) -> Resumed:
         """The next plan is in force from here on."""
@@ -131,7 +168,10 @@ class Cut:
         began = self._clock()
         built, self._next, old = self._next, None, self.stations
         self.stations = {gpulet: self._take_over(gpulet, place, old) for gpulet, place in built.places.items()}
-        parked = _take_parked(old.values())
+        if built.arranged.menus != self._arranged.menus:
+            self._board = Board(built.arranged.menus)
+        self._arranged = built.arranged
+        parked = self._take_parked(old.values())
         times = Times(built.took, self._drained - self._asked, self._clock() - began)
         return self._resume(parked, times)
 
@@ -141,7 +181,7 @@ class Cut:
         built, self._next = self._next, None
         for station in self.stations.values():
             station.state = State.RUNNING
-        parked = _take_parked(self.stations.values())
+        parked = self._take_parked(self.stations.values())
         return self._resume(parked, Times(built.took, self._clock() - self._asked, 0))
 
     def _take_over(self, gpulet: GpuletId, place: Place, old: dict[GpuletId, Station]) -> Station:
@@ -156,12 +196,20 @@ class Cut:
         replays: list[Replay] = []
         returned: list[Start] = []
         for start in parked:
-            station = self.stations.get(start.on) if isinstance(start.on, GpuletId) else None
-            if station and station.place.key(start.model, start.rows, start.shape):
-                replays.append(self._begin(station, start))
-            else:
+            try:
+                replay = self.start(start) if isinstance(start.on, Carve) or start.on in self.stations else None
+            except ModelError:
+                returned.append(start)
+                continue
+            if replay:
+                replays.append(replay)
+            elif not isinstance(start.on, Carve):
                 returned.append(start)
         return Resumed(tuple(replays), tuple(returned), times)
+
+    def _take_parked(self, stations: Iterable[Station]) -> list[Start]:
+        runs, self._parked_runs = self._parked_runs or [], None
+        return [*_take_parked(stations), *runs]
 
     def _begin(self, station: Station, start: Start) -> Replay:
         replay = station.begin(start)

@@ -119,7 +119,7 @@ class GpuWorker:
         self._slot_size = len(self._block) // message.slots
         device = next(d for d in message.plan.devices if d.index == message.device)
         self._device = device.index
-        shapes = {model.name: model.shapes for model in message.models}
+        models = {model.name: model for model in message.models}
         self._green = Green(
             message.plan,
             message.device,
@@ -129,7 +129,7 @@ class GpuWorker:
             self._payload,
             self._tell,
             self._give_up,
-            shapes,
+            models,
         )
         self._green.carve()
         await self._green.carved()
