@@ -387,6 +387,8 @@ def test_a_capture_that_fails_leaves_nothing_behind_and_spoils_only_its_pool(gpu
     gpu.cuda.calls.clear()
     gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
     assert "begin (0, 3) thread_local" in gpu.cuda.calls
+    gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
+    assert "begin (0, 4) thread_local" in gpu.cuda.calls, "a pool that had its last graph is not taken up again"
     kept.close()
 
 
