@@ -4,6 +4,7 @@ import json
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -238,6 +239,7 @@ class Recorder:
 
     def __init__(self):
         self.calls = []
+        self.pools = 0
         self.fault = self.pool_fault = None
 
     def __getattr__(self, name):
@@ -269,7 +271,8 @@ class Recorder:
 
     def MemPool(self):  # noqa: N802
         self.calls.append("MemPool")
-        return SimpleNamespace(id=(0, self.calls.count("MemPool")))
+        self.pools += 1
+        return SimpleNamespace(id=(0, self.pools))
 
     def CUDAGraph(self):  # noqa: N802
         return SimpleNamespace(
@@ -319,12 +322,12 @@ def test_a_capture_is_warmed_up_in_its_pool_on_its_stream_and_recorded_without_s
     assert order == [
         "MemPool",
         f"stream {share.stream}",
-        "pool (0, 1)",
+        "pool (0, 2)",
         "target 64",
         "target 0",
         "unpool",
         "target 64",
-        "begin (0, 1) thread_local",
+        "begin (0, 2) thread_local",
         "end",
         "target 0",
         "replay",
@@ -381,10 +384,12 @@ def test_a_capture_that_fails_leaves_nothing_behind_and_spoils_only_its_pool(gpu
     with pytest.raises(ModelError, match=r"dense x 2 on \[0, 8\): CUDA error: operation failed"):
         gpu.runtime.capture(GraphKey("dense", 2, LEFT), share)
     assert gpu.driver.live == live
-    assert ended == {("_cuda_endAllocateToPool", (0, 1)): 1, ("_cuda_releasePool", (0, 1)): 1}
+    assert ended == {("_cuda_endAllocateToPool", (0, 2)): 1, ("_cuda_releasePool", (0, 2)): 1}
     gpu.cuda.calls.clear()
     gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
-    assert "begin (0, 2) thread_local" in gpu.cuda.calls
+    assert "begin (0, 3) thread_local" in gpu.cuda.calls
+    gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
+    assert "begin (0, 4) thread_local" in gpu.cuda.calls, "a pool that had its last graph is not taken up again"
     kept.close()
 
 
@@ -432,3 +437,23 @@ def test_a_pool_that_grew_is_what_its_graph_needs(gpu):
     assert gpu.runtime.need(GraphKey("dense", 8, RIGHT)).pool == 40 * MIB, "as its neighbour in size, by rows"
     for graph in graphs:
         graph.close()
+
+
+def test_every_call_of_torch_cuda_exists_and_takes_what_it_is_given():
+    import re  # noqa: PLC0415
+    from inspect import getsource, signature  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    from gpulet.executors.cuda import torchdevice  # noqa: PLC0415
+
+    named = set(re.findall(r"\b_?cuda\.(\w+)\(", getsource(torchdevice)))
+    assert len(named) > 12
+    assert [name for name in named if not hasattr(torch.cuda, name)] == []
+    private = set(re.findall(r'torch\._C[.,] ?"?(_cud\w+|_set\w+)', getsource(torchdevice)))
+    assert len(private) == 5
+    known = getsource(torch.cuda.memory) + (Path(torch.__file__).parent / "_C" / "__init__.pyi").read_text()
+    assert [name for name in private if name not in known] == []
+    assert {"pool", "capture_error_mode"} <= set(signature(torch.cuda.CUDAGraph.capture_begin).parameters)
+    assert "device" in signature(torch.cuda.use_mem_pool).parameters
+    assert "device" in signature(torch.cuda.ExternalStream.__new__).parameters

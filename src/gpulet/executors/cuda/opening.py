@@ -49,8 +49,10 @@ def open_real(
     return driver, _runtimes(driver, models, device, onnx)
 
 
-def open_rehearsal(models: Models, topology: Topology = TOPOLOGIES["h200"]) -> tuple[CudaDriver, ModelRuntime]:
-    """An imaginary GPU whose models run on the CPU: right numbers, nobody's times."""
+def open_rehearsal(
+    models: Models, _ordinal: int = 0, *, topology: Topology = TOPOLOGIES["h200"]
+) -> tuple[CudaDriver, ModelRuntime]:
+    """As `open_real`, an imaginary GPU whose models run on the CPU: right numbers, nobody's times."""
     driver = FakeCudaDriver(topology)
 
     def device() -> "TorchDevice":
@@ -86,7 +88,7 @@ def real(models: Sequence[WorkerModel], kind: Kind) -> OpenGpu:  # noqa: ARG001 
 
 def rehearsed(models: Sequence[WorkerModel], kind: Kind) -> OpenGpu:
     """For a worker: an imaginary GPU as wide as that kind's."""
-    return partial(open_rehearsal, _sources(models), topology_of(kind.sms))
+    return partial(open_rehearsal, _sources(models), topology=topology_of(kind.sms))
 
 
 def _sources(models: Sequence[WorkerModel]) -> Models:
