@@ -7,10 +7,9 @@ import sys
 import threading
 import time
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 
-from kit import Context, NotHereError, Result, Verdict, write
+from kit import Context, NotHereError, Result, Verdict, as_written, write
 from runs import EXPERIMENTS
 
 _GRACE_S = 20.0
@@ -40,13 +39,6 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args(arguments)
-
-
-def as_written(name: str, result: Result, took: float, *, is_real: bool) -> dict[str, object]:
-    """The JSON of one experiment."""
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    what = {"experiment": name, "rehearsal": not is_real, "time": when, "seconds": round(took, 2)}
-    return {**what, "verdict": result.verdict, "line": result.line, "numbers": dict(result.numbers)}
 
 
 def _tried(name: str, context: Context) -> Result:

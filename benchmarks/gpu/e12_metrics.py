@@ -49,12 +49,12 @@ def run(context: Context) -> Result:
 def _loads(context: Context, gpu: Gpu) -> dict[str, tuple[Torch | None, float]]:
     """Nothing, a copy far larger than the L2, and a large product, with bytes or operations of each."""
     share = gpu.pool.share(gpu.layout.everything)
-    elements, side = (1 << 30, 8192) if context.is_real else (1 << 16, 64)
+    elements, side = (1 << 28, 8192) if context.is_real else (1 << 14, 64)
     kind = torch.bfloat16 if context.is_real else torch.float32
-    source = torch.ones(elements, dtype=torch.uint8, device=context.device)
+    source = torch.ones(elements, device=context.device)
     target, a = torch.empty_like(source), torch.randn(side, side, device=context.device, dtype=kind)
     works: dict[str, tuple[Callable[[], object], float]] = {
-        "copy": (partial(torch.add, source, 1, out=target), 2.0 * elements),
+        "copy": (partial(torch.add, source, 1, out=target), 2.0 * 4 * elements),
         "product": (lambda: a @ a, 2.0 * side**3),
     }
     made: dict[str, tuple[Torch | None, float]] = {"idle": (None, 0.0)}

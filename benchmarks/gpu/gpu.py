@@ -68,6 +68,16 @@ class Gpu:
         self.pool.prove_apart(intervals)
         return [self.pool.share(interval) for interval in intervals]
 
+    @contextmanager
+    def keeping(self, interval: Interval) -> Iterator[Share]:
+        """A share that stays though graphs on it come and go."""
+        share = self.pool.share(interval)
+        self.pool.hold(interval)
+        yield share
+        self.pool.release(interval)
+        if interval in self.pool.idle():
+            self.pool.drop(interval)
+
     def drop(self, *intervals: Interval) -> None:
         """Give shares back."""
         for interval in dict.fromkeys(intervals):
@@ -146,8 +156,8 @@ def serving(context: Context, names: Sequence[str]) -> Iterator[Served]:
 
 def open_models(context: Context, names: Sequence[str]) -> "tuple[CudaDriver, ModelRuntime]":
     """What the green executor is given by its process."""
-    from gpulet.executors.cuda.formats import ModelSource  # noqa: PLC0415
     from gpulet.executors.cuda.opening import open_real, open_rehearsal  # noqa: PLC0415
+    from gpulet.executors.cuda.sources import ModelSource  # noqa: PLC0415
 
     sources = {name: ModelSource(str(path), ()) for name, path in exported(context, names).items()}
     return (open_real if context.is_real else open_rehearsal)(sources, 0)

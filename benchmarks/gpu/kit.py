@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ def write(path: Path, data: Mapping[str, Any]) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(json.dumps(data, indent=1, default=str) + "\n")
     unfinished.replace(path)
+
+
+def as_written(name: str, result: Result, took: float, *, is_real: bool) -> dict[str, Any]:
+    """The JSON of one experiment."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    what = {"experiment": name, "rehearsal": not is_real, "time": when, "seconds": round(took, 2)}
+    return {**what, "verdict": result.verdict, "line": result.line, "numbers": dict(result.numbers)}
+
+
+def keep(context: Context, name: str, numbers: Mapping[str, Any]) -> None:
+    """What is measured so far, in case that the process does not come to its end."""
+    result = Result(Verdict.PARTLY, "not at its end", numbers)
+    write(context.out / f"{name}.json", as_written(name, result, 0.0, is_real=context.is_real))
 
 
 def quantile(values: Sequence[float], part: float) -> float:

@@ -74,9 +74,9 @@ class Torch:
 
 
 class Model:
-    """A graph of the model runtime with the same inputs every time."""
+    """A graph of the model runtime with the same inputs every time, so that the next may be put in while one runs."""
 
-    depth = 1
+    depth = 2
 
     def __init__(self, graph: "Graph", stream: Stream, rows: int, given: "Tensors") -> None:
         self.stream = stream

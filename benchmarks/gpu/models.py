@@ -68,7 +68,20 @@ def build(name: str, *, tiny: bool = False, dtype: torch.dtype = torch.float16) 
     for part in model.modules():
         if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):  # torch's own would fade to nothing in half precision
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-    return model.to(known.weights or dtype)
+    kind = known.weights or dtype
+    return Cast(model.to(kind)) if kind is torch.bfloat16 else model.to(kind)
+
+
+class Cast(nn.Module):
+    """The inference protocol has no bfloat16 for tensors that we serve: single precision outside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = self.model(x.to(torch.bfloat16) if x.is_floating_point() else x)
+        return tuple(y.float() for y in found) if isinstance(found, tuple) else found.float()
 
 
 def example(name: str, rows: int, *, tiny: bool = False, dtype: torch.dtype = torch.float16, seed: int = 0) -> Tensor:
@@ -78,7 +91,8 @@ def example(name: str, rows: int, *, tiny: bool = False, dtype: torch.dtype = to
     generator = torch.Generator().manual_seed(seed)
     if known.takes_ids:
         return torch.randint(0, WORDS, shape, generator=generator)
-    return torch.randn(shape, generator=generator).to(known.weights or dtype)
+    kind = known.weights or dtype
+    return torch.randn(shape, generator=generator).to(torch.float32 if kind is torch.bfloat16 else kind)
 
 
 def place(name: str, folder: Path) -> Path:
