@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from gpu import Gpu, Served, held, serving
 from kit import Context, Result, judged, quantile
-from loops import Model, device_times, wall_times
+from loops import device_times, wall_times
 
 from gpulet.executors.cuda.contexts import Share
 from gpulet.executors.cuda.layout import Interval
@@ -111,7 +111,7 @@ def _graph(served: Served, model: str, interval: Interval) -> dict[str, float]:
     build, graph = _timed(lambda: served.cache.build(key))
     taken, need = before - driver.memory().free, served.runtime.need(key)
     check, error = _timed(lambda: served.runtime.error(key, graph))
-    loop = Model(graph, share.stream, _ROWS, served.given(model, _ROWS))
+    loop = served.loop(model, _ROWS, interval)
     launch, _ = _timed(loop.launch)
     driver.drain(share.stream)
     device, wall = (times(driver, loop, 15) for times in (device_times, wall_times))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from gpu import Gpu, Served, serving
 from kit import GIGABYTE, SIZES, Context, Result, Verdict, judged, keep, quantile
-from loops import Loop, Model, Torch, device_times
+from loops import Loop, Torch, device_times
 
 from gpulet.executors.cuda.contexts import Share
 from gpulet.executors.cuda.graphs import TOLERANCE
@@ -78,8 +78,7 @@ def _graph(served: Served, share: Share, model: str, rows: int, numbers: dict[st
     name, key = f"{model} {rows} {share.sms}", served.key(model, rows, share.interval)
     was_there = key in served.cache
     graph = served.cache.build(key)
-    loop = Model(graph, share.stream, rows, served.given(model, rows))
-    numbers["points"][name] = _median(served.gpu, loop)
+    numbers["points"][name] = _median(served.gpu, served.loop(model, rows, share.interval))
     numbers["errors"][name] = served.runtime.error(key, graph)
     if not was_there:
         served.cache.drop(key)

@@ -52,8 +52,7 @@ def run(context: Context) -> Result:
 
 def _loop(served: Served, interval: Interval) -> tuple[Model, float]:
     """A graph on that share, and seconds between two launches."""
-    graph, stream = served.graph(_MODEL, _ROWS, interval), served.gpu.pool.share(interval).stream
-    loop = Model(graph, stream, _ROWS, served.given(_MODEL, _ROWS))
+    loop = served.loop(_MODEL, _ROWS, interval)
     took = quantile(device_times(served.gpu.driver, loop, 9), 0.5) / SECOND
     return loop, max(0.0005, took) / _LOAD
 

@@ -144,8 +144,7 @@ def _fault(context: Context) -> None:
     with serving(context, [_MODEL]) as served:
         driver, intervals = served.gpu.driver, served.gpu.halves(64)
         one, other = served.gpu.shares(intervals)
-        graph = served.graph(_MODEL, _ROWS, intervals[1])
-        loop = Model(graph, other.stream, _ROWS, served.given(_MODEL, _ROWS))
+        loop = served.loop(_MODEL, _ROWS, intervals[1])
         kinds: list[str] = []
         threads = [
             threading.Thread(target=_watch, args=(driver, other.stream, kinds, loop)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import models
 import torch
 from kit import Context, NotHereError
+from loops import Model
 
 from gpulet.executors.cuda.contexts import ContextPool, Share
 from gpulet.executors.cuda.fake import FakeCudaDriver
@@ -129,6 +130,12 @@ class Served:
 
         return GraphKey(model, rows, interval)
 
+    def loop(self, model: str, rows: int, interval: Interval) -> Model:
+        """That graph again and again, on its share."""
+        graph, stream = self.graph(model, rows, interval), self.gpu.pool.share(interval).stream
+        is_real = self.gpu.context.is_real
+        return Model(self.gpu.driver, graph, stream, (rows, self.given(model, rows)), is_real=is_real)
+
     def given(self, model: str, rows: int, seed: int = 0) -> list[list[bytes]]:
         """Inputs of one request with so many rows."""
         signature: Signature = self.cache.signatures[model]
@@ -160,7 +167,7 @@ def open_models(context: Context, names: Sequence[str]) -> "tuple[CudaDriver, Mo
     from gpulet.executors.cuda.sources import ModelSource  # noqa: PLC0415
 
     sources = {name: ModelSource(str(path), ()) for name, path in exported(context, names).items()}
-    return (open_real if context.is_real else open_rehearsal)(sources, 0)
+    return open_real(sources) if context.is_real else open_rehearsal(sources)
 
 
 def exported(context: Context, names: Sequence[str]) -> Mapping[str, Path]:

@@ -20,6 +20,8 @@ from gpulet.units import MS, SECOND, US, Duration
 if TYPE_CHECKING:
     from gpulet.executors.cuda.runtime import Graph, Tensors
 
+    Given = tuple[int, Tensors]
+
 _DEPTH = 4
 _LONGEST_SPIN: Duration = 200 * MS
 
@@ -78,14 +80,17 @@ class Model:
 
     depth = 2
 
-    def __init__(self, graph: "Graph", stream: Stream, rows: int, given: "Tensors") -> None:
+    def __init__(self, driver: CudaDriver, graph: "Graph", stream: Stream, given: "Given", *, is_real: bool) -> None:
         self.stream = stream
         self.graph = graph
-        self._rows = rows
-        self._given = given
+        self._rows, self._inputs = given
+        self._imaginary = None if is_real else driver
 
     def launch(self) -> None:
-        self.graph.replay(self._rows, self._given)
+        began = time.perf_counter_ns()
+        self.graph.replay(self._rows, self._inputs)
+        if self._imaginary:  # it ran on the CPU, to its end
+            self._imaginary.spin(self.stream, time.perf_counter_ns() - began)
 
 
 def device_times(driver: CudaDriver, loop: Loop, count: int) -> list[Duration]:

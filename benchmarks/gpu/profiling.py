@@ -22,7 +22,7 @@ from typing import Any
 from e00_machine import versions
 from gpu import Gpu, Served, serving
 from kit import SIZES, Context, Result, Verdict, judged, quantile, write
-from loops import Model, device_times, wall_times
+from loops import device_times, wall_times
 from models import MODELS
 
 from gpulet.errors import DeviceLost, GpuletError
@@ -200,7 +200,7 @@ def _measured(served: Served, spot: Spot) -> list[object]:
     gpu, key = served.gpu, served.key(model, batch, served.gpu.prefix(size))
     share: Share = gpu.pool.share(key.interval)
     was_there = key in served.cache
-    loop = Model(served.cache.build(key), share.stream, batch, served.given(model, batch))
+    loop = served.loop(model, batch, key.interval)
     device, wall = (times(gpu.driver, loop, _SAMPLES) for times in (device_times, wall_times))
     if not was_there:
         served.cache.drop(key)

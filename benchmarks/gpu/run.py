@@ -115,10 +115,15 @@ def _skipped(a: argparse.Namespace, name: str) -> bool:
     return False
 
 
-def _environment() -> dict[str, str]:
-    """More hardware queues than streams, before CUDA starts; a module's kernels when they are first needed."""
+def _environment(a: argparse.Namespace) -> dict[str, str]:
+    """More hardware queues than streams, before CUDA starts; a module's kernels when they are first needed.
+
+    A rehearsal's models are too small for two threads, which would wait for each other.
+    """
     paths = [str(REPOSITORY / "src"), str(HERE), os.environ.get("PYTHONPATH", "")]
     ours = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "CUDA_MODULE_LOADING": "LAZY", "PYTHONUNBUFFERED": "1"}
+    if not a.is_real:
+        ours["OMP_NUM_THREADS"] = "1"
     return {**os.environ, **ours, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
@@ -127,7 +132,7 @@ def _export(a: argparse.Namespace, started: Started) -> None:
     a.models.mkdir(parents=True, exist_ok=True)
     (a.models / "exporting").touch()
     command = ["nice", "-n", "10", sys.executable, str(HERE / "models.py"), str(a.models), "--dtype", a.dtype]
-    started.start([*command, *(["--tiny"] if a.tiny else [])], _environment())
+    started.start([*command, *(["--tiny"] if a.tiny else [])], _environment(a))
 
 
 def _measure(a: argparse.Namespace, name: str, end: float, started: Started) -> None:
@@ -139,7 +144,7 @@ def _measure(a: argparse.Namespace, name: str, end: float, started: Started) -> 
     seconds = max(1.0, min(a.limit or EXPERIMENTS[name].seconds, left - _GRACE_S))
     tries = _earlier(a, name).get("tries", 0)
     began = time.monotonic()
-    process = started.start(_command(a, name, seconds), _environment())
+    process = started.start(_command(a, name, seconds), _environment(a))
     try:
         code = process.wait(seconds + _GRACE_S)
         why = "" if code == 0 else f"its process ended with {code}"
