@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ _COLUMNS = (
 )
 _HEADER = (*_COLUMNS, "wall_mean", "samples")
 _LOST = 4
+"""The exit code of a process whose GPU context is lost."""
+_KILLED = frozenset({-6, -7, -11})
+"""Aborted, bus error, segmentation fault: libraries end so too."""
+_MOST_LOST = 8
 _TRIES = 2
 _LEAST_S = 3.0
 Spot = tuple[str, int, int]
@@ -65,16 +70,11 @@ def spots(sizes: Iterable[int], models: Sequence[str], batches: Sequence[int] = 
 def run(context: Context) -> Result:
     """BAD where a latency rises with the size by more than a tenth beyond noise: then a profile's curve hides a step."""
     lost = 0
-    while context.left > _LEAST_S:
-        command = [sys.executable, __file__, str(context.left - 2), str(context.out), str(context.models)]
-        command += [context.device, context.dtype, str(int(context.tiny))]
-        try:
-            code = subprocess.run(command, timeout=context.left + 5, check=False).returncode
-        except subprocess.TimeoutExpired:
+    while context.left > _LEAST_S and lost < _MOST_LOST:
+        code = _worked(context)
+        if code not in {_LOST, *_KILLED}:
             break
-        if code == 0:
-            break
-        lost += 1
+        lost += code == _LOST
     state = json.loads((context.out / "profile-state.json").read_text())
     lines = _lines(context)
     numbers: dict[str, Any] = {"points": len(lines), "lost_contexts": lost, **state}
@@ -87,6 +87,20 @@ def run(context: Context) -> Result:
     if state["left"]:
         return Result(Verdict.PARTLY, said, numbers)
     return judged(_steps(points) if context.is_real else [], said, numbers)
+
+
+def _worked(context: Context) -> int:
+    """The exit code of a process that measures until its time is over; 0 where that was overrun."""
+    command = [sys.executable, __file__, str(context.left - 2), str(context.out), str(context.models)]
+    command += [context.device, context.dtype, str(int(context.tiny))]
+    try:
+        code = subprocess.run(command, timeout=context.left + 5, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return 0
+    if code not in {0, _LOST, *_KILLED}:
+        msg = f"the process that measures ended with {code}"
+        raise RuntimeError(msg)
+    return code
 
 
 def _point(line: Mapping[str, str]) -> Point:
@@ -158,29 +172,27 @@ class Table:
         return spot not in self.done and self.failures[spot] < _TRIES
 
 
-def _measure_all(context: Context) -> int:
-    """The process's exit code."""
+def _measure_all(context: Context) -> None:
+    """Until all is measured or the time is over; raises `DeviceLost`."""
     models = list(MODELS)[: 3 if context.tiny else None]
     table = Table(context)
     with serving(context, models) as served:
         gpu = served.gpu
         sizes = gpu.sizes(SIZES[:2] if context.tiny else SIZES)
-        todo = [spot for spot in spots(sizes, models, BATCHES[:2] if context.tiny else BATCHES) if table.is_open(spot)]
-        _tell(context, gpu, table, len(todo))
-        for interval in (gpu.prefix(size) for size in sizes):
-            gpu.pool.share(interval)
-            gpu.pool.hold(interval)
-        for number, spot in enumerate(todo):
-            if context.left < _LEAST_S:
-                break
-            if not _is_measured(served, table, spot):
-                return _LOST
-            _tell(context, gpu, table, sum(table.is_open(s) for s in todo[number + 1 :]))
-    return 0
+        wanted = spots(sizes, models, BATCHES[:2] if context.tiny else BATCHES)
+        with ExitStack() as kept:
+            for size in sizes:
+                kept.enter_context(gpu.keeping(gpu.prefix(size)))
+            for spot in wanted:
+                _tell(context, gpu, table, sum(map(table.is_open, wanted)))
+                if table.is_open(spot) and context.left > _LEAST_S:
+                    _try(served, table, spot)
+            _tell(context, gpu, table, sum(map(table.is_open, wanted)))
+            served.cache.close()
 
 
-def _is_measured(served: Served, table: Table, spot: Spot) -> bool:
-    """Whether the process may go on; a model stays loaded by its smallest graph on the whole GPU."""
+def _try(served: Served, table: Table, spot: Spot) -> None:
+    """One point; a model stays loaded by its smallest graph on the whole GPU."""
     model, size, batch = spot
     try:
         served.graph(model, 1, served.gpu.layout.everything)
@@ -188,11 +200,10 @@ def _is_measured(served: Served, table: Table, spot: Spot) -> bool:
         table.done.add(spot)
     except DeviceLost:
         table.fail(spot)
-        return False
-    except (GpuletError, RuntimeError):
+        raise
+    except (GpuletError, RuntimeError) as error:
         table.fail(spot)
-        print(f"profile: {model} x {batch} on {size} SMs failed", flush=True)
-    return True
+        print(f"profile: {model} x {batch} on {size} SMs failed: {str(error)[:120]}", flush=True)
 
 
 def _measured(served: Served, spot: Spot) -> list[object]:
@@ -220,7 +231,11 @@ def _tell(context: Context, gpu: Gpu, table: Table, left: int) -> None:
 def _main() -> None:
     seconds, out, models, device, dtype, tiny = sys.argv[1:]
     until = time.monotonic() + float(seconds)
-    sys.exit(_measure_all(Context(Path(out), Path(models), until, device == "cuda", tiny == "1", dtype)))
+    try:
+        _measure_all(Context(Path(out), Path(models), until, device == "cuda", tiny == "1", dtype))
+    except DeviceLost as error:
+        print(f"profile: {error}; going on in another process", flush=True)
+        os._exit(_LOST)  # nothing can be given back any more
 
 
 if __name__ == "__main__":
