@@ -72,6 +72,8 @@ CALL(cuEventDestroy, Stream **mark) live_marks--; free(mark); END
 CALL(cuMemGetInfo, size_t *bytes, size_t *total) *bytes = 100; *total = 141; END
 CALL(cuMemAlloc, uint64_t *out, size_t bytes) *out = (uint64_t)(uintptr_t)malloc(bytes); live_bytes++; END
 CALL(cuMemFree, uint64_t where) free((void *)(uintptr_t)where); live_bytes--; END
+CALL(cuMemHostRegister, void *page, size_t bytes, unsigned flags) NEED(page && bytes && !flags) live_bytes++; END
+CALL(cuMemHostUnregister, void *page) NEED(page) live_bytes--; END
 CALL(cuMemsetD32Async, uint64_t where, unsigned value, size_t count, Stream *s)
   for (size_t n = 0; n < count; n++) ((unsigned *)(uintptr_t)where)[n] = value; END
 CALL(cuMemcpyDtoH, void *to, uint64_t from, size_t bytes) memcpy(to, (void *)(uintptr_t)from, bytes); END

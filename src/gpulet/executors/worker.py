@@ -5,7 +5,7 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from time import perf_counter_ns
@@ -17,7 +17,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gpulet.executors.base import Signature, Tensor
+from gpulet.executors.base import Signature
+from gpulet.executors.onnxsignature import signature_of
+from gpulet.executors.tensors import NUMPY_TYPES, filled
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
     Assign,
@@ -33,35 +35,6 @@ from gpulet.executors.wire import (
 )
 from gpulet.units import PLAIN
 
-NUMPY_TYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
-_ONNX_TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-}
-
 Arrays = Sequence[NDArray[Any]]
 
 
@@ -76,7 +49,7 @@ class LoadedModel:
         # A spinning thread burns a core that a neighbour or the front-end needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
-        self.signature = _signature(self._session)
+        self.signature = signature_of(self._session)
         self.input_types = [NUMPY_TYPES[t.datatype] for t in self.signature.inputs]
         self._names = [t.name for t in self.signature.inputs]
 
@@ -97,30 +70,8 @@ class LoadedModel:
                 self._zeros(rows, shape)
 
     def _zeros(self, rows: int, shape: str) -> list[NDArray[Any]]:
-        free = iter([int(n) for n in shape.split("x")] if shape else [])
-        filled = [_filled(t.shape, rows, free, is_batched=self.signature.is_batched) for t in self.signature.inputs]
-        return self.run([np.zeros(dims, dtype) for dims, dtype in zip(filled, self.input_types, strict=True)])
-
-
-def _filled(shape: tuple[int, ...], rows: int, free: Iterator[int], *, is_batched: bool) -> tuple[int, ...]:
-    """A concrete shape: `rows` first, the class's sizes for the other free dimensions, else 1."""
-    known = tuple(n if n > 0 else next(free, 1) for n in shape[1:])
-    return (rows, *known) if is_batched else (*(max(1, n) for n in shape[:1]), *known)
-
-
-def _signature(session: ort.InferenceSession) -> Signature:
-    inputs = tuple(_tensor(node) for node in session.get_inputs())
-    outputs = tuple(_tensor(node) for node in session.get_outputs())
-    is_batched = all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
-    return Signature(inputs, outputs, is_batched, "onnxruntime_onnx")
-
-
-def _tensor(node: ort.NodeArg) -> Tensor:
-    if node.type not in _ONNX_TYPES:
-        msg = f"tensor {node.name} is a {node.type}, which is not served"
-        raise ValueError(msg)
-    shape = tuple(n if isinstance(n, int) and n >= 0 else -1 for n in node.shape)
-    return Tensor(node.name, _ONNX_TYPES[node.type], shape)
+        shapes = filled(self.signature, rows, shape)
+        return self.run([np.zeros(dims, dtype) for dims, dtype in zip(shapes, self.input_types, strict=True)])
 
 
 def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:

@@ -101,12 +101,15 @@ class Builder:
         return Built(places, self._clock() - began)
 
     def _make(self, built: Built, before: Collection[GraphKey]) -> None:
-        """Shares first: a stream that must be made anew is so before a graph is captured on it."""
+        """Shares first: a stream that must be made anew is so before a graph is captured on it.
+
+        Then the largest graphs: smaller ones fit into the pool that they leave, which else would grow in pieces.
+        """
         pool = self.cache.pool
         for place in built.places.values():
             pool.share(place.interval)
         pool.prove_apart([place.interval for place in built.places.values()])
-        for key in sorted(built.keys):
+        for key in sorted(built.keys, key=lambda key: (-key.bucket, key)):
             self.cache.build(key)
         for key in sorted(built.keys.difference(before)):
             self.cache.check(key)

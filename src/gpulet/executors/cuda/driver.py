@@ -179,6 +179,14 @@ class Cuda:
         free, total = _do(cuda.cuMemGetInfo)
         return DeviceMemory(free, total)
 
+    def lock_pages(self, address: int, size: int) -> None:
+        """Let the GPU copy from and to these pages of the host by itself."""
+        _do(cuda.cuMemHostRegister, address, size, 0)
+
+    def unlock_pages(self, address: int) -> None:
+        """No more."""
+        _do(cuda.cuMemHostUnregister, address)
+
     def sm_ids(self, stream: Stream, blocks: int, spin: Duration) -> frozenset[int]:
         """The SMs on which `blocks` blocks really ran that each held its place for `spin`. Waits for them."""
         where = self._clean(stream, blocks)

@@ -82,6 +82,7 @@ class FakeCudaDriver:
         self._queues: dict[int, Instant] = {}
         self._ends: dict[Stream, Instant] = {}
         self._marks: dict[Mark, Instant] = {}
+        self._locked: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -95,8 +96,8 @@ class FakeCudaDriver:
 
     @property
     def live(self) -> int:
-        """Contexts, streams and marks that are not given back."""
-        return len(self._contexts) + len(self._streams) + len(self._marks)
+        """Contexts, streams, marks and locked pages that are not given back."""
+        return len(self._contexts) + len(self._streams) + len(self._marks) + len(self._locked)
 
     def enter(self) -> None:
         """Every thread sees this GPU."""
@@ -214,6 +215,17 @@ class FakeCudaDriver:
         self._call("memory")
         return DeviceMemory(self._memory - self.used, self._memory)
 
+    def lock_pages(self, address: int, size: int) -> None:
+        """Counted."""
+        self._call("lock_pages")
+        assert address not in self._locked, "pages are locked twice"
+        self._locked.add(address)
+
+    def unlock_pages(self, address: int) -> None:
+        """Counted."""
+        self._call("unlock_pages")
+        self._locked.remove(address)
+
     def sm_ids(self, stream: Stream, blocks: int, spin: Duration) -> frozenset[int]:
         """Blocks fill the context's SMs, each in turn; on all of the GPU where nothing confines them."""
         self._call("sm_ids")
@@ -239,7 +251,7 @@ class FakeCudaDriver:
 
     def close(self) -> None:
         """Nothing may be left."""
-        assert not self.live, f"{self.live} contexts, streams and marks were not given back"
+        assert not self.live, f"{self.live} contexts, streams, marks and locked pages were not given back"
 
     def _run(self, stream: Stream, length: Duration) -> None:
         """Streams on one hardware queue wait for each other."""

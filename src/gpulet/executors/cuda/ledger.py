@@ -1,7 +1,8 @@
 """What a set of graphs takes of a GPU's memory, by name, before any of it is asked for.
 
 Weights once for each model; buffers for each graph; for each share one pool, as large as its largest graph needs since
-they run one after the other, and the scratch of cuBLAS and cuBLASLt, which is kept for each (thread, stream).
+they run one after the other; a session for each model and share where a runtime needs one; and the scratch of cuBLAS
+and cuBLASLt, which is kept for each (thread, stream).
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,9 @@ class MemoryLedger:
         for key, need in needs.items():
             name = f"share {key.interval}"
             pools[name] = max(pools.get(name, 0), need.pool + SHARE_BYTES)
+            if need.session:
+                session = f"session of {key.model} on {key.interval}"
+                pools[session] = max(pools.get(session, 0), need.session)
         buffers = {f"buffers of {key}": need.staging for key, need in needs.items()}
         charges = (Charge(what, size) for bills in (weights, pools, buffers) for what, size in bills.items())
         return tuple(sorted(charges, key=lambda charge: -charge.size))

@@ -131,6 +131,14 @@ class CudaDriver(Protocol):
         """The GPU's memory now."""
         ...
 
+    def lock_pages(self, address: int, size: int) -> None:
+        """Let the GPU copy from and to these pages of the host by itself."""
+        ...
+
+    def unlock_pages(self, address: int) -> None:
+        """No more."""
+        ...
+
     def sm_ids(self, stream: Stream, blocks: int, spin: Duration) -> frozenset[int]:
         """The SMs on which `blocks` blocks really ran that each held its place for `spin`. Waits for them."""
         ...

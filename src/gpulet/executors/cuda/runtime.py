@@ -34,11 +34,15 @@ class GraphKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes on the GPU: a model's `weights`, once; a graph's own buffers (`staging`), what it takes of its share's `pool`."""
+    """Bytes on the GPU: a model's `weights`, once; a graph's own buffers (`staging`), what it takes of its share's `pool`.
+
+    `session`: what a runtime that is bound to a stream holds for the model on each share, whatever the bucket.
+    """
 
     weights: int
     staging: int
     pool: int
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
