@@ -9,6 +9,7 @@ from gpu import Gpu, Served, serving
 from kit import GIGABYTE, SIZES, Context, Result, Verdict, judged, keep, quantile
 from loops import Loop, Torch, device_times
 
+from gpulet.errors import DeviceLost, GpuletError
 from gpulet.executors.cuda.contexts import Share
 from gpulet.executors.cuda.graphs import TOLERANCE
 from gpulet.roofline import FORMS
@@ -32,7 +33,7 @@ _PRODUCT = 8192
 
 def run(context: Context) -> Result:
     """BAD where more SMs are slower, a product on 128 SMs runs in two waves, or a result differs from the whole GPU's."""
-    numbers: dict[str, Any] = {"points": {}, "errors": {}, **context.numbers("E5")}
+    numbers: dict[str, Any] = {"points": {}, "errors": {}, "refused": {}, **context.numbers("E5")}
     rows = _ROWS[:2] if context.tiny else _ROWS
     with serving(context, _MODELS) as served:
         sizes = set(served.gpu.sizes(SIZES[:2] if context.tiny else SIZES))
@@ -40,11 +41,11 @@ def run(context: Context) -> Result:
             served.graph(model, 1, served.gpu.layout.everything)
         for size in [n for n in _ORDER if n in sizes] + sorted(sizes - set(_ORDER)):
             if context.left > 0:
-                _size(context, served, size, rows, numbers)
+                _tried(context, served, size, rows, numbers)
                 keep(context, "E5", numbers)
         wanted = {f"{model} {n} {size}" for model in _MODELS for n in rows for size in sizes}
         whole = served.gpu.layout.whole
-    missing = wanted - numbers["points"].keys()
+    missing = {name for name in wanted - numbers["points"].keys() if name.split()[2] not in numbers["refused"]}
     numbers["fits"] = _fits(numbers["points"])
     numbers["derived"] = derived = _derived(numbers["points"], whole, context)
     said = (
@@ -54,6 +55,16 @@ def run(context: Context) -> Result:
     if missing:
         return Result(Verdict.PARTLY, f"{len(missing)} points to go; {said}", numbers)
     return judged(_complaints(numbers, whole) if context.is_real else [], said, numbers)
+
+
+def _tried(context: Context, served: Served, size: int, rows: tuple[int, ...], numbers: dict[str, Any]) -> None:
+    """What one size refuses says nothing of the others."""
+    try:
+        _size(context, served, size, rows, numbers)
+    except DeviceLost:
+        raise
+    except GpuletError as error:
+        numbers["refused"][str(size)] = str(error)
 
 
 def _size(context: Context, served: Served, size: int, rows: tuple[int, ...], numbers: dict[str, Any]) -> None:
@@ -159,4 +170,5 @@ def _complaints(numbers: Mapping[str, Any], whole: int) -> list[str]:
         if kind in {"product", "tuned"} and curve.get(128, 0) > _TWO_WAVES * curve[whole]:
             found.append(f"{kind}: {curve[128]:.3f} ms on 128 SMs, {curve[whole]:.3f} on all: two waves")
     wrong = {name: error for name, error in numbers["errors"].items() if not error <= TOLERANCE}
+    found += [f"{size} SMs: {error}" for size, error in numbers["refused"].items()]
     return found + [f"{name} is {error:.3g} off the whole GPU" for name, error in wrong.items()]

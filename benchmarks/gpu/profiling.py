@@ -181,14 +181,26 @@ def _measure_all(context: Context) -> None:
         sizes = gpu.sizes(SIZES[:2] if context.tiny else SIZES)
         wanted = spots(sizes, models, BATCHES[:2] if context.tiny else BATCHES)
         with ExitStack() as kept:
-            for size in sizes:
-                kept.enter_context(gpu.keeping(gpu.prefix(size)))
+            refused = {size for size in sizes if not _is_kept(kept, gpu, table, size)}
+            wanted = [spot for spot in wanted if spot[1] not in refused]
             for spot in wanted:
                 _tell(context, gpu, table, sum(map(table.is_open, wanted)))
                 if table.is_open(spot) and context.left > _LEAST_S:
                     _try(served, table, spot)
             _tell(context, gpu, table, sum(map(table.is_open, wanted)))
             served.cache.close()
+
+
+def _is_kept(kept: ExitStack, gpu: Gpu, table: Table, size: int) -> bool:
+    """Whether there is a proven share of that size; the others are measured all the same."""
+    try:
+        kept.enter_context(gpu.keeping(gpu.prefix(size)))
+    except DeviceLost:
+        raise
+    except GpuletError:
+        table.fail(("", size, 0))
+        return False
+    return True
 
 
 def _try(served: Served, table: Table, spot: Spot) -> None:
