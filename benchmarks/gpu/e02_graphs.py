@@ -84,5 +84,5 @@ def _works(context: Context) -> dict[str, Callable[[], object]]:
         "product": lambda: a @ b,
         "convolution": lambda: functional.conv2d(images, weights, padding=1),
         "softmax": lambda: torch.softmax(a, 1),
-        "attention": lambda: functional.scaled_dot_product_attention(*(a.view(size // 64, 1, 64, size),) * 3),
+        "attention": lambda: functional.scaled_dot_product_attention(*(a.view(-1, size // 64, 64, 64),) * 3),
     }

@@ -6,16 +6,17 @@ the other SMs loses beside it: a counter of the L2 is not to be had without a pr
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-from gpu import Served, serving
+from gpu import Gpu, bare, held
 from kit import Context, Result, Verdict, judged, keep, quantile
-from loops import Loop, beside
+from loops import Torch, beside
 from stress import Stress, dram, l2
 
+from gpulet.executors.cuda.contexts import Share
 from gpulet.fitting import PAIR_COLUMNS, SOLO_COLUMNS
 from gpulet.units import MS, SECOND
 
@@ -31,38 +32,35 @@ _SATURATION, _KAPPA = 0.9, 1.0
 
 
 class Sides:
-    """The loops on both sides of one cut, captured when they are first asked for."""
+    """The loops on both sides of one cut, captured when they are first asked for: kernels alone, no copies from the host."""
 
-    def __init__(self, context: Context, served: Served, cut: int) -> None:
-        self.context = context
-        self.served = served
+    def __init__(self, gpu: Gpu, works: Mapping[str, Callable[[], object]], cut: int) -> None:
+        self.gpu = gpu
         self.cut = cut
-        self.intervals = served.gpu.halves(cut)
-        self.shares = served.gpu.shares(self.intervals)
-        self._loops: dict[tuple[str, int], Loop] = {}
+        self.intervals = gpu.halves(cut)
+        self.shares = gpu.shares(self.intervals)
         self.sizes: dict[str, float] = {}
+        self._works = works
+        self._loops: dict[tuple[str, int], Torch] = {}
 
-    def loop(self, name: str, side: int) -> Loop:
+    def loop(self, name: str, side: int) -> Torch:
         """Of a model or a stressor."""
         if (name, side) not in self._loops:
-            self._loops[name, side] = self._made(name, side)
+            self._loops[name, side] = self._made(name, self.shares[side])
         return self._loops[name, side]
 
-    def _made(self, name: str, side: int) -> Loop:
-        gpu, share = self.served.gpu, self.shares[side]
-        if name not in _MODELS:
-            stress: Stress = (dram if name == "dram" else l2)(self.context, gpu, share)
-            self.sizes[name] = stress.size
-            return stress.loop
-        return self.served.loop(name, rows_of(self.context, name), self.intervals[side])
+    def _made(self, name: str, share: Share) -> Torch:
+        context = self.gpu.context
+        if name in self._works:
+            return Torch(self.gpu.driver, share, self._works[name], is_real=context.is_real)
+        stress: Stress = (dram if name == "dram" else l2)(context, self.gpu, share)
+        self.sizes[name] = stress.size
+        return stress.loop
 
     def drop(self) -> None:
         """Graphs, then shares."""
         self._loops.clear()
-        for key in self.served.cache.keys:
-            if key.interval in self.intervals:
-                self.served.cache.drop(key)
-        self.served.gpu.drop(*(i for i in self.intervals if i in self.served.gpu.pool.idle()))
+        self.gpu.drop(*self.intervals)
 
 
 def rows_of(context: Context, name: str) -> int:
@@ -76,17 +74,16 @@ def run(context: Context) -> Result:
     models = list(_MODELS)[: 2 if context.tiny else None]
     cuts = _CUTS[:1] if context.tiny else _CUTS
     todo = 0
-    with serving(context, models) as served:
-        for model in models:  # so that no model is loaded twice
-            served.graph(model, 1, served.gpu.layout.everything)
+    with held(context) as gpu:
+        works = {model: bare(context, model, rows_of(context, model)) for model in models}
         for cut in cuts:
-            sides = Sides(context, served, cut)
+            sides = Sides(gpu, works, cut)
             todo += _pairs(sides, models, numbers)
             if cut == cuts[0] and not numbers["footprints"]:
                 numbers["footprints"] = _footprints(sides)
             sides.drop()
             keep(context, "E6", numbers)
-        whole = served.gpu.layout.whole
+        whole = gpu.layout.whole
     _write_tables(context, numbers, whole)
     numbers["fit"] = fit = _fit(numbers)
     worst = max(((max(pair["slowdowns"]), name) for name, pair in numbers["pairs"].items()), default=(1.0, "none"))
@@ -106,12 +103,12 @@ def _pairs(sides: Sides, models: list[str], numbers: dict[str, Any]) -> int:
         name = f"{one} | {other} at {sides.cut}"
         if name in numbers["pairs"]:
             continue
-        if sides.context.left < 0:
+        if sides.gpu.context.left < 0:
             todo += 1
             continue
         alone = [_solo(sides, which, side, numbers) for side, which in enumerate((one, other))]
         loops = [sides.loop(which, side) for side, which in enumerate((one, other))]
-        both = [_middle(times) for times in beside(sides.served.gpu.driver, loops, _window(sides.context))]
+        both = [_middle(times) for times in beside(sides.gpu.driver, loops, _window(sides.gpu.context))]
         slowdowns = [round(b / a["ms"], 4) for a, b in zip(alone, both, strict=True)]
         numbers["pairs"][name] = {"models": [one, other], "cut": sides.cut, "ms": both, "slowdowns": slowdowns}
     return todo
@@ -122,11 +119,11 @@ def _solo(sides: Sides, name: str, side: int, numbers: dict[str, Any]) -> dict[s
     key = f"{name} {side} at {sides.cut}"
     if key not in numbers["solo"]:
         loop = sides.loop(name, side)
-        ms = _middle(beside(sides.served.gpu.driver, [loop], _window(sides.context))[0])
+        ms = _middle(beside(sides.gpu.driver, [loop], _window(sides.gpu.context))[0])
         rate = sides.sizes.get(name, 0.0) * SECOND / MS / ms
         numbers["solo"][key] = {
             "model": name,
-            "batch": rows_of(sides.context, name) if name in _MODELS else 1,
+            "batch": rows_of(sides.gpu.context, name) if name in _MODELS else 1,
             "sms": sides.shares[side].sms,
             "side": side,
             "cut": sides.cut,
@@ -139,7 +136,7 @@ def _solo(sides: Sides, name: str, side: int, numbers: dict[str, Any]) -> dict[s
 
 def _footprints(sides: Sides) -> dict[str, float]:
     """How much longer passes over 20 MB take on one side beside passes over more and more on the other."""
-    context, gpu = sides.context, sides.served.gpu
+    context, gpu = sides.gpu.context, sides.gpu
     victim = l2(context, gpu, sides.shares[0]).loop
     alone = _middle(beside(gpu.driver, [victim], _window(context))[0])
     found = {}

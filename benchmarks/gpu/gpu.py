@@ -1,9 +1,10 @@
 """The GPU as experiments use it: the package's own driver, layout, pool of shares, runtime; on the CPU its imaginary ones."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,12 +147,12 @@ class Served:
 
 
 @contextmanager
-def serving(context: Context, names: Sequence[str]) -> Iterator[Served]:
-    """The GPU with these models; waits for those that are still exported."""
+def serving(context: Context, names: Sequence[str], **options: bool) -> Iterator[Served]:
+    """The GPU with these models; waits for those that are still exported. `options` choose kernels (`open_real`)."""
     from gpulet.executors.cuda.graphs import GraphCache  # noqa: PLC0415
     from gpulet.executors.cuda.ledger import open_ledger  # noqa: PLC0415
 
-    driver, runtime = open_models(context, names)
+    driver, runtime = open_models(context, names, **options)
     gpu = Gpu(context, driver, ContextPool(driver, lay_out(driver)))
     cache = GraphCache(gpu.pool, runtime, open_ledger(driver))
     yield Served(gpu, runtime, cache)
@@ -161,13 +162,21 @@ def serving(context: Context, names: Sequence[str]) -> Iterator[Served]:
     driver.close()
 
 
-def open_models(context: Context, names: Sequence[str]) -> "tuple[CudaDriver, ModelRuntime]":
+def open_models(context: Context, names: Sequence[str], **options: bool) -> "tuple[CudaDriver, ModelRuntime]":
     """What the green executor is given by its process."""
     from gpulet.executors.cuda.opening import open_real, open_rehearsal  # noqa: PLC0415
     from gpulet.executors.cuda.sources import ModelSource  # noqa: PLC0415
 
     sources = {name: ModelSource(str(path), ()) for name, path in exported(context, names).items()}
-    return open_real(sources) if context.is_real else open_rehearsal(sources)
+    return open_real(sources, **options) if context.is_real else open_rehearsal(sources)
+
+
+def bare(context: Context, name: str, rows: int) -> Callable[[], object]:
+    """A model with its weights and one input on the device, without a runtime: nothing is copied when it runs."""
+    dtype = dtype_of(context)
+    model = models.build(name, tiny=context.tiny, dtype=dtype).to(context.device, memory_format=torch.channels_last)
+    given = models.example(name, rows, tiny=context.tiny, dtype=dtype).to(context.device)
+    return partial(model, given)
 
 
 def exported(context: Context, names: Sequence[str]) -> Mapping[str, Path]:

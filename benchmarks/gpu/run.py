@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _measure(a, name, end, started)
     finally:
         started.stop_all()
+        (a.models / "exporting").unlink(missing_ok=True)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,7 +20,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "E3": Experiment("e03_costs", 70, needs_models=True),
     "E4": Experiment("e04_queues", 75),
     "E5": Experiment("e05_latency", 200, needs_models=True),
-    "E6": Experiment("e06_interference", 110, needs_models=True),
+    "E5b": Experiment("e05_choices", 90, needs_models=True),
+    "E6": Experiment("e06_interference", 110),
     "E7": Experiment("e07_threads", 90, needs_models=True),
     "E8": Experiment("e08_recut", 90, needs_models=True),
     "E9": Experiment("e09_copies", 40),
@@ -31,7 +32,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 }
 RUNS: Mapping[str, tuple[str, ...]] = {
     "A": ("E0", "E1", "E2", "E4", "E3", "E5", "E6"),
-    "B": ("E8", "E13", "E7", "E9", "E12", "E11"),
+    "B": ("E8", "E13", "E7", "E9", "E12", "E11", "E5b"),
     "C": ("profile",),
 }
 """Most valuable first; E4 needs no model, so that they are exported meanwhile."""
