@@ -14,6 +14,8 @@ from gpulet.drivers.timers import LiveTimer
 from gpulet.executors.cpu import Cpu, ModelFile
 from gpulet.executors.cuda.fake import FakeCudaDriver
 from gpulet.executors.cuda.imaginary import ImaginaryModel, ImaginaryRuntime
+from gpulet.executors.cuda.opening import open_rehearsal
+from gpulet.executors.cuda.sources import ModelSource
 from gpulet.executors.green import Green
 from gpulet.executors.simulated import Simulated
 from gpulet.fleetfile import usable_cores
@@ -80,16 +82,27 @@ def green(bench, timer, folder):
     """On the imaginary GPU, in this process."""
     driver = FakeCudaDriver()
     runtime = ImaginaryRuntime(driver, {"plain": ImaginaryModel(), "deep": ImaginaryModel()})
+    return green_of(bench, timer, lambda: (driver, runtime))
+
+
+def rehearsed(bench, timer, folder):
+    """The same with real models, which run on the CPU."""
+    for name, layers in (("plain", 0), ("deep", 2)):
+        save_model(folder, name, layers=layers)
+    models = {name: ModelSource(str(folder / name / "1" / "model.onnx")) for name in ("plain", "deep")}
+    return green_of(bench, timer, lambda: open_rehearsal(models))
+
+
+def green_of(bench, timer, open_gpu):
     tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
     device = Device(0, find_kind("h200-141gb"), Mechanism.GREEN)
     gpulets = tuple(replace(g, size=Size(64, 50.0), offset=64 * g.id) for g in PLAN.gpulets)
     ask = bench.requests.__getitem__
-    return Green(
-        Plan((device,), gpulets), 0, lambda: (driver, runtime), timer, bench.events.put_nowait, ask, tell, pytest.fail
-    )
+    return Green(Plan((device,), gpulets), 0, open_gpu, timer, bench.events.put_nowait, ask, tell, pytest.fail)
 
 
-EXECUTORS = {"simulated": simulated, "cpu": cpu, "green": green}
+EXECUTORS = {"simulated": simulated, "cpu": cpu, "green": green, "rehearsed": rehearsed}
+WITH_MODELS = {"cpu": cpu, "rehearsed": rehearsed}
 
 
 @asynccontextmanager
@@ -125,7 +138,7 @@ async def runs_batches(make, folder):
 
 
 def executor_shape(executor, make):
-    return (1, 4) if make is cpu else (1, 1)
+    return (1, 4) if make in WITH_MODELS.values() else (1, 1)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -133,8 +146,8 @@ def test_every_start_is_followed_by_one_end_and_its_outputs(name, tmp_path):
     asyncio.run(runs_batches(EXECUTORS[name], tmp_path))
 
 
-async def keeps_rows_apart(folder):
-    async with carved(cpu, folder) as (executor, bench):
+async def keeps_rows_apart(make, folder):
+    async with carved(make, folder) as (executor, bench):
         for number, (rows, fill) in enumerate([(2, 1.0), (1, 2.0), (1, 3.0)], start=1):
             bench.ask(number, rows, fill)
         executor.start(Start(1, 0, "plain", "", 4, (1, 2, 3)))
@@ -144,12 +157,13 @@ async def keeps_rows_apart(folder):
         assert found[:, 0].tolist() == [1.0, 1.0, 2.0, 3.0]
 
 
-def test_the_rows_of_a_batch_come_back_in_their_order(tmp_path):
-    asyncio.run(keeps_rows_apart(tmp_path))
+@pytest.mark.parametrize("name", WITH_MODELS)
+def test_the_rows_of_a_batch_come_back_in_their_order(name, tmp_path):
+    asyncio.run(keeps_rows_apart(WITH_MODELS[name], tmp_path))
 
 
-async def refuses_bad_shapes(folder):
-    async with carved(cpu, folder) as (executor, bench):
+async def refuses_bad_shapes(make, folder):
+    async with carved(make, folder) as (executor, bench):
         bench.requests[1] = Request((bytes(12),), ((1, 3),))
         executor.start(Start(1, 0, "plain", "", 1, (1,)))
         (failed,) = await bench.until(RunFailed)
@@ -159,8 +173,9 @@ async def refuses_bad_shapes(folder):
         await bench.until(Finished)
 
 
-def test_a_batch_that_the_runtime_refuses_fails_and_the_worker_lives_on(tmp_path):
-    asyncio.run(refuses_bad_shapes(tmp_path))
+@pytest.mark.parametrize("name", WITH_MODELS)
+def test_a_batch_that_the_runtime_refuses_fails_and_the_worker_lives_on(name, tmp_path):
+    asyncio.run(refuses_bad_shapes(WITH_MODELS[name], tmp_path))
 
 
 async def loads_a_detector(folder):

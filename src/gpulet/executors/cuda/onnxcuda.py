@@ -236,7 +236,11 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a gpulet's thread needs that core
-        providers = [(name, dict(given)) for name, given in self.providers(stream)]
+        try:
+            providers = [(name, dict(given)) for name, given in self.providers(stream)]
+        except ModelError as error:
+            msg = f"model {model}: {error}"
+            raise ModelError(msg) from None
         return ort.InferenceSession(self.models[model].path, options, providers=providers)
 
     def _declared(self, model: str) -> Signature:

@@ -96,10 +96,15 @@ class Buffers:
         self._memory.close()
 
     def _slots(self, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Slot]:
-        return [
-            Slot(tensor, shape, self._memory.room(tensor_size(tensor, shape)), is_batched=self._signature.is_batched)
-            for tensor, shape in zip(tensors, shapes, strict=True)
-        ]
+        room, is_batched = self._memory.room, self._signature.is_batched
+        try:
+            return [
+                Slot(tensor, shape, room(tensor_size(tensor, shape)), is_batched=is_batched)
+                for tensor, shape in zip(tensors, shapes, strict=True)
+            ]
+        except Exception:
+            self.close()
+            raise
 
 
 def as_parts(arrays: Sequence[NDArray[Any]]) -> Tensors:

@@ -7,7 +7,7 @@ On a GPU nothing here waits for the device as a whole while others serve: neithe
 import ctypes
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -202,10 +202,10 @@ class GpuDevice:
             graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")
             try:
                 act()
+                graph.capture_end()
             except BaseException:
                 self._give_up(graph, pool)
                 raise
-            graph.capture_end()
         finally:
             if collects:
                 gc.enable()
@@ -213,14 +213,17 @@ class GpuDevice:
         return recorded
 
     def _give_up(self, graph: Any, pool: MemoryPool) -> None:
-        """What broke the capture says more than the error of its end, after which PyTorch's allocators still record.
+        """End a capture that failed. Where its end fails, too, PyTorch's allocators go on recording.
 
         So the GPU's is told here. The host's cannot be told, and will ask this graph for ever: it must stay.
         """
-        try:
+        with suppress(RuntimeError):  # what broke the capture says more
             graph.capture_end()
-        except RuntimeError:
+        try:
             torch._C._cuda_endAllocateToPool(self.where.index, pool.id)  # noqa: SLF001 (as `use_mem_pool` does)
+        except RuntimeError:  # it had ended
+            graph.reset()
+        else:
             torch._C._cuda_releasePool(self.where.index, pool.id)  # noqa: SLF001
             self._given_up.append(graph)
 
