@@ -9,6 +9,7 @@ from kit import Context, Result, judged
 from loops import Torch, device_times
 from torch.nn import functional
 
+from gpulet.errors import Unproven
 from gpulet.executors.cuda.contexts import Share
 from gpulet.units import MS, US
 
@@ -21,6 +22,13 @@ _CLOSE = 0.25
 def run(context: Context) -> Result:
     """BAD where a replay leaves its share; libraries' kernels are judged by their time, which tells where they ran."""
     numbers: dict[str, Any] = {"kernels": [], "libraries": {}}
+    try:
+        return _judged(context, numbers)
+    except Unproven as error:
+        return judged([str(error)], "no share without a proof", numbers)
+
+
+def _judged(context: Context, numbers: dict[str, Any]) -> Result:
     with held(context) as gpu:
         half = len(gpu.layout.groups) // 2 * gpu.layout.group
         intervals = [*gpu.halves(half), gpu.layout.everything]

@@ -85,7 +85,7 @@ def run(context: Context) -> Result:
             keep(context, "E6", numbers)
         whole = gpu.layout.whole
     _write_tables(context, numbers, whole)
-    numbers["fit"] = fit = _fit(numbers)
+    numbers["fit"] = fit = fitted(numbers)
     worst = max(((max(pair["slowdowns"]), name) for name, pair in numbers["pairs"].items()), default=(1.0, "none"))
     said = f"{len(numbers['pairs'])} pairs, worst slowdown {worst[0]:.2f} ({worst[1]}); fitted {fit}"
     if todo:
@@ -154,7 +154,7 @@ def _middle(times: list[int]) -> float:
     return max(1, quantile(times, 0.5)) / MS
 
 
-def _fit(numbers: Mapping[str, Any]) -> dict[str, float]:
+def fitted(numbers: Mapping[str, Any]) -> dict[str, float]:
     """The part of the best rate that two stressors of the memory reach together, and how an L2 that is too small costs.
 
     The first is what simulations take for 0.9. The second is their kappa: traffic rises by kappa times the other's

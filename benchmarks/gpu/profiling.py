@@ -174,11 +174,11 @@ class Table:
 
 def _measure_all(context: Context) -> None:
     """Until all is measured or the time is over; raises `DeviceLost`."""
-    models = list(MODELS)[: 3 if context.tiny else None]
+    models = list(MODELS)[: 2 if context.tiny else None]
     table = Table(context)
     with serving(context, models) as served:
         gpu = served.gpu
-        sizes = gpu.sizes(SIZES[:2] if context.tiny else SIZES)
+        sizes = gpu.sizes(SIZES[:1] if context.tiny else SIZES)
         wanted = spots(sizes, models, BATCHES[:2] if context.tiny else BATCHES)
         with ExitStack() as kept:
             refused = {size for size in sizes if not _is_kept(kept, gpu, table, size)}

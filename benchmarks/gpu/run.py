@@ -23,8 +23,6 @@ from runs import EXPERIMENTS, RUNS
 
 _TRIES = 3
 _LEAST_S = 8.0
-_GRACE_S = 8.0
-"""For a child to come to its end by itself."""
 
 
 class Started:
@@ -77,6 +75,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=540.0, help="seconds; then nothing new is started")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="experiments, such as E1,E4")
     parser.add_argument("--limit", type=float, help="seconds for each experiment instead of its own limit")
+    parser.add_argument(
+        "--grace", type=float, default=8.0, help="seconds for an experiment to end by itself at its limit"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
         "--dtype", choices=["float16", "bfloat16", "float32"], help="of weights; default: half on a GPU"
@@ -142,15 +143,15 @@ def _measure(a: argparse.Namespace, name: str, end: float, started: Started) -> 
     if left < _LEAST_S:
         print(f"{name} skipped: {left:.0f} s of the budget are left", flush=True)
         return
-    seconds = max(1.0, min(a.limit or EXPERIMENTS[name].seconds, left - _GRACE_S))
+    seconds = max(1.0, min(a.limit or EXPERIMENTS[name].seconds, left - a.grace))
     tries = _earlier(a, name).get("tries", 0)
     began = time.monotonic()
     process = started.start(_command(a, name, seconds), _environment(a))
     try:
-        code = process.wait(seconds + _GRACE_S)
+        code = process.wait(seconds + a.grace)
         why = "" if code == 0 else f"its process ended with {code}"
     except subprocess.TimeoutExpired:
-        why = f"killed after {seconds + _GRACE_S:.0f} s"
+        why = f"killed after {seconds + a.grace:.0f} s"
     finally:
         started.stop(process)
     found = _found(a, name, why, time.monotonic() - began, tries)
