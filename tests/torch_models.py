@@ -58,6 +58,24 @@ class Broken(torch.nn.Module):
         return torch.log(x)
 
 
+class Found(torch.nn.Module):
+    """As many rows as the data says: asks the GPU while it runs, which no capture survives."""
+
+    def forward(self, x):
+        return x.nonzero()
+
+
+class Wide(torch.nn.Module):
+    """GEMMs that fill a GPU, which libraries choose kernels for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, dtype=torch.float16) for _ in range(4)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 def seeded(make):
     torch.manual_seed(1)
     return make().eval()
@@ -84,6 +102,13 @@ def export_all(folder):
         "fixed": export(folder, "fixed", seeded(Dense), (torch.ones(1, 4),), None),
         "broken": export(folder, "broken", Broken(), (torch.ones(2, 4),), ({0: ROWS},)),
     }
+
+
+def export_for_gpu(folder):
+    """As `export_all`, with what only a GPU shows."""
+    wide = export(folder, "wide", seeded(Wide), (torch.ones(2, 2048).half(),), ({0: ROWS},))
+    found = export(folder, "found", Found(), (torch.ones(2, 4),), None)
+    return {**export_all(folder), "wide": wide, "found": found}
 
 
 def script(folder, name, sidecar):

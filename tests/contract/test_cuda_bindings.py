@@ -20,6 +20,7 @@ import gpulet.executors.cuda.driver as module  # noqa: E402
 from gpulet.errors import DeviceError, DeviceFull, DeviceLost, Unproven, Unusable  # noqa: E402
 from gpulet.executors.cuda.contexts import ContextPool  # noqa: E402
 from gpulet.executors.cuda.fake import FakeCudaDriver  # noqa: E402
+from gpulet.executors.cuda.hostmemory import HostMemory  # noqa: E402
 from gpulet.executors.cuda.layout import lay_out  # noqa: E402
 from gpulet.units import MS, US  # noqa: E402
 
@@ -175,6 +176,15 @@ def test_balanced_work_queues_are_asked_for_where_the_driver_has_them(gpu, stub,
     opened.close()
     stub.stub_version(13000)
     assert stub.stub_balanced() == is_balanced
+
+
+def test_pages_of_the_host_are_locked_until_they_are_closed(any_gpu):
+    memory = HostMemory(any_gpu)
+    pages = [memory.room(size) for size in (0, 5, 5000)]
+    assert [(len(p), int(p.sum())) for p in pages] == [(0, 0), (5, 0), (5000, 0)]
+    pages[1][:] = 1
+    memory.close()
+    assert int(pages[1].sum()) == 5, "they can still be read"
 
 
 def test_all_of_a_layout_stands_on_the_bindings(gpu):

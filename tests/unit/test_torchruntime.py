@@ -238,6 +238,7 @@ class Recorder:
 
     def __init__(self):
         self.calls = []
+        self.pools = 0
         self.fault = self.pool_fault = None
 
     def __getattr__(self, name):
@@ -269,7 +270,8 @@ class Recorder:
 
     def MemPool(self):  # noqa: N802
         self.calls.append("MemPool")
-        return SimpleNamespace(id=(0, self.calls.count("MemPool")))
+        self.pools += 1
+        return SimpleNamespace(id=(0, self.pools))
 
     def CUDAGraph(self):  # noqa: N802
         return SimpleNamespace(
@@ -319,12 +321,12 @@ def test_a_capture_is_warmed_up_in_its_pool_on_its_stream_and_recorded_without_s
     assert order == [
         "MemPool",
         f"stream {share.stream}",
-        "pool (0, 1)",
+        "pool (0, 2)",
         "target 64",
         "target 0",
         "unpool",
         "target 64",
-        "begin (0, 1) thread_local",
+        "begin (0, 2) thread_local",
         "end",
         "target 0",
         "replay",
@@ -381,10 +383,10 @@ def test_a_capture_that_fails_leaves_nothing_behind_and_spoils_only_its_pool(gpu
     with pytest.raises(ModelError, match=r"dense x 2 on \[0, 8\): CUDA error: operation failed"):
         gpu.runtime.capture(GraphKey("dense", 2, LEFT), share)
     assert gpu.driver.live == live
-    assert ended == {("_cuda_endAllocateToPool", (0, 1)): 1, ("_cuda_releasePool", (0, 1)): 1}
+    assert ended == {("_cuda_endAllocateToPool", (0, 2)): 1, ("_cuda_releasePool", (0, 2)): 1}
     gpu.cuda.calls.clear()
     gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
-    assert "begin (0, 2) thread_local" in gpu.cuda.calls
+    assert "begin (0, 3) thread_local" in gpu.cuda.calls
     kept.close()
 
 

@@ -53,7 +53,7 @@ class TorchDevice(Protocol):
         ...
 
     def make_pool(self) -> MemoryPool:
-        """Memory for the graphs of one share; gone with its last reference, after they are."""
+        """Memory for one model's weights, or the graphs of one share; gone with its last reference, after they are."""
         ...
 
     def allocating(self, pool: MemoryPool) -> AbstractContextManager[object]:
@@ -159,7 +159,7 @@ class GpuDevice:
         return selected
 
     def make_pool(self) -> MemoryPool:
-        """One for each share: its graphs never run at once, so they may overwrite each other's memory."""
+        """A share's graphs never run at once, so they may overwrite each other's memory."""
         return self._cuda.MemPool()
 
     def allocating(self, pool: MemoryPool) -> AbstractContextManager[object]:

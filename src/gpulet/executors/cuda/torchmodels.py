@@ -49,15 +49,17 @@ _SCRIPT_FACTOR = 16
 
 @dataclass(slots=True)
 class Resident:
-    """A model on its device. `tensors` are all it holds there."""
+    """A model on its device. `tensors` are all it holds there, in `memory`, which is its own."""
 
     run: Run
     tensors: Sequence[torch.Tensor]
+    memory: Any = None
 
     def release(self) -> None:
         """Give the memory back now: modules stand in reference cycles, and a collection would stall what serves."""
         for tensor in self.tensors:
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        self.memory = None
 
 
 @dataclass(slots=True)

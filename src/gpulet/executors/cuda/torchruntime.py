@@ -150,12 +150,15 @@ class TorchRuntime:
         stream = self._plain.hold()
         try:
             with translated(f"model {model}"), torch.no_grad(), self.device.on(stream):
-                self._residents[model] = file.load(self.device.where)
+                memory = self.device.make_pool()
+                with self.device.allocating(memory):
+                    resident = file.load(self.device.where)
             self.driver.drain(stream)
         except Exception:
-            self._residents.pop(model, None)
             self._plain.release()
             raise
+        resident.memory = memory
+        self._residents[model] = resident
         return signature
 
     def unload(self, model: str) -> None:
