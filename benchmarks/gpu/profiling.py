@@ -74,7 +74,7 @@ def run(context: Context) -> Result:
         code = _worked(context)
         if code not in {_LOST, *_KILLED}:
             break
-        lost += code == _LOST
+        lost += 1
     state = json.loads((context.out / "profile-state.json").read_text())
     lines = _lines(context)
     numbers: dict[str, Any] = {"points": len(lines), "lost_contexts": lost, **state}
@@ -247,7 +247,9 @@ def _main() -> None:
         _measure_all(Context(Path(out), Path(models), until, device == "cuda", tiny == "1", dtype))
     except DeviceLost as error:
         print(f"profile: {error}; going on in another process", flush=True)
+        sys.stdout.flush()
         os._exit(_LOST)  # nothing can be given back any more
+    os._exit(0)  # libraries' own ends may crash
 
 
 if __name__ == "__main__":
