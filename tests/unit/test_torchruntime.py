@@ -4,6 +4,7 @@ import json
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -387,6 +388,8 @@ def test_a_capture_that_fails_leaves_nothing_behind_and_spoils_only_its_pool(gpu
     gpu.cuda.calls.clear()
     gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
     assert "begin (0, 3) thread_local" in gpu.cuda.calls
+    gpu.runtime.capture(GraphKey("dense", 2, LEFT), share).close()
+    assert "begin (0, 4) thread_local" in gpu.cuda.calls, "a pool that had its last graph is not taken up again"
     kept.close()
 
 
@@ -434,3 +437,23 @@ def test_a_pool_that_grew_is_what_its_graph_needs(gpu):
     assert gpu.runtime.need(GraphKey("dense", 8, RIGHT)).pool == 40 * MIB, "as its neighbour in size, by rows"
     for graph in graphs:
         graph.close()
+
+
+def test_every_call_of_torch_cuda_exists_and_takes_what_it_is_given():
+    import re  # noqa: PLC0415
+    from inspect import getsource, signature  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    from gpulet.executors.cuda import torchdevice  # noqa: PLC0415
+
+    named = set(re.findall(r"\b_?cuda\.(\w+)\(", getsource(torchdevice)))
+    assert len(named) > 12
+    assert [name for name in named if not hasattr(torch.cuda, name)] == []
+    private = set(re.findall(r'torch\._C[.,] ?"?(_cud\w+|_set\w+)', getsource(torchdevice)))
+    assert len(private) == 5
+    known = getsource(torch.cuda.memory) + (Path(torch.__file__).parent / "_C" / "__init__.pyi").read_text()
+    assert [name for name in private if name not in known] == []
+    assert {"pool", "capture_error_mode"} <= set(signature(torch.cuda.CUDAGraph.capture_begin).parameters)
+    assert "device" in signature(torch.cuda.use_mem_pool).parameters
+    assert "device" in signature(torch.cuda.ExternalStream.__new__).parameters

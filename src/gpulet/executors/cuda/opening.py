@@ -46,8 +46,8 @@ def open_real(
     return driver, _runtimes(driver, models, device, onnx)
 
 
-def open_rehearsal(models: Models, kind: str = "h200") -> tuple[CudaDriver, ModelRuntime]:
-    """An imaginary GPU (a name of `fake.TOPOLOGIES`) whose models run on the CPU: right numbers, nobody's times."""
+def open_rehearsal(models: Models, _ordinal: int = 0, *, kind: str = "h200") -> tuple[CudaDriver, ModelRuntime]:
+    """As `open_real`, an imaginary GPU (`kind` of `fake.TOPOLOGIES`) whose models run on the CPU: right numbers, nobody's times."""
     driver = FakeCudaDriver(TOPOLOGIES[kind])
 
     def device() -> "TorchDevice":

@@ -6,7 +6,7 @@ replay is one launch, and needs no memory but what its share's pool had at captu
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -48,12 +48,10 @@ class _Facts:
 
 @dataclass(slots=True)
 class _SharePool:
-    """Memory of one share's graphs, how many there are, and how large it has become.
+    """Memory of one share's graphs, how many there are, and how large it has become."""
 
-    `memories`: the last is in use; those before it were spoilt by a capture that failed, and have graphs.
-    """
-
-    memories: list[MemoryPool]
+    interval: Interval
+    memory: MemoryPool
     graphs: int = 0
     reserved: int = 0
 
@@ -77,29 +75,34 @@ class _Work:
             kept.copy_(found, non_blocking=True)
 
 
-Recorded: TypeAlias = tuple[Replayable, Mark]
-"""A graph, and the mark that is set behind its replays."""
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Work, the mark that is set behind it, and the pool that it works in."""
+
+    work: Replayable
+    mark: Mark
+    pool: _SharePool
 
 
 class TorchGraph:
     """A batch of one model on one share's stream, with its own buffers on the host."""
 
     def __init__(
-        self, key: GraphKey, stream: Stream, buffers: Buffers, recorded: "Recorded", owner: "TorchRuntime"
+        self, key: GraphKey, stream: Stream, buffers: Buffers, recorded: _Recorded, owner: "TorchRuntime"
     ) -> None:
         self.key = key
         self.buffers = buffers
         self._stream = stream
-        self._recorded, self._mark = recorded
+        self._recorded = recorded
         self._owner = owner
 
     def replay(self, rows: int, inputs: Tensors) -> Mark:
         """On the calling thread: bytes in, one launch, the mark behind it. Raises `ModelError`, `DeviceError`."""
         self.buffers.fill(rows, inputs)
         with translated(str(self.key)), torch.inference_mode(), self._owner.device.on(self._stream):
-            self._recorded.replay()
-        self._owner.driver.put(self._mark, self._stream)
-        return self._mark
+            self._recorded.work.replay()
+        self._owner.driver.put(self._recorded.mark, self._stream)
+        return self._recorded.mark
 
     def outputs(self, rows: int) -> Sequence[Answered]:
         """Views of what the last replay gave."""
@@ -107,10 +110,10 @@ class TorchGraph:
 
     def close(self) -> None:
         """Nothing runs any more when this is called."""
-        self._recorded.reset()
-        self._owner.driver.destroy_mark(self._mark)
+        self._recorded.work.reset()
+        self._owner.driver.destroy_mark(self._recorded.mark)
         self.buffers.close()
-        self._owner.forget(self.key)
+        self._owner.leave(self._recorded.pool)
 
 
 @dataclass(slots=True)
@@ -170,7 +173,7 @@ class TorchRuntime:
         """Warm up, record, replay once; a capture that fails leaves nothing behind."""
         self._know(key)
         if key.interval not in self._pools:
-            self._pools[key.interval] = _SharePool([self.device.make_pool()])
+            self._pools[key.interval] = _SharePool(key.interval, self.device.make_pool())
         pool = self._pools[key.interval]
         pool.graphs += 1
         try:
@@ -179,7 +182,7 @@ class TorchRuntime:
         except DeviceLost:
             raise
         except GpuletError:
-            self.forget(key)
+            self.leave(pool)
             self.driver.drain(share.stream)  # raises `DeviceLost` where that was the true reason
             raise
 
@@ -192,13 +195,13 @@ class TorchRuntime:
         self.driver.wait(graph.replay(rows, as_parts(drawn)))
         return difference(graph.buffers.results(), expected)
 
-    def forget(self, key: GraphKey) -> None:
+    def leave(self, pool: _SharePool) -> None:
         """A graph is gone; a pool goes with its last."""
-        pool = self._pools[key.interval]
         pool.graphs -= 1
         if not pool.graphs:
             self.device.trim()
-            del self._pools[key.interval]
+            self._retire(pool)
+            pool.memory = None
 
     def _capture(self, key: GraphKey, share: Share, pool: _SharePool) -> TorchGraph:
         signature = self._facts[key.model].signature
@@ -210,12 +213,12 @@ class TorchRuntime:
             raise
         return TorchGraph(key, share.stream, buffers, recorded, self)
 
-    def _warm_and_record(self, key: GraphKey, share: Share, pool: _SharePool, buffers: Buffers) -> Recorded:
+    def _warm_and_record(self, key: GraphKey, share: Share, pool: _SharePool, buffers: Buffers) -> _Recorded:
         """What the allocator and the GPU have more, or had at most, when it is done is what the graph needs."""
         device = self.device
         work = _Work(self._residents[key.model], device.where, _tensors(buffers.inputs))
         before = device.usage()
-        with device.allocating(pool.memories[-1]), device.tuned(share.sms):
+        with device.allocating(pool.memory), device.tuned(share.sms):
             shapes = self._warm_up(key, work)
         self.driver.drain(share.stream)
         buffers.add_outputs(shapes)
@@ -230,21 +233,26 @@ class TorchRuntime:
         self._measured[key] = Need(self._facts[key.model].weights, own, max(peak, pool.reserved if grown else 0))
         return recorded
 
-    def _record(self, work: _Work, share: Share, pool: _SharePool) -> Recorded:
+    def _record(self, work: _Work, share: Share, pool: _SharePool) -> _Recorded:
         """And replay once, since the first launch of a graph takes it to the GPU."""
         try:
             with self.device.tuned(share.sms):
-                recorded = self.device.capture(pool.memories[-1], work.act)
+                recorded = self.device.capture(pool.memory, work.act)
         except Exception:
-            pool.memories.append(self.device.make_pool())
+            self._retire(pool)
             raise
         try:
             recorded.replay()
             self.driver.drain(share.stream)
-            return recorded, self.driver.make_mark()
+            return _Recorded(recorded, self.driver.make_mark(), pool)
         except Exception:
             recorded.reset()  # before its pool goes
             raise
+
+    def _retire(self, pool: _SharePool) -> None:
+        """The share's next graph gets another pool; this one goes with its last."""
+        if self._pools.get(pool.interval) is pool:
+            del self._pools[pool.interval]
 
     def _warm_up(self, key: GraphKey, work: _Work) -> list[tuple[int, ...]]:
         """The shapes of the outputs, which must be as the signature has them."""
