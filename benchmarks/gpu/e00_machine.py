@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import GIGABYTE, Context, Result, judged
 
 from gpulet.errors import GpuletError

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import Context, Result, judged
 
 from gpulet.errors import DeviceLost, GpuletError

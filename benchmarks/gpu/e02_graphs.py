@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import Context, Result, judged
 from loops import Torch, device_times
 from torch.nn import functional

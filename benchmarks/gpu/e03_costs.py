@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from gpu import Gpu, Served, held, serving
+from devices import Gpu, Served, held, serving
 from kit import Context, Result, judged, quantile
 from loops import device_times, wall_times
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import Context, Result, judged
 
 from gpulet.executors.cuda.contexts import Share

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import exp, log
 from typing import Any
 
-from gpu import serving
+from devices import serving
 from kit import Context, Result, Verdict, judged, quantile
 from loops import device_times
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from gpu import Gpu, Served, serving
+from devices import Gpu, Served, serving
 from kit import GIGABYTE, SIZES, Context, Result, Verdict, judged, keep, quantile
 from loops import Loop, Torch, device_times
 

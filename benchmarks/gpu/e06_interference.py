@@ -11,7 +11,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-from gpu import Gpu, bare, held
+from devices import Gpu, bare, held
 from kit import Context, Result, Verdict, judged, keep, quantile
 from loops import Torch, beside
 from stress import Stress, dram, l2

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
-from gpu import Served, serving
+from devices import Served, serving
 from kit import Context, Result, judged, quantile, spread
 from loops import Model, device_times
 

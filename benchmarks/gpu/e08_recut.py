@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import models
 import numpy as np
 import torch
-from gpu import dtype_of, exported, open_models
+from devices import dtype_of, exported, open_models
 from kit import Context, Result, judged, quantile, spread
 from numpy.typing import NDArray
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import GIGABYTE, MEGABYTE, Context, Result, judged
 from loops import Torch, beside, device_times
 from torch import Tensor

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import held, serving
+from devices import held, serving
 from kit import Context, Result, judged
 from loops import Model
 

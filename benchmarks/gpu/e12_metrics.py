@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu import Gpu, held
+from devices import Gpu, held
 from kit import GIGABYTE, Context, NotHereError, Result, judged
 from loops import Torch, beside, rate
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from gpu import Served, serving
+from devices import Served, serving
 from kit import Context, Result, judged, quantile
 from numpy.typing import NDArray
 

@@ -85,14 +85,16 @@ class Cast(nn.Module):
 
 
 def example(name: str, rows: int, *, tiny: bool = False, dtype: torch.dtype = torch.float16, seed: int = 0) -> Tensor:
-    """Its input."""
+    """Its input. Each row's channels have a mean of their own: noise alone looks the same to a network, row by row."""
     known = MODELS[name]
     shape = (rows, *known.row(TINY if tiny else FULL))
     generator = torch.Generator().manual_seed(seed)
     if known.takes_ids:
         return torch.randint(0, WORDS, shape, generator=generator)
     kind = known.weights or dtype
-    return torch.randn(shape, generator=generator).to(torch.float32 if kind is torch.bfloat16 else kind)
+    tint = torch.randn(*shape[:2], *(1 for _ in shape[2:]), generator=generator)
+    drawn = torch.randn(shape, generator=generator) + 2 * tint
+    return drawn.to(torch.float32 if kind is torch.bfloat16 else kind)
 
 
 def place(name: str, folder: Path) -> Path:

@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from devices import Gpu, Served, serving
 from e00_machine import versions
-from gpu import Gpu, Served, serving
 from kit import SIZES, Context, Result, Verdict, judged, quantile, write
 from loops import device_times, wall_times
 from models import MODELS

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from gpu import Gpu
+from devices import Gpu
 from kit import Context
 from loops import Torch
 from torch import Tensor

@@ -24,10 +24,10 @@ GPU = REPOSITORY / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import devices
     import e01_sets
     import e02_graphs
     import e06_interference
-    import gpu
     import kit
     import models
     import profiling
@@ -215,7 +215,7 @@ def test_a_gpu_that_does_not_confine_is_called_bad(tmp_path, monkeypatch, experi
     driver = FakeCudaDriver()
     for name, value in fault.items():
         setattr(driver.faults, name, value)
-    monkeypatch.setattr(gpu, "opened_driver", lambda _: driver)
+    monkeypatch.setattr(devices, "opened_driver", lambda _: driver)
     result = experiment.run(kit.Context(tmp_path, tmp_path, time.monotonic() + 60, is_real=False, tiny=True))
     assert result.verdict is kit.Verdict.BAD
     assert said in result.line
