@@ -12,7 +12,7 @@ from loops import Loop, Torch, device_times
 from gpulet.errors import DeviceLost, GpuletError
 from gpulet.executors.cuda.contexts import Share
 from gpulet.executors.cuda.graphs import TOLERANCE
-from gpulet.roofline import FORMS
+from gpulet.roofline import FORMS, Form
 from gpulet.roofline.fit import Fitted, best_form, fitted
 from gpulet.roofline.hardware import HALF
 from gpulet.roofline.works import WORKS
@@ -46,15 +46,13 @@ def run(context: Context) -> Result:
         wanted = {f"{model} {n} {size}" for model in _MODELS for n in rows for size in sizes}
         whole = served.gpu.layout.whole
     missing = {name for name in wanted - numbers["points"].keys() if name.split()[2] not in numbers["refused"]}
-    numbers["fits"] = _fits(numbers["points"])
-    numbers["derived"] = derived = _derived(numbers["points"], whole, context)
-    said = (
-        f"{len(numbers['points'])} points, product {derived.get('tflop_s')} TFLOP/s, copy {derived.get('gb_s')} GB/s, "
-    )
-    said += f"90 % of it from {derived.get('saturating_sms')} SMs; held-out fit errors {numbers['fits']}"
+    numbers["fits"] = fits(numbers["points"])
+    numbers["derived"] = rates = derived(numbers["points"], whole, context)
+    said = f"{len(numbers['points'])} points, product {rates.get('tflop_s')} TFLOP/s, copy {rates.get('gb_s')} GB/s, "
+    said += f"90 % of it from {rates.get('saturating_sms')} SMs; held-out fit errors {numbers['fits']}"
     if missing:
         return Result(Verdict.PARTLY, f"{len(missing)} points to go; {said}", numbers)
-    return judged(_complaints(numbers, whole) if context.is_real else [], said, numbers)
+    return judged(complaints(numbers, whole) if context.is_real else [], said, numbers)
 
 
 def _tried(context: Context, served: Served, size: int, rows: tuple[int, ...], numbers: dict[str, Any]) -> None:
@@ -122,9 +120,9 @@ def _median(gpu: Gpu, loop: Loop) -> float:
     return quantile(device_times(gpu.driver, loop, 15), 0.5) / MS
 
 
-def _fits(points: Mapping[str, float]) -> dict[str, float]:
+def fits(points: Mapping[str, float]) -> dict[str, str | float]:
     """The analytic model from six points, judged on three others, in percent; under the form that suits all best."""
-    found: dict[Any, dict[str, Fitted]] = {}
+    found: dict[Form, dict[str, Fitted]] = {}
     for form in FORMS:
         for model in _MODELS:
             known = [
@@ -139,7 +137,7 @@ def _fits(points: Mapping[str, float]) -> dict[str, float]:
     return {"form": str(form), **{model: round(fit.held_out_pct, 1) for model, fit in found[form].items()}}
 
 
-def _derived(points: Mapping[str, float], whole: int, context: Context) -> dict[str, Any]:
+def derived(points: Mapping[str, float], whole: int, context: Context) -> dict[str, Any]:
     """Rates on the whole GPU, and how few SMs saturate the memory."""
     by_size = {kind: _by_size(points, kind) for kind in ("product", "tuned", "copy")}
     found: dict[str, Any] = {}
@@ -159,7 +157,8 @@ def _by_size(points: Mapping[str, float], kind: str) -> dict[int, float]:
     return {int(size): ms for (name, _, size), ms in sorted(split.items(), key=lambda p: int(p[0][2])) if name == kind}
 
 
-def _complaints(numbers: Mapping[str, Any], whole: int) -> list[str]:
+def complaints(numbers: Mapping[str, Any], whole: int) -> list[str]:
+    """More SMs that are slower, products in two waves, sizes that were refused, results that are off."""
     points, found = numbers["points"], []
     rows = {tuple(name.split()[:2]) for name in points}
     for kind, n in sorted(rows):

@@ -17,6 +17,11 @@ from gpulet.executors.cuda.fake import FakeCudaDriver
 from gpulet.fitting import read_pairs
 from gpulet.importing.table import read_table
 from gpulet.profiletable import parse_profile
+from gpulet.roofline import Roofline
+from gpulet.roofline.analytic import start
+from gpulet.roofline.hardware import HALF
+from gpulet.roofline.works import WORKS
+from gpulet.units import MS
 from servers import REPOSITORY
 
 torch = pytest.importorskip("torch")
@@ -27,6 +32,7 @@ with warnings.catch_warnings():
     import devices
     import e01_sets
     import e02_graphs
+    import e05_latency
     import e06_interference
     import kit
     import models
@@ -219,6 +225,39 @@ def test_a_gpu_that_does_not_confine_is_called_bad(tmp_path, monkeypatch, experi
     result = experiment.run(kit.Context(tmp_path, tmp_path, time.monotonic() + 60, is_real=False, tiny=True))
     assert result.verdict is kit.Verdict.BAD
     assert said in result.line
+
+
+def measured_by_the_model():
+    """Points as the analytic model has them, for what E5 makes of points."""
+    points = {}
+    for name in ("resnet50", "bert-base", "mobilenet_v2"):
+        roof = Roofline(WORKS[name], HALF["h200-141gb"], start(WORKS[name]))
+        points |= {f"{name} {n} {s}": roof.latency(s, n) / MS for n in (1, 8, 32) for s in kit.SIZES}
+    points |= {f"{kind} 8192 {s}": 1.4 * 132 / s for kind in ("product", "tuned") for s in kit.SIZES}
+    return points | {f"copy {1 << 28} {s}": 0.5 * max(1, 60 / s) for s in kit.SIZES}
+
+
+def test_what_is_measured_is_fitted_and_found_good_or_bad():
+    points = measured_by_the_model()
+    fits = e05_latency.fits(points)
+    assert all(fits[name] < 5 for name in ("resnet50", "bert-base", "mobilenet_v2"))
+    context = kit.Context(Path(), Path(), 0.0, is_real=True, tiny=False)
+    rates = e05_latency.derived(points, 132, context)
+    assert rates["saturating_sms"] == 64
+    assert rates["tflop_s"] == pytest.approx(2 * 8192**3 / 1.4e-3 / 1e12, rel=1e-3)
+    assert rates["gb_s"] == pytest.approx(8 * (1 << 28) / 0.5e-3 / 1e9, rel=1e-3)
+    numbers = {"points": points, "errors": {}, "refused": {}}
+    assert e05_latency.complaints(numbers, 132) == []
+    points |= {"product 8192 128": 2.8, "resnet50 8 80": 10.0}
+    numbers |= {"errors": {"resnet50 1 8": 0.5}, "refused": {"16": "no proof"}}
+    said = e05_latency.complaints(numbers, 132)
+    assert [line.split(":")[0] for line in said] == [
+        "product 8192",
+        "product",
+        "resnet50 8",
+        "16 SMs",
+        "resnet50 1 8 is 0.5 off the whole GPU",
+    ]
 
 
 def test_saturation_is_what_two_stressors_reach_together():
