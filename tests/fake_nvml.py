@@ -20,6 +20,7 @@ from gpulet.executors.nvml import (
     ComputeInstance,
     Gpu,
     GpuInstance,
+    Metric,
     MigDevice,
     MigMode,
     OfferedType,
@@ -92,6 +93,8 @@ class FakeNvml:
         self.holders = defaultdict(tuple)
         self.xids = []
         self.reasons = ()
+        self.absent = {Metric.DRAM_CACHE_HIT}
+        self.samples = 0
         self._failures = defaultdict(list)
 
     # What a test arranges and looks at.
@@ -155,6 +158,12 @@ class FakeNvml:
         if self.state[gpu].mig is MigMode.ON:
             raise error("nvmlDeviceGetUtilizationRates", Code.NOT_SUPPORTED)
         return Usage(37, 21)
+
+    def measured(self, gpu, meanwhile):
+        if not self.state[gpu].kind.name.startswith("h"):
+            raise error("nvmlGpmQueryDeviceSupport", Code.NOT_SUPPORTED)
+        meanwhile()
+        return {m: m / 2 for m in Metric if m not in self.absent}
 
     def slowed_by(self, gpu):
         return self.reasons
@@ -395,6 +404,30 @@ class FakeLibrary:
         for place, pid in enumerate(pids):
             found[place].pid = pid
         count._obj.value = len(pids)
+
+    def nvmlGpmQueryDeviceSupport(self, device, out):
+        assert out._obj.version == 1
+        out._obj.isSupportedDevice = self._fake.state[self._of(device)[1]].kind.name.startswith("h")
+
+    def nvmlGpmSampleAlloc(self, sample):
+        self._fake.samples += 1
+        self._name(sample, "sample", self._fake.samples)
+
+    def nvmlGpmSampleGet(self, device, sample):
+        self._of(device)
+        self._of(sample)
+
+    def nvmlGpmSampleFree(self, sample):
+        self._of(sample)
+        self._fake.samples -= 1
+
+    def nvmlGpmMetricsGet(self, out):
+        asked = out._obj
+        assert asked.version == 1
+        assert self._of(asked.sample1) != self._of(asked.sample2)
+        for metric in asked.metrics[: asked.numMetrics]:
+            metric.nvmlReturn = Code.NOT_SUPPORTED if metric.metricId in self._fake.absent else Code.SUCCESS
+            metric.value = metric.metricId / 2
 
     def nvmlDeviceGetUtilizationRates(self, device, out):
         usage = self._fake.usage(self._of(device)[1])

@@ -11,7 +11,7 @@ import pytest
 from fake_nvml import DRIVER, FakeNvml, below_pynvml, error
 from gpulet.errors import NvmlError, Unusable
 from gpulet.executors import nvmllibrary
-from gpulet.executors.nvml import NO_DRIVER, Code, MigMode, Usage, Xid
+from gpulet.executors.nvml import NO_DRIVER, Code, Metric, MigMode, Usage, Xid
 from gpulet.executors.nvmllibrary import CarvingLibrary, Library, open_for_carving, open_nvml
 from gpulet.mig import GEOMETRIES
 from gpulet.units import GIB
@@ -167,6 +167,17 @@ def test_load_slowdowns_processes_and_faults_are_read(both, fake):
     assert both.pids(fake.mig_devices(1)[0].uuid) == (7,)
     assert both.next_xid(0) == Xid(1, 94)
     assert both.next_xid(0) is None
+
+
+def test_counters_are_read_over_a_time_and_samples_are_given_back(both, fake):
+    waited = []
+    found = both.measured(0, lambda: waited.append(fake.samples))
+    assert found == {m: m / 2 for m in Metric if m is not Metric.DRAM_CACHE_HIT}
+    assert len(waited) == 1
+    with pytest.raises(NvmlError) as refused:
+        both.measured(1, lambda: None)
+    assert refused.value.code == Code.NOT_SUPPORTED
+    assert fake.samples == 0
 
 
 def test_no_driver_is_a_typed_error(fake, monkeypatch):

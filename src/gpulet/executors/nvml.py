@@ -4,7 +4,7 @@ Reading changes nothing. The four calls that cut a GPU need an NVML that was ope
 here sets a mode or a clock, or resets anything. The real one is `gpulet.executors.nvmllibrary`.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol
@@ -38,6 +38,17 @@ class Code(IntEnum):
 
 NO_DRIVER = frozenset({Code.DRIVER_NOT_LOADED, Code.LIBRARY_NOT_FOUND})
 """What opening NVML ends with on a machine without an NVIDIA driver."""
+
+
+class Metric(IntEnum):
+    """Hopper's own counters (NVML's GPM): percent of the peak; hits and misses of DRAM's cache as NVML counts them."""
+
+    SM_UTIL = 2
+    SM_OCCUPANCY = 3
+    TENSOR_UTIL = 5
+    DRAM_BW_UTIL = 10
+    DRAM_CACHE_HIT = 164
+    DRAM_CACHE_MISS = 165
 
 
 class MigMode(StrEnum):
@@ -166,6 +177,10 @@ class Nvml(Protocol):
 
     def usage(self, gpu: int) -> Usage:
         """How busy; not supported in MIG mode."""
+        ...
+
+    def measured(self, gpu: int, meanwhile: Callable[[], object]) -> Mapping[Metric, float]:
+        """Counters over the time that `meanwhile` takes, 100 ms or more; those that this GPU does not have are left out."""
         ...
 
     def slowed_by(self, gpu: int) -> tuple[str, ...]:

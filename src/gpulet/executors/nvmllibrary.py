@@ -3,7 +3,7 @@
 pynvml hands most arguments to C as they are, so pointers and arrays are made here. It is imported when NVML is opened.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ctypes import byref, c_uint
 from typing import Any
 
@@ -14,6 +14,7 @@ from gpulet.executors.nvml import (
     ComputeInstance,
     Gpu,
     GpuInstance,
+    Metric,
     MigDevice,
     MigMode,
     OfferedType,
@@ -98,6 +99,30 @@ class Library:
     def usage(self, gpu: int) -> Usage:
         rates = self.call("nvmlDeviceGetUtilizationRates", self._handle(gpu))
         return Usage(int(rates.gpu), int(rates.memory))
+
+    def measured(self, gpu: int, meanwhile: Callable[[], object]) -> Mapping[Metric, float]:
+        handle, samples, call = self._handle(gpu), [], "nvmlGpmQueryDeviceSupport"
+        if not self.call(call, handle).isSupportedDevice:
+            raise NvmlError(call, Code.NOT_SUPPORTED, text_of(Code.NOT_SUPPORTED))
+        try:
+            for act in (lambda: None, meanwhile):
+                act()
+                samples.append(self.call("nvmlGpmSampleAlloc"))
+                self.call("nvmlGpmSampleGet", handle, samples[-1])
+            return self._between(*samples)
+        finally:
+            for sample in samples:
+                self.call("nvmlGpmSampleFree", sample)
+
+    def _between(self, first: Any, last: Any) -> Mapping[Metric, float]:
+        asked = self._nvml.c_nvmlGpmMetricsGet_t()
+        asked.version, asked.numMetrics = self._nvml.NVML_GPM_METRICS_GET_VERSION, len(Metric)
+        asked.sample1, asked.sample2 = first, last
+        for place, metric in enumerate(Metric):
+            asked.metrics[place].metricId = metric
+        self.call("nvmlGpmMetricsGet", asked)
+        found = zip(Metric, asked.metrics, strict=False)
+        return {metric: float(each.value) for metric, each in found if each.nvmlReturn == Code.SUCCESS}
 
     def slowed_by(self, gpu: int) -> tuple[str, ...]:
         bits = int(self.call("nvmlDeviceGetCurrentClocksEventReasons", self._handle(gpu)))
