@@ -80,7 +80,7 @@ def _libraries(context: Context, gpu: Gpu, numbers: dict[str, Any]) -> list[str]
 
 def _median(gpu: Gpu, loop: Torch) -> float:
     times = sorted(device_times(gpu.driver, loop, 7))
-    return times[len(times) // 2] / MS
+    return max(1, times[len(times) // 2]) / MS
 
 
 def _works(context: Context) -> dict[str, Callable[[], object]]:

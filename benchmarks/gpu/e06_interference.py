@@ -1,8 +1,9 @@
 """E6 asks how much neighbours on other SMs slow each other: models, and stressors of the memory and of the L2.
 
 Writes `interference.csv` and `solo.csv`, which `gpulet interference fit interference.csv` reads. `dram_pct` and `l2_pct` of
-a stressor are its rate alone as a part of the best rate; those of a model are the part of its rate that the stressor on
-the other SMs loses beside it: a counter of the L2 is not to be had without a profiler.
+a stressor are its rate alone as a part of the best rate; those of a model are NVML's counter of the memory where there is
+one, else the part of its rate that the stressor on the other SMs loses beside it: no counter of the L2 is to be had without
+a profiler.
 """
 
 import csv
@@ -11,6 +12,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
+from counters import counted
 from devices import Gpu, bare, held
 from kit import Context, Result, Verdict, judged, keep, quantile
 from loops import Torch, beside
@@ -116,19 +118,22 @@ def _pairs(sides: Sides, models: list[str], numbers: dict[str, Any]) -> int:
 
 def _solo(sides: Sides, name: str, side: int, numbers: dict[str, Any]) -> dict[str, Any]:
     """What one side takes while the other is idle."""
-    key = f"{name} {side} at {sides.cut}"
+    key, context = f"{name} {side} at {sides.cut}", sides.gpu.context
     if key not in numbers["solo"]:
         loop = sides.loop(name, side)
-        ms = _middle(beside(sides.gpu.driver, [loop], _window(sides.gpu.context))[0])
+        times: list[list[int]] = []
+        counters = counted(context, lambda: times.extend(beside(sides.gpu.driver, [loop], _window(context))))
+        ms = _middle(times[0])
         rate = sides.sizes.get(name, 0.0) * SECOND / MS / ms
         numbers["solo"][key] = {
             "model": name,
-            "batch": rows_of(sides.gpu.context, name) if name in _MODELS else 1,
+            "batch": rows_of(context, name) if name in _MODELS else 1,
             "sms": sides.shares[side].sms,
             "side": side,
             "cut": sides.cut,
             "ms": ms,
             "bytes_per_s": rate,
+            "counters": counters,
         }
     found: dict[str, Any] = numbers["solo"][key]
     return found
@@ -207,6 +212,9 @@ def _use(numbers: Mapping[str, Any], solo: Mapping[str, Any], kind: str, peaks: 
     if solo["model"] in _STRESSORS:
         is_own = solo["model"] == kind or kind == "l2"  # what passes through the memory passes through the L2
         return min(1.0, float(solo["bytes_per_s"]) / peaks[kind]) if is_own else 0.0
+    counter = solo["counters"].get("DRAM_BW_UTIL")
+    if kind == "dram" and counter is not None:
+        return min(1.0, float(counter) / 100)
     names = (solo["model"], kind) if solo["side"] == 0 else (kind, solo["model"])
     pair = numbers["pairs"].get(f"{names[0]} | {names[1]} at {solo['cut']}")
     slowdown = float(pair["slowdowns"][1 - solo["side"]]) if pair else 1.0
