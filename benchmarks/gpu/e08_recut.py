@@ -23,7 +23,7 @@ from gpulet.executors.cuda.cut import Times
 from gpulet.executors.cuda.graphs import TOLERANCE
 from gpulet.executors.green import Green
 from gpulet.plan import Gpulet, Plan, Turn
-from gpulet.units import MIB, MS, SECOND, Instant
+from gpulet.units import MIB, MS, SECOND
 
 if TYPE_CHECKING:
     from gpulet.executors.cuda.ports import CudaDriver
@@ -38,17 +38,6 @@ _EVERY_S = 0.1
 _SWAP_MS = 10.0
 _GROWTH = 64 * MIB
 _KINDS = {"FP16": np.float16, "FP32": np.float32}
-
-
-class Clock:
-    """The executor's timer; it is asked for the time alone."""
-
-    def now(self) -> Instant:
-        return time.monotonic_ns()
-
-    def at(self, when: Instant, wake: object, token: int) -> None:
-        msg = f"nobody asked to be woken at {when} ({token})"
-        raise AssertionError(msg)
 
 
 @dataclass
@@ -90,7 +79,9 @@ class Scene:
         payload = self._payload
         give_up = self._give_up
         exported(context, _MODELS)
-        self.green = Green(plan(*_CUTS[0]), 0, self._open, Clock(), self._hear, payload, lambda *_, **__: None, give_up)
+        self.green = Green(
+            plan(*_CUTS[0]), 0, self._open, time.monotonic_ns, self._hear, payload, lambda *_, **__: None, give_up
+        )
 
     def _open(self) -> "tuple[CudaDriver, ModelRuntime]":
         self.driver, runtime = open_models(self.context, _MODELS)

@@ -28,11 +28,13 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "E11": Experiment("e11_faults", 110, needs_models=True),
     "E12": Experiment("e12_metrics", 50),
     "E13": Experiment("e13_soak", 90, needs_models=True),
-    "profile": Experiment("profiling", 520, needs_models=True),
+    "profile": Experiment("profiling", 200, needs_models=True),
+    "live": Experiment("live", 520),
 }
 RUNS: Mapping[str, tuple[str, ...]] = {
     "A": ("E0", "E1", "E2", "E4", "E3", "E5", "E6"),
     "B": ("E8", "E13", "E7", "E9", "E12", "E11", "E5b"),
-    "C": ("profile",),
+    "C": ("profile", "live"),
+    "D": ("live", "profile"),
 }
-"""Most valuable first; E4 needs no model, so that they are exported meanwhile."""
+"""Most valuable first; E4 needs no model, so that they are exported meanwhile. D is what C has left."""
