@@ -39,7 +39,7 @@ def ground_of(site: Site) -> Ground:
             permission = Permission(frozenset(site.config.server.carve_mig), open_for_carving, noted)
             return MigGround(open_nvml, permission, _daemons() if find_binary() else None)
         case _:
-            return Gpus(_visible())
+            return Gpus(visible())
 
 
 def _daemons() -> Daemons:
@@ -54,7 +54,7 @@ def _memory(site: Site) -> dict[str, int]:
     return {section.name: round(section.memory_mib * MIB) for section in site.sections}
 
 
-def _visible() -> tuple[str, ...]:
+def visible() -> tuple[str, ...]:
     """The GPUs that whoever started us allowed, in the order of device indices."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return tuple(name.strip() for name in named.split(",") if name.strip())

@@ -30,10 +30,13 @@ class Gpus:
         self._sms = {device.index: device.kind.sms for device in plan.devices}
         posts: list[Post] = []
         for device in plan.devices:
-            environment = {**_BEFORE_CUDA, "CUDA_VISIBLE_DEVICES": self._name(device.index)}
             mine = tuple(g for g in plan.gpulets if g.device == device.index)
-            posts.append(Post(device.index, mine, environment))
+            posts.append(Post(device.index, mine, self.environment(device.index)))
         return tuple(posts)
+
+    def environment(self, index: int) -> dict[str, str]:
+        """For a process that is to see that device alone; raises `Unusable` where it may not."""
+        return {**_BEFORE_CUDA, "CUDA_VISIBLE_DEVICES": self._name(index)}
 
     def prove(self, post: Post, pid: int, ready: Ready) -> None:
         """The worker has proven each share by itself; here, that the GPU is as wide as it was planned."""

@@ -29,11 +29,13 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Proven,
     Ready,
     Recutted,
     Refused,
     Returned,
     RunBatch,
+    Shown,
     Told,
     ToWorker,
     WorkerModel,
@@ -218,6 +220,8 @@ class Workers:
                 self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
             case Told():
                 self.tell(message.event, **message.fields)
+            case Shown() | Proven():
+                pass  # to doctor alone
             case _:
                 assert_never(message)
 
