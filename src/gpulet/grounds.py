@@ -3,13 +3,14 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from gpulet.device import Mechanism
 from gpulet.errors import Unusable
 from gpulet.executors.cpu import Cores
 from gpulet.executors.daemons import Daemons
-from gpulet.executors.gpus import REAL, REHEARSED, Gpus
+from gpulet.executors.gpus import REAL, REHEARSED, RUNTIMES, Gpus
 from gpulet.executors.ground import Ground
 from gpulet.executors.migground import MadeFile, MigGround, Permission
 from gpulet.executors.mps import MpsGround, Options
@@ -22,9 +23,14 @@ from gpulet.units import MIB
 
 
 def program_of(site: Site) -> Program:
-    """What the site's workers run."""
+    """What the site's workers run; those of GPUs import the runtimes of its models before they are told of any."""
     programs: Mapping[str, Program] = {"cpu": CPU, "gpu": REAL, "rehearsal": REHEARSED}
-    return programs[site.executor]
+    program = programs[site.executor]
+    if site.executor == "cpu":
+        return program
+    formats = {artifact.path.suffix for artifact in site.artifacts.values()}
+    runtimes = dict.fromkeys(name for ending in sorted(formats & RUNTIMES.keys()) for name in RUNTIMES[ending])
+    return replace(program, arguments=(*program.arguments, *runtimes))
 
 
 def ground_of(site: Site) -> Ground:

@@ -14,6 +14,16 @@ _OPENING: Final = "gpulet.executors.cuda.opening"
 REAL: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:real",), slots=64, slot_bytes=128 * MIB)
 REHEARSED: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:rehearsed",), slots=64, slot_bytes=128 * MIB)
 """The same worker on an imaginary GPU: models run on the CPU, shares are only counted."""
+_TORCH: Final = "gpulet.executors.cuda.torchruntime"
+RUNTIMES: Final = {
+    ".pt2": (_TORCH, "torch.export._trace"),
+    ".pt": (_TORCH,),
+    ".onnx": ("gpulet.executors.cuda.onnxcuda",),
+}
+"""What workers import while they stand by, by the ending of their models' files; none of it starts CUDA.
+
+PyTorch imports what reads exported programs at the first of them: 4.5 s of a CPU after the 3 s of PyTorch itself.
+"""
 _BEFORE_CUDA: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 """GPUs in NVML's order; and as many hardware queues as there are, since streams on one wait for each other."""
 

@@ -283,9 +283,15 @@ async def _main(channel: int, block: int, opener: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`worker CHANNEL_FD BLOCK_FD OPENER`: two files inherited from the front-end, and what makes a GPU."""
-    channel, block, opener = arguments
+    """`worker CHANNEL_FD BLOCK_FD OPENER RUNTIMES...`: two files inherited, what makes a GPU, modules to import at once.
+
+    A runtime that is not installed is told by the models that need it.
+    """
+    channel, block, opener, *runtimes = arguments
     sys.setswitchinterval(_SWITCH_S)
+    for runtime in runtimes:
+        with suppress(ImportError):
+            importlib.import_module(runtime)
     asyncio.run(_main(int(channel), int(block), opener))
 
 
