@@ -1,7 +1,8 @@
 """MPS without a GPU: a fake `nvidia-cuda-mps-control` as a program, and our port in this process.
 
 `install` writes the program, whose daemon answers on a socket in the pipe directory, with a file of its behaviour beside
-it, which a test may change while the daemon runs. `FakeMpsControl` is the port for tests of those who use it.
+it, which a test may change while the daemon runs. A process that says `attach PID` there is a client of server 500 while it
+keeps that connection, which the daemon closes when it is told to terminate that client. `FakeMpsControl` is the port for tests of those who use it.
 """
 
 import json
@@ -165,9 +166,27 @@ def behaviour():
     return json.loads((HERE / "behaviour.json").read_text())
 
 
+attached = {}
+
+
+def servers():
+    for pid, peer in list(attached.items()):
+        try:
+            if not peer.recv(1):
+                attached.pop(pid).close()
+        except BlockingIOError:
+            pass
+    there = dict(behaviour()["servers"])
+    return {**there, "500": [*there.get("500", ()), *attached]} if attached else there
+
+
 def answer(line):
-    how = behaviour()
+    how = {**behaviour(), "servers": servers()}
     word, *rest = line.split() or [""]
+    if word == "terminate_client" and int(rest[1]) in attached:
+        attached.pop(int(rest[1])).close()
+        with (HERE / "told").open("a") as told:
+            told.write("ended the living client " + rest[1] + "\\n")
     if word in how.get("refuses", ()):
         return "Failed to do that, error CUDA_ERROR_MPS_SERVER_NOT_READY"
     if word == "get_server_list":
@@ -204,6 +223,11 @@ def daemon():
         with (HERE / "told").open("a") as told:
             told.write(line + "\\n")
         if behaviour().get("hangs"):
+            continue
+        if line.startswith("attach "):
+            peer.sendall(b"attached")
+            peer.setblocking(False)
+            attached[int(line.split()[1])] = peer
             continue
         peer.sendall(answer(line).encode() + b"\\n")
         peer.close()

@@ -1,8 +1,14 @@
-"""A GPU for worker processes under test: its model `plain` ends the process on a row that begins with 666, `bad` never loads."""
+"""GPUs for worker processes under test, which is told of them by its environment.
 
+Of `open_deadly` the model `plain` ends the process on a row that begins with 666, and `bad` never loads. `open_faulty` has
+the faults in FAULTS.
+"""
+
+import json
 import os
 import struct
 
+from gpulet.device import find_kind
 from gpulet.errors import ModelError
 from gpulet.executors.cuda.imaginary import ImaginaryGraph, ImaginaryRuntime, open_imaginary
 
@@ -28,3 +34,19 @@ class DeadlyRuntime(ImaginaryRuntime):
 
 def open_deadly(models, kind):
     return open_imaginary(models, kind, DeadlyRuntime)
+
+
+def open_faulty(models, kind):
+    """FAULTS: a JSON object of `Faults`; `dies`: the process ends in place of that call."""
+    opened = open_imaginary(models, kind if kind.sms else find_kind("h200-141gb"))
+    faults = json.loads(os.environ["FAULTS"])
+
+    def faulty():
+        driver, runtime = opened()
+        if call := faults.pop("dies", ""):
+            setattr(driver, call, lambda *_: os._exit(1))
+        for fault, value in faults.items():
+            setattr(driver.faults, fault, value)
+        return driver, runtime
+
+    return faulty

@@ -1,4 +1,7 @@
-"""What this machine can do, check by check, with numbers. Nothing is started or changed; threads of our own are pinned."""
+"""What this machine can do, check by check, with numbers. Nothing is started or changed; threads of our own are pinned.
+
+What green contexts do is shown by a process that holds the GPU for a moment: `proofs.py`.
+"""
 
 import os
 from collections import Counter
@@ -9,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import metadata, util
 
-from gpulet.device import Device, Mechanism
+from gpulet.device import Device, Kind, Mechanism
 from gpulet.errors import MpsError, NvmlError, Unusable
 from gpulet.executors.mpscontrol import BINARY, Binary
 from gpulet.executors.nvml import NO_DRIVER, Gpu, MigMode, Nvml
@@ -81,6 +84,23 @@ def examine(machine: Machine, asked: Asked) -> tuple[Check, ...]:
         gpus = (Check("driver", Verdict.NO, msg, is_asked=True),)
     mps = check_mps(machine.mps, is_asked=Mechanism.MPS in asked.mechanisms)
     return cores, *gpus, mps, check_bindings(is_asked=Mechanism.GREEN in asked.mechanisms)
+
+
+def cuttable(machine: Machine, asked: Asked) -> tuple[tuple[int, Kind], ...]:
+    """The asked GPUs on which green contexts can be tried: by index, and as plans count on them; as which, may be unknown.
+
+    None without cuda.bindings or a driver, none in MIG mode.
+    """
+    if not (asked.gpus or asked.any_gpu) or check_bindings(is_asked=False).verdict is Verdict.NO:
+        return ()
+    try:
+        with closing(machine.open_nvml()) as nvml:
+            gpus = [gpu for gpu in nvml.gpus() if gpu.mig is not MigMode.ON]
+    except Unusable:  # which `examine` tells
+        return ()
+    planned = {device.index: device.kind for device in asked.gpus}
+    unknown = {} if planned else {gpu.index: Kind(gpu.name, 0, gpu.memory) for gpu in gpus}
+    return tuple((gpu.index, kind) for gpu in gpus if (kind := (planned | unknown).get(gpu.index)))
 
 
 def check_cores(cores: Sequence[int], *, is_asked: bool) -> Check:

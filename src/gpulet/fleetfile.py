@@ -73,10 +73,21 @@ def open_site(target: Path, *, system: str = "") -> Site:
     return site_of(config, folder, system=system, source=str(target))
 
 
-def devices_of(target: Path) -> tuple[tuple[Device, ...], bool]:
-    """A target's devices, real GPUs too, and whether they are emulated; models are not looked at."""
-    config, _ = _read_target(target)
-    return _devices(config.devices), all(s.executor == "simulated" for s in config.devices)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a target asks of the machine; `site` where GPUs, real or rehearsed, have a model repository."""
+
+    devices: tuple[Device, ...]
+    executor: ExecutorName
+    site: Site | None = None
+
+
+def wanted(target: Path) -> Wanted:
+    """Before any profile is needed; raises `ConfigError`. Without a repository models are not looked at."""
+    config, folder = _read_target(target)
+    devices, executor = _devices(config.devices), _executor(config.devices)
+    has_models = executor in {"gpu", "rehearsal"} and config.server.repository
+    return Wanted(devices, executor, site_of(config, folder, source=str(target)) if has_models else None)
 
 
 def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = "fleet") -> Site:

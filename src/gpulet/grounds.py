@@ -3,13 +3,14 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from gpulet.device import Mechanism
 from gpulet.errors import Unusable
 from gpulet.executors.cpu import Cores
 from gpulet.executors.daemons import Daemons
-from gpulet.executors.gpus import REAL, REHEARSED, Gpus
+from gpulet.executors.gpus import REAL, REHEARSED, RUNTIMES, Gpus
 from gpulet.executors.ground import Ground
 from gpulet.executors.migground import MadeFile, MigGround, Permission
 from gpulet.executors.mps import MpsGround, Options
@@ -22,9 +23,14 @@ from gpulet.units import MIB
 
 
 def program_of(site: Site) -> Program:
-    """What the site's workers run."""
+    """What the site's workers run; those of GPUs import the runtimes of its models before they are told of any."""
     programs: Mapping[str, Program] = {"cpu": CPU, "gpu": REAL, "rehearsal": REHEARSED}
-    return programs[site.executor]
+    program = programs[site.executor]
+    if site.executor == "cpu":
+        return program
+    formats = {artifact.path.suffix for artifact in site.artifacts.values()}
+    runtimes = dict.fromkeys(name for ending in sorted(formats & RUNTIMES.keys()) for name in RUNTIMES[ending])
+    return replace(program, arguments=(*program.arguments, *runtimes))
 
 
 def ground_of(site: Site) -> Ground:
@@ -39,7 +45,7 @@ def ground_of(site: Site) -> Ground:
             permission = Permission(frozenset(site.config.server.carve_mig), open_for_carving, noted)
             return MigGround(open_nvml, permission, _daemons() if find_binary() else None)
         case _:
-            return Gpus(_visible())
+            return Gpus(visible())
 
 
 def _daemons() -> Daemons:
@@ -54,7 +60,7 @@ def _memory(site: Site) -> dict[str, int]:
     return {section.name: round(section.memory_mib * MIB) for section in site.sections}
 
 
-def _visible() -> tuple[str, ...]:
+def visible() -> tuple[str, ...]:
     """The GPUs that whoever started us allowed, in the order of device indices."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return tuple(name.strip() for name in named.split(",") if name.strip())

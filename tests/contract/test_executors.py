@@ -1,13 +1,17 @@
 """One suite that every live executor passes: carve, start, outputs, close."""
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fake_grounds import SHARES, mig_ground, mig_plan, mps_ground, mps_plan
 from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
 from gpulet.device import Device, Mechanism, Size, cpu_kind, find_kind
 from gpulet.drivers.timers import LiveTimer
@@ -30,14 +34,10 @@ from gpulet.units import MIB, MS
 from servers import save_detector, save_model
 
 CORES = len(usable_cores())
+TURNS = (Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS))
 PLAN = Plan(
     (Device(0, cpu_kind(max(2, CORES)), Mechanism.CPU if CORES > 1 else Mechanism.WHOLE),),
-    tuple(
-        Gpulet(
-            g, 0, Size(1, 50.0), g if CORES > 1 else 0, 10 * MS, (Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS))
-        )
-        for g in range(2)
-    ),
+    tuple(Gpulet(g, 0, Size(1, 50.0), g if CORES > 1 else 0, 10 * MS, TURNS) for g in range(2)),
 )
 
 
@@ -128,6 +128,25 @@ def whole_worker(bench, timer, folder):
     return gpu(bench, timer, Gpus(), Mechanism.WHOLE)
 
 
+def shares(bench, timer, ground, plan):
+    """A process for each gpulet, which sees its share alone."""
+    models = {name: WorkerModel(name, f"{name}.pt2", 4) for name in ("plain", "deep")}
+    tell = lambda event, **fields: bench.told.append((event, fields))  # noqa: E731
+    ask = bench.requests.__getitem__
+    emit = bench.events.put_nowait
+    return Workers(plan, models, ground, SHARES, timer, emit, ask, tell, pytest.fail, Patience())
+
+
+def mps(bench, timer, folder):
+    """Clients of a daemon."""
+    return shares(bench, timer, mps_ground(folder), mps_plan(40, 60, turns=TURNS))
+
+
+def mig(bench, timer, folder):
+    """Processes in instances."""
+    return shares(bench, timer, mig_ground(folder)[0], mig_plan(("4g.71gb", 0), ("3g.71gb", 4), turns=TURNS))
+
+
 IMAGINARY = Program("gpulet.executors.cuda.worker", ("gpulet.executors.cuda.imaginary:open_imaginary",), 8, MIB)
 EXECUTORS = {
     "simulated": simulated,
@@ -136,8 +155,16 @@ EXECUTORS = {
     "rehearsed": rehearsed,
     "green-worker": green_worker,
     "whole": whole_worker,
+    "mps": mps,
+    "mig": mig,
 }
 WITH_MODELS = {"cpu": cpu, "rehearsed": rehearsed}
+
+
+@pytest.fixture(autouse=True)
+def shares_are_found(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("MIG_FOLDER", "")
 
 
 @asynccontextmanager
@@ -238,13 +265,10 @@ def test_a_model_whose_outputs_have_other_rows_is_not_batched(tmp_path):
     asyncio.run(loads_a_detector(tmp_path))
 
 
-async def dies_and_comes_back(folder):
-    async with carved(cpu, folder) as (executor, bench):
+async def dies_and_comes_back(make, folder):
+    async with carved(make, folder) as (executor, bench):
         first = dict(executor.pids)
         for batch in (1, 2):
-            import os  # noqa: PLC0415
-            import signal  # noqa: PLC0415
-
             os.kill(executor.pids[0], signal.SIGKILL)
             (down,) = await bench.until(GpuletDown)
             (up,) = await bench.until(GpuletUp)
@@ -256,5 +280,6 @@ async def dies_and_comes_back(folder):
         assert executor.pids[0] != first[0]
 
 
-def test_a_dead_worker_is_replaced_again_and_again(tmp_path):
-    asyncio.run(dies_and_comes_back(tmp_path))
+@pytest.mark.parametrize("make", [cpu, mps, mig])
+def test_a_dead_worker_is_replaced_again_and_again(make, tmp_path):
+    asyncio.run(dies_and_comes_back(make, tmp_path))

@@ -3,30 +3,32 @@
 import asyncio
 import os
 import signal
-from contextlib import asynccontextmanager
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpulet.core.messages import Carve, Finished, GpuletDown, GpuletUp, RunFailed, Start
+import benches
+from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed
 from gpulet.device import Device, Mechanism, Size, find_kind
-from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import PlanError, Unproven, Unusable
 from gpulet.executors.gpus import Gpus
 from gpulet.executors.ground import Post
 from gpulet.executors.process import Program
 from gpulet.executors.recutting import recut
 from gpulet.executors.stations import Patience
-from gpulet.executors.wire import WorkerModel
-from gpulet.executors.workers import Workers
 from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.units import MIB, MS, SECOND
 from poison import POISON
 
 DEADLY = Program("gpulet.executors.cuda.worker", ("poison:open_deadly",), 8, MIB)
 PLAIN, DEEP = Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS)
+
+
+def carved(first, ground=None, **named):
+    return benches.carved(first, ground or Gpus(), DEADLY, **named)
 
 
 def plan(*sizes, turns=(PLAIN, DEEP), mechanism=Mechanism.GREEN):
@@ -43,6 +45,7 @@ class Alone:
         self.unproven = set()
         self.settled = []
         self.proven = []
+        self.dismissed = []
         self.is_closed = False
 
     def prepare(self, plan):
@@ -56,83 +59,13 @@ class Alone:
             raise Unproven(msg)
 
     def dismiss(self, post, pid):
-        pass
+        self.dismissed.append(pid)
 
     def settle(self, plan):
         self.settled.append(tuple(g.size.sms for g in plan.gpulets))
 
     def close(self):
         self.is_closed = True
-
-
-class Bench:
-    def __init__(self, first, ground, names, patience):
-        self.events = asyncio.Queue()
-        self.requests = {}
-        self.told = []
-        self.given_up = []
-        self.batch = 0
-        self.timer = LiveTimer(asyncio.get_running_loop())
-        models = {name: WorkerModel(name, f"{name}.pt2", 4) for name in names}
-        ask = self.requests.__getitem__
-        self.workers = Workers(
-            first,
-            models,
-            ground,
-            DEADLY,
-            self.timer,
-            self.events.put_nowait,
-            ask,
-            lambda event, **fields: self.told.append((event, fields)),
-            self.given_up.append,
-            patience,
-        )
-
-    def run(self, sms, model="plain"):
-        """A batch on SMs that it brings along."""
-        return self.start(Carve(0, sms), model)
-
-    def start(self, gpulet=0, model="plain", fill=1.0):
-        self.batch += 1
-        data = np.full((2, 4), fill, np.float32)
-        self.requests[self.batch] = type("Request", (), {"inputs": (data.tobytes(),), "dims": (data.shape,)})()
-        self.workers.start(Start(self.batch, gpulet, model, "", 2, (self.batch,)))
-        return self.batch
-
-    async def until(self, kind):
-        while True:
-            event = await asyncio.wait_for(self.events.get(), 20)
-            if isinstance(event, kind):
-                return event
-
-    async def soon(self, holds):
-        for _ in range(2000):
-            if holds():
-                return
-            await asyncio.sleep(0.01)
-        pytest.fail("it did not come about in 20 s")
-
-    async def serves(self, gpulet=0, model="plain"):
-        batch = self.start(gpulet, model)
-        event = await self.until((Finished, RunFailed, GpuletDown))
-        assert event == Finished(batch)
-        assert self.workers.outputs(batch)[0].shape == (2, 1)
-
-    def events_told(self):
-        return [event for event, _ in self.told]
-
-
-@asynccontextmanager
-async def carved(first, ground=None, names=("plain", "deep"), patience=None, count=None):
-    bench = Bench(first, ground or Gpus(), names, patience or Patience())
-    bench.workers.carve()
-    try:
-        for _ in range(len(first.gpulets) if count is None else count):
-            await bench.until(GpuletUp)
-        yield bench
-    finally:
-        await bench.workers.close()
-        bench.timer.close()
 
 
 @pytest.fixture(autouse=True)
@@ -397,5 +330,79 @@ def test_a_plan_that_cuts_a_device_and_leaves_it_uncut_is_refused():
             with pytest.raises(Unusable, match="device 0 has gpulets and residents"):
                 await recut(bench.workers, both)
             await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_new_worker_that_dies_before_the_swap_ends_the_recut_and_the_plan_in_force_serves():
+    async def run():
+        ground = Alone()
+        async with carved(plan(64, 64), ground) as bench:
+            pid = bench.workers.pids[0]
+            os.kill(pid, signal.SIGSTOP)
+            batch = bench.start(0)
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 96), 20 * SECOND))
+            await bench.soon(lambda: bench.workers.stations[0].parked is not None)
+            os.kill(next(p for sms, p in ground.proven if sms == 96), signal.SIGKILL)
+            await bench.soon(lambda: bench.events_told().count("worker_died") == 1)
+            os.kill(pid, signal.SIGCONT)
+            with pytest.raises(Unusable, match="new worker of gpulet 1 died before the swap"):
+                await task
+            assert (await bench.until(Finished)).batch == batch
+            await bench.serves(0)
+            await bench.serves(1, "deep")
+            assert [g.size.sms for g in bench.workers.plan.gpulets] == [64, 64]
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_has_no_time_to_load_is_taken_off_its_ground_before_it_is_killed():
+    async def run():
+        ground = Alone()
+        ground.unproven = {96}
+        async with carved(plan(64, 64), ground) as bench:
+            with pytest.raises(Unusable, match="not attached"):
+                await recut(bench.workers, plan(32, 96))
+            mine = {pid for sms, pid in ground.proven if sms == 32}
+            assert mine <= set(ground.dismissed)
+            assert not set(ground.dismissed) & set(bench.workers.pids.values())
+
+    asyncio.run(run())
+
+
+class Slow(Alone):
+    """Its later preparations last until they are let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = [threading.Event() for _ in range(9)]
+        self.go[0].set()
+        self.prepared = 0
+
+    def prepare(self, plan):
+        self.prepared += 1
+        assert self.go[self.prepared - 1].wait(20)
+        return super().prepare(plan)
+
+
+def test_a_gpulet_that_died_while_another_plan_came_into_force_gets_a_worker_of_that_plan():
+    async def run():
+        ground = Slow()
+        async with carved(plan(64, 64), ground) as bench:
+            waiting, on_ground = [], bench.workers.on_ground
+            bench.workers.on_ground = lambda call: (waiting.append(call), on_ground(call))[1]
+            busier = replace(PLAIN, rate=2.0)
+            task = asyncio.ensure_future(recut(bench.workers, plan(64, 64, turns=(busier, DEEP))))
+            await bench.soon(lambda: ground.prepared == 2)
+            os.kill(bench.workers.pids[1], signal.SIGKILL)
+            await bench.soon(lambda: len(waiting) == 2)
+            ground.go[1].set()
+            await bench.soon(lambda: bench.workers.plan.gpulets[1].turns == (busier, DEEP))
+            for gate in ground.go:
+                gate.set()
+            await task
+            await bench.until(GpuletUp)
+            await bench.serves(1)
+            assert bench.workers.stations[1].post.gpulets == (bench.workers.plan.gpulets[1],)
 
     asyncio.run(run())

@@ -3,17 +3,20 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from fake_mps import behave, binary, install
 from fake_nvml import FakeNvml, below_pynvml
-from gpulet import doctor
+from gpulet import doctor, proofs
+from gpulet.cli import examining
 from gpulet.cli.examining import usable_cores
 from gpulet.device import KINDS, Device, Mechanism, cpu_kind
-from gpulet.doctor import Asked, Machine, Verdict, check_cores, examine
+from gpulet.doctor import Asked, Machine, Verdict, check_cores, cuttable, examine
 from gpulet.errors import Unusable
 from gpulet.executors.nvml import Code, MigMode
+from gpulet.executors.process import Program
 
 KIND = "h200-141gb"
 ANY = Asked(any_gpu=True)
@@ -167,3 +170,105 @@ def test_pinning_that_does_not_hold_is_told(monkeypatch):
     assert check.says == "2 usable, pinning does not hold on 0, 1"
     it = Machine((0, 1), lambda: pytest.fail("not asked for"), None)
     assert fatal(examine(it, Asked((Device(0, cpu_kind(2), Mechanism.CPU),)))) == ["cores"]
+
+
+# Green contexts, shown by a process of ours.
+
+FAULTY = Program("gpulet.executors.cuda.worker", ("poison:open_faulty",))
+
+
+@pytest.fixture
+def faulty(monkeypatch, gpulet):
+    """`gpulet doctor` where workers' GPUs have these faults."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+
+    def run(*arguments, **faults):
+        monkeypatch.setenv("FAULTS", json.dumps(faults))
+        for name in ("REAL", "REHEARSED"):
+            monkeypatch.setattr(examining, name, FAULTY)
+        return gpulet("doctor", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def an_h200(monkeypatch):
+    with below_pynvml(monkeypatch, FakeNvml(KIND, mig=MigMode.OFF)):
+        yield
+
+
+def green_fleet(folder, executor="", mechanism="green"):
+    text = f'[[devices]]\nkind = "{KIND}"\nmechanism = "{mechanism}"\n'
+    (folder / "fleet.toml").write_text(text + (f'executor = "{executor}"\n' if executor else ""))
+    return folder / "fleet.toml"
+
+
+@pytest.mark.slow
+def test_a_rehearsed_fleet_is_shown_on_an_imaginary_gpu_and_every_line_says_so(gpulet, no_gpu, tmp_path):
+    code, out, err = gpulet("doctor", green_fleet(tmp_path, "rehearsal"))
+    cores, *lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert cores.startswith("ok  cores: ")
+    assert len(lines) == 18
+    assert all(line.startswith("ok  green 0 ") and line.endswith(" (rehearsed)") for line in lines)
+
+
+def test_a_rehearsed_fleet_that_cuts_nothing_asks_for_no_gpu(gpulet, no_gpu, tmp_path):
+    code, out, _ = gpulet("doctor", green_fleet(tmp_path, "rehearsal", "whole"))
+    assert (code, out.splitlines()[1]) == (0, "ok  devices: 1 rehearsed: no GPU is asked for")
+
+
+@pytest.mark.slow
+def test_where_green_is_asked_and_not_shown_doctor_ends_with_3(faulty, an_h200, tmp_path):
+    code, out, _ = faulty(green_fleet(tmp_path), "--json", missing_sms=2)
+    doc = json.loads(out)
+    checks = {c["check"]: c for c in doc["checks"]}
+    assert (code, doc["usable"]) == (3, False)
+    line = checks["green 0 split 8|124"]
+    assert (line["verdict"], line["asked"]) == ("no", True)
+    assert line["says"] == "share [0, 1) must have 8 SMs, the CUDA driver gave it 6"
+    assert checks["green 0 groups"]["groups"] == 16
+
+
+@pytest.mark.slow
+def test_a_remainder_that_idles_does_not_make_a_gpu_unusable(faulty, an_h200, tmp_path):
+    code, out, _ = faulty(green_fleet(tmp_path), sets_merge_with_remainder=False)
+    assert code == 0
+    assert "no  green 0 remainder: the 4 SMs over do not merge: they idle\n" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["whole", ""])
+def test_where_green_is_not_asked_it_is_told_and_not_fatal(faulty, an_h200, tmp_path, mechanism):
+    code, out, _ = faulty(*([green_fleet(tmp_path, mechanism=mechanism)] if mechanism else []), is_confining=False)
+    assert code == 0
+    assert "no  green 0 split 8|124: share [0, 1) must have 8 SMs, blocks in its stream ran on 132\n" in out
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_the_proof_is_told_with_what_was_shown_last(faulty, an_h200, tmp_path):
+    code, out, _ = faulty(green_fleet(tmp_path), dies="replayed_ids")
+    assert code == 3
+    assert "no  green 0: its process died after sizes\n" in out
+
+
+@pytest.mark.slow
+def test_a_process_that_says_no_more_is_ended(faulty, an_h200, tmp_path, monkeypatch):
+    monkeypatch.setattr(proofs, "_PATIENCE_S", 0.0)
+    code, out, _ = faulty(green_fleet(tmp_path))
+    assert (code, out.splitlines()[-1]) == (3, "no  green 0: nothing more within 0 s")
+
+
+def test_gpus_that_nobody_asked_for_or_that_mig_cuts_are_left_alone():
+    it, _ = machine(KIND, KIND, "v100", mig=MigMode.OFF)
+    assert [index for index, _ in cuttable(it, asked(Mechanism.GREEN))] == [0]
+    assert [(index, kind.sms) for index, kind in cuttable(it, ANY)] == [(0, 0), (1, 0), (2, 0)]
+    assert cuttable(it, Asked()) == ()
+    it, _ = machine(KIND, mig=MigMode.ON)
+    assert cuttable(it, ANY) == ()
+
+
+def test_without_the_bindings_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(doctor.util, "find_spec", lambda _: None)
+    it, _ = machine(KIND, mig=MigMode.OFF)
+    assert cuttable(it, asked(Mechanism.GREEN)) == ()

@@ -14,6 +14,16 @@ _OPENING: Final = "gpulet.executors.cuda.opening"
 REAL: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:real",), slots=64, slot_bytes=128 * MIB)
 REHEARSED: Final = Program("gpulet.executors.cuda.worker", (f"{_OPENING}:rehearsed",), slots=64, slot_bytes=128 * MIB)
 """The same worker on an imaginary GPU: models run on the CPU, shares are only counted."""
+_TORCH: Final = "gpulet.executors.cuda.torchruntime"
+RUNTIMES: Final = {
+    ".pt2": (_TORCH, "torch.export._trace"),
+    ".pt": (_TORCH,),
+    ".onnx": ("gpulet.executors.cuda.onnxcuda",),
+}
+"""What workers import while they stand by, by the ending of their models' files; none of it starts CUDA.
+
+PyTorch imports what reads exported programs at the first of them: 4.5 s of a CPU after the 3 s of PyTorch itself.
+"""
 _BEFORE_CUDA: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 """GPUs in NVML's order; and as many hardware queues as there are, since streams on one wait for each other."""
 
@@ -30,10 +40,13 @@ class Gpus:
         self._sms = {device.index: device.kind.sms for device in plan.devices}
         posts: list[Post] = []
         for device in plan.devices:
-            environment = {**_BEFORE_CUDA, "CUDA_VISIBLE_DEVICES": self._name(device.index)}
             mine = tuple(g for g in plan.gpulets if g.device == device.index)
-            posts.append(Post(device.index, mine, environment))
+            posts.append(Post(device.index, mine, self.environment(device.index)))
         return tuple(posts)
+
+    def environment(self, index: int) -> dict[str, str]:
+        """For a process that is to see that device alone; raises `Unusable` where it may not."""
+        return {**_BEFORE_CUDA, "CUDA_VISIBLE_DEVICES": self._name(index)}
 
     def prove(self, post: Post, pid: int, ready: Ready) -> None:
         """The worker has proven each share by itself; here, that the GPU is as wide as it was planned."""

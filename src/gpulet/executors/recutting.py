@@ -6,7 +6,7 @@ to the gpulet of the same id. Whatever fails before the swap is undone, and the 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from gpulet.core.messages import GpuletDown, GpuletUp, Start
 from gpulet.errors import GpuletError, PlanError, Unusable
 from gpulet.executors.base import Times
 from gpulet.executors.ground import Post
+from gpulet.executors.process import WorkerProcess
 from gpulet.executors.stations import Station
 from gpulet.executors.wire import Recut, Recutted
 from gpulet.executors.workers import Workers
@@ -34,9 +35,10 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
     posts = await workers.on_ground(partial(workers.ground.prepare, plan))
     change = _match(workers.stations, posts, old, plan)
     try:
-        inner = await _build(workers, change, plan, patience)
+        built = await _build(workers, change, plan, patience)
         build = workers.timer.now() - began
         await _drain(workers, change.gone, patience)
+        _refuse_dead(built.holders)
     except (GpuletError, asyncio.CancelledError):
         await _undo(workers, change, old, patience)
         raise
@@ -44,8 +46,8 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
     swap = _swap(workers, change, plan)
     await asyncio.gather(*(_dismiss(station) for station in change.gone))
     await workers.on_ground(partial(workers.ground.settle, plan))
-    if inner:  # posts that re-cut themselves know their times better
-        return Times(*(max(getattr(t, name) for t in inner) for name in ("build", "drain", "swap")))
+    if built.answers:  # posts that re-cut themselves know their times better
+        return Times(*(max(getattr(t, name) for t in built.answers) for name in ("build", "drain", "swap")))
     return Times(build, drain, swap)
 
 
@@ -57,6 +59,14 @@ class _Change:
     inner: tuple[tuple[Station, Post], ...]
     fresh: tuple[Station, ...]
     gone: tuple[Station, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What posts that re-cut themselves said, and which worker is to serve the new plan at each new post and at those."""
+
+    answers: Sequence[Recutted]
+    holders: Mapping[Station, WorkerProcess]
 
 
 def _match(stations: Sequence[Station], posts: Iterable[Post], old: Plan, plan: Plan) -> _Change:
@@ -94,20 +104,32 @@ def _places(post: Post) -> list[tuple[GpuletId, int, int, int, list[tuple[str, i
     return [(g.id, g.size.sms, g.offset, g.process, sorted((t.model, t.batch) for t in g.turns)) for g in post.gpulets]
 
 
-async def _build(workers: Workers, change: _Change, plan: Plan, patience: Duration) -> list[Recutted]:
+async def _build(workers: Workers, change: _Change, plan: Plan, patience: Duration) -> _Built:
     loop = asyncio.get_running_loop()
     answers: list[asyncio.Future[Recutted | None]] = []
     for station in change.fresh:
         station.asked = loop.create_future()
         answers.append(station.asked)
         workers.man(station, plan)
+    holders = {station: station.worker for station in change.fresh if station.worker}
     await _all(answers)
     done: list[Recutted] = []
     for station, _ in change.inner:
         answer = await _ask(station, plan, patience)
+        if station.worker:
+            holders[station] = station.worker
         workers.shelf.learn(station, answer.models, workers.stations)
         done.append(answer)
-    return done
+    return _Built(done, holders)
+
+
+def _refuse_dead(holders: Mapping[Station, WorkerProcess]) -> None:
+    """A new post whose worker died since is manned by nobody; one that re-cut itself has a successor in the old plan."""
+    for station, worker in holders.items():
+        if station.worker is not worker:
+            names = ", ".join(str(gpulet.id) for gpulet in station.post.gpulets)
+            msg = f"re-cut given up: the new worker of gpulet {names} died before the swap"
+            raise Unusable(msg)
 
 
 async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
@@ -183,6 +205,8 @@ def _give_back(workers: Workers, start: Start, *, is_up: bool) -> None:
 async def _undo(workers: Workers, change: _Change, old: Plan, patience: Duration) -> None:
     """New workers go, posts that have re-cut themselves go back, what was parked runs where it would have."""
     _resume(workers, change.gone)
+    for station in change.fresh:  # they may be busy loading, and are not given the time to end it
+        await workers.take_off(station)
     await asyncio.gather(*(_dismiss(station) for station in change.fresh))
     for station, _ in change.inner:
         if station.asked is None and station.is_up:

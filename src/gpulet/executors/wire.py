@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from gpulet.device import Kind
 from gpulet.executors.base import Signature
 from gpulet.plan import GpuletId, Plan
 from gpulet.units import PLAIN, Duration
@@ -75,7 +76,18 @@ class RunBatch(_Message, frozen=True):
     sms: int = 0
 
 
-ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch
+class Prove(_Message, frozen=True):
+    """To a fresh worker: show what green contexts do on a GPU and how near these models stay to themselves, then end.
+
+    `kind` is what plans count on; without SMs they count on nothing.
+    """
+
+    environment: Mapping[str, str]
+    kind: Kind
+    models: tuple[WorkerModel, ...] = ()
+
+
+ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch | Prove
 
 
 class ModelReady(msgspec.Struct, frozen=True):
@@ -139,7 +151,21 @@ class Told(_Message, frozen=True):
     fields: Mapping[str, str]
 
 
-FromWorker: TypeAlias = Ready | Refused | Recutted | Done | Failed | Returned | Told
+class Shown(_Message, frozen=True):
+    """One thing that was to be proven, or could not be; `is_needed` where nothing serves without it."""
+
+    name: str
+    is_shown: bool
+    says: str
+    numbers: Mapping[str, int | float | list[int]]
+    is_needed: bool = True
+
+
+class Proven(_Message, frozen=True):
+    """All that was to be shown was tried."""
+
+
+FromWorker: TypeAlias = Ready | Refused | Recutted | Done | Failed | Returned | Told | Shown | Proven
 
 
 def align(offset: int) -> int:

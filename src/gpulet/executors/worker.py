@@ -28,6 +28,7 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Prove,
     Ready,
     Recut,
     Refused,
@@ -111,7 +112,7 @@ class Worker:
                 return self._assign(message)
             case RunBatch():
                 return self._run(message)
-            case Occupy() | Recut():
+            case Occupy() | Recut() | Prove():
                 return Refused("a worker of cores holds no GPU", is_final=True)
             case _:
                 assert_never(message)

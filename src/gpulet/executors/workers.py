@@ -29,11 +29,13 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Proven,
     Ready,
     Recutted,
     Refused,
     Returned,
     RunBatch,
+    Shown,
     Told,
     ToWorker,
     WorkerModel,
@@ -186,6 +188,9 @@ class Workers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for station in self.stations:
+            if station.running or not station.is_up:
+                await self.take_off(station)
         await self._crew.close(s.worker for s in self.stations if s.worker)
         await self.on_ground(self.ground.close)
         self._on_ground.shutdown()
@@ -218,6 +223,8 @@ class Workers:
                 self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
             case Told():
                 self.tell(message.event, **message.fields)
+            case Shown() | Proven():
+                pass  # to doctor alone
             case _:
                 assert_never(message)
 
@@ -306,15 +313,18 @@ class Workers:
 
     async def _replace(self, station: Station) -> None:
         await asyncio.sleep(station.pause())
+        plan = self.plan
         try:
-            posts = await self.on_ground(partial(self.ground.prepare, self.plan))
+            posts = await self.on_ground(partial(self.ground.prepare, plan))
         except GpuletError as error:
             self.tell("carving_refused", device=station.post.device, error=str(error))
             self._do(self._replace(station))
             return
-        if station in self.stations:  # unless a re-cut has taken its place
+        if plan is not self.plan:  # a re-cut came between
+            self._do(self._replace(station))
+        elif station in self.stations:  # unless a re-cut has taken its place
             station.post = next(post for post in posts if is_place_of(station.post, post))
-            self.man(station, self.plan)
+            self.man(station, plan)
             self._crew.stand_by()
 
     async def _watch(self, patience: Patience) -> None:
@@ -335,9 +345,14 @@ class Workers:
             self.tell("batch_slow", model=batch.start.model, on=str(batch.start.on), expected=batch.start.expected)
 
     async def _end_worker(self, station: Station, worker: WorkerProcess) -> None:
-        with suppress(GpuletError):  # it is killed all the same
-            await self.on_ground(partial(self.ground.dismiss, station.post, worker.pid))
+        await self.take_off(station)
         worker.kill()
+
+    async def take_off(self, station: Station) -> None:
+        """Its worker, which may be busy, is to end: tell the ground first."""
+        if station.worker:
+            with suppress(GpuletError):  # it ends all the same
+                await self.on_ground(partial(self.ground.dismiss, station.post, station.worker.pid))
 
     async def on_ground(self, call: Callable[[], Made]) -> Made:
         """One call at a time; who is cancelled does not wait for it, but the next call does."""

@@ -64,9 +64,13 @@ class GraphCache:
         self._graphs[key] = graph
         return graph
 
+    def error(self, key: GraphKey) -> float:
+        """How far a graph's results are from the whole GPU's."""
+        return self.runtime.error(key, self._graphs[key])
+
     def check(self, key: GraphKey) -> None:
         """Show that a graph computes what the whole GPU does; raises `Unproven`."""
-        error = self.runtime.error(key, self._graphs[key])
+        error = self.error(key)
         if not error <= TOLERANCE:  # a NaN is no proof either
             msg = f"graph {key} is {error:g} off the whole GPU's result; {TOLERANCE:g} is allowed"
             raise Unproven(msg)

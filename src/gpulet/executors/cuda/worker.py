@@ -12,7 +12,8 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from time import monotonic_ns
@@ -24,6 +25,7 @@ from gpulet.core.messages import Carve, Event, Finished, GpuletDown, GpuletUp, R
 from gpulet.device import Kind
 from gpulet.errors import GpuletError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Payload, Signature
+from gpulet.executors.cuda.proof import prove
 from gpulet.executors.green import Green, OpenGpu
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
@@ -33,6 +35,8 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Prove,
+    Proven,
     Ready,
     Recut,
     Recutted,
@@ -107,15 +111,27 @@ class GpuWorker:
                 self._begin(self._occupy(message))
             case Recut():
                 self._begin(self._recut(message))
+            case Prove():
+                self._begin(self._prove(message))
             case Assign():
                 self._say(Refused("a worker of GPUs has no cores to pin", is_final=True))
             case _:
                 assert_never(message)
 
+    async def _prove(self, message: Prove) -> None:
+        """All of it on one thread, which holds the GPU; what is shown is said as it is, for a GPU may hang."""
+        _enter(message.environment)
+        await asyncio.to_thread(self._show, message)
+        self._say(Proven())
+
+    def _show(self, message: Prove) -> None:
+        """Sent from here, since the next step may end the process; a front-end that is gone is noticed by the loop."""
+        for shown in prove(self._open_models(message.models, message.kind), message, monotonic_ns):
+            with suppress(OSError):
+                self._channel.send(self._encoder.encode(shown))
+
     async def _occupy(self, message: Occupy) -> None:
-        for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
-            del os.environ[name]  # of somebody else's daemon: a foreign share would apply
-        os.environ.update(message.environment)
+        _enter(message.environment)
         self._slot_size = len(self._block) // message.slots
         device = next(d for d in message.plan.devices if d.index == message.device)
         self._device = device.index
@@ -242,6 +258,13 @@ class GpuWorker:
             self._ended.set()
 
 
+def _enter(environment: Mapping[str, str]) -> None:
+    """Before CUDA starts; what names somebody else's MPS daemon goes, since a foreign share would apply."""
+    for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+
+
 def _end() -> NoReturn:
     """Without tidying up: a lost device would hang in it."""
     sys.stderr.flush()
@@ -260,9 +283,15 @@ async def _main(channel: int, block: int, opener: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`worker CHANNEL_FD BLOCK_FD OPENER`: two files inherited from the front-end, and what makes a GPU."""
-    channel, block, opener = arguments
+    """`worker CHANNEL_FD BLOCK_FD OPENER RUNTIMES...`: two files inherited, what makes a GPU, modules to import at once.
+
+    A runtime that is not installed is told by the models that need it.
+    """
+    channel, block, opener, *runtimes = arguments
     sys.setswitchinterval(_SWITCH_S)
+    for runtime in runtimes:
+        with suppress(ImportError):
+            importlib.import_module(runtime)
     asyncio.run(_main(int(channel), int(block), opener))
 
 
