@@ -6,22 +6,23 @@ worker twice with the same request is quarantined.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
 from gpulet.errors import GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
 from gpulet.executors.crew import Crew
+from gpulet.executors.errands import Errands, Made
 from gpulet.executors.ground import Ground, Post, is_place_of, plan_of
-from gpulet.executors.process import Program, WorkerProcess
+from gpulet.executors.process import Program
 from gpulet.executors.shelf import Shelf
 from gpulet.executors.slots import Shapes, Slots
 from gpulet.executors.stations import Patience, Running, Station, Suspects
+from gpulet.executors.watchdog import Watchdog
 from gpulet.executors.wire import (
     Assign,
     Done,
@@ -41,10 +42,6 @@ from gpulet.executors.wire import (
     WorkerModel,
 )
 from gpulet.plan import GpuletId, Plan
-from gpulet.units import Instant
-
-_LOOK_S = 0.25
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +85,7 @@ class Workers:
         self._by_gpulet: dict[GpuletId, Station] = {}
         self._results: dict[BatchId, _Finished] = {}
         self._is_closing = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._on_ground = ThreadPoolExecutor(1, "ground")
+        self._errands = Errands("ground")
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -109,9 +105,10 @@ class Workers:
     def carve(self) -> None:
         """Make the plan's posts, start a worker for each, and one to stand by."""
         self._crew.stand_by()
-        self._do(self._carve())
+        self._errands.do(self._carve())
         if self._patience:
-            self._do(self._watch(self._patience))
+            watchdog = Watchdog(self._patience, self.timer, self.tell, self._end_worker)
+            self._errands.do(watchdog.watch(lambda: tuple(self.stations)))
 
     async def _carve(self) -> None:
         try:
@@ -185,15 +182,13 @@ class Workers:
     async def close(self) -> None:
         """Stop every worker and the standby, then give the ground back."""
         self._is_closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._errands.give_up()
         for station in self.stations:
             if station.running or not station.is_up:
                 await self.take_off(station)
         await self._crew.close(s.worker for s in self.stations if s.worker)
         await self.on_ground(self.ground.close)
-        self._on_ground.shutdown()
+        self._errands.close()
 
     def man(self, station: Station, plan: Plan) -> None:
         """Give the post a worker, the standby where there is one, and its task in that plan."""
@@ -214,7 +209,7 @@ class Workers:
             case Done() | Failed():
                 self._end(station, message)
             case Ready():
-                self._do(self._admit(station, message))
+                self._errands.do(self._admit(station, message))
             case Recutted():
                 station.reply(message)
             case Refused():
@@ -309,7 +304,7 @@ class Workers:
         if convicted:
             self.shelf.quarantine(convicted, self.stations)
         if not self._is_closing:
-            self._do(self._replace(station))
+            self._errands.do(self._replace(station))
 
     async def _replace(self, station: Station) -> None:
         await asyncio.sleep(station.pause())
@@ -318,35 +313,20 @@ class Workers:
             posts = await self.on_ground(partial(self.ground.prepare, plan))
         except GpuletError as error:
             self.tell("carving_refused", device=station.post.device, error=str(error))
-            self._do(self._replace(station))
+            self._errands.do(self._replace(station))
             return
         if plan is not self.plan:  # a re-cut came between
-            self._do(self._replace(station))
+            self._errands.do(self._replace(station))
         elif station in self.stations:  # unless a re-cut has taken its place
             station.post = next(post for post in posts if is_place_of(station.post, post))
             self.man(station, plan)
             self._crew.stand_by()
 
-    async def _watch(self, patience: Patience) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            now = self.timer.now()
-            for station in self.stations:
-                for batch in tuple(station.running.values()):
-                    self._look(station, batch, now, patience)
-
-    def _look(self, station: Station, batch: Running, now: Instant, patience: Patience) -> None:
-        """What hangs on a GPU cannot be cancelled: its worker ends, and the core gets the batch back."""
-        if patience.hangs(batch, now) and station.worker:
-            self.tell("batch_hangs", model=batch.start.model, on=str(batch.start.on), pid=station.worker.pid)
-            self._do(self._end_worker(station, station.worker))
-        elif patience.is_slow(batch, now) and not batch.is_told:
-            batch.is_told = True
-            self.tell("batch_slow", model=batch.start.model, on=str(batch.start.on), expected=batch.start.expected)
-
-    async def _end_worker(self, station: Station, worker: WorkerProcess) -> None:
+    async def _end_worker(self, station: Station) -> None:
+        worker = station.worker
         await self.take_off(station)
-        worker.kill()
+        if worker:
+            worker.kill()
 
     async def take_off(self, station: Station) -> None:
         """Its worker, which may be busy, is to end: tell the ground first."""
@@ -355,10 +335,5 @@ class Workers:
                 await self.on_ground(partial(self.ground.dismiss, station.post, station.worker.pid))
 
     async def on_ground(self, call: Callable[[], Made]) -> Made:
-        """One call at a time; who is cancelled does not wait for it, but the next call does."""
-        return await asyncio.get_running_loop().run_in_executor(self._on_ground, call)
-
-    def _do(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """The ground is asked one thing at a time."""
+        return await self._errands.blocking(call)
