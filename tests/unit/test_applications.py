@@ -439,6 +439,7 @@ def test_rates_of_a_model_of_its_own_add_and_the_shorter_objective_holds(problem
     assert [m.name for m in found.sources] == ["cls", "det", "shop", "ocr"]
 
 
+@pytest.mark.slow
 def test_a_listed_model_without_a_rate_of_its_own_still_shares_what_is_left(problem):
     listed = '[[models]]\nname = "extra"\n'
     text = SHOP.replace('"ocr"', '"det"').replace('model = "det"\nafter', 'name = "again"\nmodel = "det"\nafter')
@@ -525,6 +526,7 @@ def test_real_devices_serve_no_applications_yet(tmp_path):
         open_site(tmp_path / "fleet.toml")
 
 
+@pytest.mark.slow
 def test_a_simulation_draws_application_requests_and_capacity_scales_them(problem, tmp_path):
     found = problem(SHOP + '[[models]]\nname = "cls"\nrate = 10\n')
     site = open_site(tmp_path / "fleet.toml")

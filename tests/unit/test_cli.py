@@ -24,6 +24,7 @@ def test_plan_prints_the_machine_interface(gpulet):
     assert doc["planning_ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_plan_file_serves_the_simulator(gpulet, tmp_path):
     _, out, _ = gpulet("plan", FLEET, "--json")
     (tmp_path / "plan.json").write_text(out)
@@ -88,6 +89,7 @@ def test_an_infeasible_fleet_ends_with_1_and_says_why(gpulet, tmp_path):
     assert "no plan: model detector" in err
 
 
+@pytest.mark.slow
 def test_capacity_by_plan_and_by_simulation(gpulet):
     code, out, _ = gpulet("capacity", FLEET, "--system", "nexus", "--json")
     by_plan = json.loads(out)
@@ -145,6 +147,7 @@ def test_the_fewest_devices_that_hold_the_rates(gpulet):
     assert 1 < fewest <= 4
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_png_and_svg(gpulet, tmp_path):
     for name, magic in (("p.png", b"\x89PNG"), ("p.svg", b"<?xml")):
         code, _, _ = gpulet("plan", FLEET, "--picture", tmp_path / name)
@@ -154,6 +157,7 @@ def test_pictures_are_drawn_as_png_and_svg(gpulet, tmp_path):
     assert (code, "must end in .png or .svg" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_systems_are_compared_on_the_same_arrivals(gpulet):
     code, out, _ = gpulet("simulate", FLEET, "--compare", "gpulet,elastic", "--duration", 4, "--json")
     reports = json.loads(out)

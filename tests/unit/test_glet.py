@@ -116,6 +116,7 @@ def test_sbp_cuts_nothing_and_greedy_shares_nothing_in_time():
     assert all(len(g.turns) == 1 for g in greedy.gpulets)
 
 
+@pytest.mark.slow
 def test_the_ideal_tries_every_split_that_fits_the_profile():
     asked = problem({"a": 500.0, "b": 20.0, "c": 30.0}, devices=2)
     seen = []

@@ -79,6 +79,7 @@ def test_shares_are_sizes_of_the_kind(gpulet, table):
     assert json.loads(out)["models"]["m"]["batches"][0]["size"] == [14, 34, 68]
 
 
+@pytest.mark.slow
 def test_the_picture_is_written_for_many_batches_and_models(gpulet, table, tmp_path):
     text = format_profile([*points(batches=range(1, 12)), *points("other")])
     for name in ("k.png", "k.svg"):

@@ -294,6 +294,7 @@ def cases(draw):
     return kind, kept, plans, failures
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(cases())
 def test_any_sequence_of_plans_is_carved_whole_or_left_as_it_was_or_told(case):

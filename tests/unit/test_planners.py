@@ -18,7 +18,9 @@ from gpulet.units import MS
 
 KIND = cpu_kind(4)
 BESIDE = Interference(CONSTANT, (1.05,))
-ANYWHERE = [name for name in SYSTEMS if name != "segments"]
+ANYWHERE = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "fifs" else name for name in SYSTEMS if name != "segments"
+]
 """Segments are MIG instances: test_segments.py."""
 
 

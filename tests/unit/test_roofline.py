@@ -142,6 +142,7 @@ def test_a_table_that_is_no_roofline_is_refused():
     assert not fit.is_accepted
 
 
+@pytest.mark.slow
 def test_the_form_that_made_the_points_is_chosen():
     for true in FORMS:
         points, held = samples(true, EIGHT), samples(true, OTHERS[:3])

@@ -26,6 +26,7 @@ from gpulet.reproduce.tcc24.runs import Ran
 from gpulet.units import MS, SECOND
 
 
+@pytest.mark.slow
 def test_random_mixes_ask_for_one_gpu_at_the_knees():
     counts = set()
     for seed in range(20):
