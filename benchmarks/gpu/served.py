@@ -13,6 +13,7 @@ from kit import REPOSITORY, Context
 
 MIX = ("resnet50", "mobilenet_v2", "bert-base", "densenet121", "vgg16", "vit_b_16")
 _KIND = "h200-141gb"
+_LEAST_SLO_MS = 50.0
 _MOST_ROWS = {True: 4, False: 32}
 """By whether it is tiny."""
 
@@ -116,7 +117,7 @@ def measured_mix(site: Site, budget_s: float) -> dict[str, Model]:
     """Measure what is missing on shares and on the whole GPU; rates and objectives by what the whole GPU does.
 
     A rate at factor 1 is a sixth of what the GPU answers of that model alone. An objective is twice the latency of the
-    largest batch alone (gpu-lets, ATC'22, section 5.1), and no less than 20 ms.
+    largest batch alone (gpu-lets, ATC'22, section 5.1), and no less than 50 ms: below, six models cannot take turns.
     """
     site.ask("profile", str(site.fleet("elastic", "green", 1.0)), "--budget", f"{budget_s:g}")
     alone = site.ask("profile", str(site.fleet("triton", "whole", 1.0)), "--budget", f"{budget_s:g}")
@@ -126,5 +127,5 @@ def measured_mix(site: Site, budget_s: float) -> dict[str, Model]:
         best = max(p["batch"] / p["mean_ms"] for p in points) * 1000
         largest = max(points, key=lambda p: p["batch"])
         part = 0.02 if site.context.tiny else 1.0 / len(MIX)  # a rehearsal has two cores, whatever it is told
-        found[name] = Model(best * part, max(20.0, 2 * largest["mean_ms"]))
+        found[name] = Model(best * part, max(_LEAST_SLO_MS, 2 * largest["mean_ms"]))
     return found
