@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time_ns
 
@@ -90,7 +90,8 @@ async def _measure_one(site: Site, name: str, artifact: Artifact, budget: Durati
         await measure_model(model, CoreSeats(usable_cores()), grid, tuple(points), keep)
         return
     model = WorkerModel(name, str(artifact.path), grid.batches[-1], grid.shapes)
-    seats = GpuSeats(site.devices[0], ground_of(site), program_of(site))
+    program = program_of(replace(site, artifacts={name: artifact}))  # which imports what this model needs
+    seats = GpuSeats(site.devices[0], ground_of(site), program)
     await measure_model(model, seats, grid, tuple(points), keep)
 
 

@@ -16,7 +16,7 @@ from gpulet.problems import DEFAULT_MAX_BATCH
 from gpulet.units import MIB, PLAIN
 
 _PATIENCE_S = 60.0
-"""For one thing to be shown: a large model is loaded and captured once for each size."""
+"""For one thing to be shown; of a model, for each of its sizes."""
 
 
 def models_of(site: Site | None) -> tuple[WorkerModel, ...]:
@@ -89,7 +89,7 @@ async def _hear(ask: Prove, program: Program) -> tuple[list[Shown], str]:
                 case None:
                     return shown, "its process died"
                 case _:
-                    pass  # a line of its log
+                    pass  # it says that it is alive
     except TimeoutError:
         return shown, f"nothing more within {_PATIENCE_S:g} s"
     finally:

@@ -7,6 +7,7 @@ what would pass on a GPU.
 import ast
 import ctypes
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,13 @@ import pytest
 cuda = pytest.importorskip("cuda.bindings.driver")
 
 import gpulet.executors.cuda.driver as module  # noqa: E402
+from fake_nvml import FakeNvml, below_pynvml  # noqa: E402
 from gpulet.errors import DeviceError, DeviceFull, DeviceLost, Unproven, Unusable  # noqa: E402
 from gpulet.executors.cuda.contexts import ContextPool  # noqa: E402
 from gpulet.executors.cuda.fake import FakeCudaDriver  # noqa: E402
 from gpulet.executors.cuda.hostmemory import HostMemory  # noqa: E402
 from gpulet.executors.cuda.layout import lay_out  # noqa: E402
+from gpulet.executors.nvml import MigMode  # noqa: E402
 from gpulet.units import MS, US  # noqa: E402
 
 SOURCE = ast.parse(Path(module.__file__).read_text())
@@ -224,3 +227,22 @@ def test_a_mark_that_is_not_reached_is_no_error_and_a_lost_device_is(gpu, stub):
 def test_a_gpu_that_is_not_there_is_refused_by_number(stub):
     with pytest.raises(Unusable, match="GPU 3 was asked for, this machine shows 1"):
         module.open_cuda(3)
+
+
+def test_doctor_shows_a_gpu_through_its_worker_and_the_bindings(stub, gpulet, monkeypatch, tmp_path):
+    """The whole way: command, process, bindings. On the stub nothing takes time, so nothing is shown to be concurrent."""
+    stub.stub_shape(132, 16)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(Path(stub._name).parent))  # noqa: SLF001 (where the child finds it)
+    (tmp_path / "fleet.toml").write_text('[[devices]]\nkind = "h200-141gb"\nmechanism = "green"\n')
+    with below_pynvml(monkeypatch, FakeNvml("h200-141gb", mig=MigMode.OFF)):
+        code, out, _ = gpulet("doctor", tmp_path / "fleet.toml", "--json")
+    checks = {c["check"]: c for c in json.loads(out)["checks"] if c["check"].startswith("green 0 ")}
+    assert code == 3
+    assert len(checks) == 18
+    groups = checks["green 0 groups"]
+    assert "Imaginary H200: 132 SMs, 16 groups of 8 SMs and 4 over" in groups["says"]
+    assert (groups["verdict"], groups["cuda"]) == ("ok", 13000)
+    assert [checks[f"green 0 {name}"]["verdict"] for name in ("remainder", "sizes")] == ["ok", "ok"]
+    for name, check in checks.items():
+        if name.startswith("green 0 split"):
+            assert check["says"].endswith("their streams stand on one hardware queue"), check

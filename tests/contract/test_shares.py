@@ -40,7 +40,7 @@ def test_a_share_of_another_width_than_its_percentage_never_serves(tmp_path, mon
     async def run():
         ground = mps_ground(tmp_path)
         monkeypatch.setattr("gpulet.executors.mps.client_environment", without_share)
-        async with carved(percents(40, 60), ground, SHARES, count=0) as bench:
+        async with carved(percents(40), ground, SHARES, count=0) as bench:
             await bench.soon(lambda: bench.given_up)
             assert "counts 132 SMs; 40 %" in str(bench.given_up[0])
             assert "its share is not kept" in str(bench.given_up[0])

@@ -14,14 +14,14 @@ H200 = find_kind("h200-141gb")
 SPLITS = [f"split {8 * n}|{132 - 8 * n}" for n in range(1, 16)]
 
 
-def shown(driver=None, kind=H200, models=None, runtime=ImaginaryRuntime, **faults):
+def shown(driver=None, kind=H200, models=None, runtime=ImaginaryRuntime, beat=lambda: None, **faults):
     """What is told of that GPU, by name; whatever happens, what was made is given back."""
     driver = driver or FakeCudaDriver()
     for fault, value in faults.items():
         setattr(driver.faults, fault, value)
     models = models or {}
     asked = Prove({}, kind, tuple(WorkerModel(name, f"{name}.pt2", 32) for name in models))
-    lines = {s.name: s for s in prove(lambda: (driver, runtime(driver, models)), asked, lambda: driver.now)}
+    lines = {s.name: s for s in prove(lambda: (driver, runtime(driver, models)), asked, lambda: driver.now, beat)}
     assert driver.lost or not driver.live
     return lines
 
@@ -92,7 +92,7 @@ def test_a_gpu_that_cannot_be_opened_is_one_line():
         msg = "cuInit: CUDA_ERROR_NO_DEVICE (100)"
         raise Unusable(msg)
 
-    (line,) = prove(refuse, Prove({}, H200), lambda: 0)
+    (line,) = prove(refuse, Prove({}, H200), lambda: 0, pytest.fail)
     assert (line.name, line.is_shown, line.says) == ("groups", False, "cuInit: CUDA_ERROR_NO_DEVICE (100)")
 
 
@@ -124,6 +124,12 @@ def test_each_size_of_a_model_is_compared_with_the_whole_gpu():
     assert near.says.startswith("16 sizes, worst 0.004 off the whole GPU at 8 SMs, 0.02 allowed, batch 4; ")
     assert (near.numbers["sizes"], near.numbers["worst"], near.numbers["batch"]) == (16, 0.004, 4)
     assert lines["model far"].says.startswith("16 sizes, worst 0.3 off the whole GPU")
+
+
+def test_a_model_that_takes_long_is_heard_of_at_each_size():
+    beats = []
+    shown(models={"m": ImaginaryModel()}, beat=lambda: beats.append(1))
+    assert len(beats) == 16
 
 
 class OneBadSize(ImaginaryRuntime):

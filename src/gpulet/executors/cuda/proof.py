@@ -25,8 +25,8 @@ _ROWS = 4
 """A batch that is a batch, and quick."""
 
 
-def prove(open_gpu: OpenGpu, asked: Prove, clock: Callable[[], Instant]) -> Iterator[Shown]:
-    """Everything, one by one. On the thread that is to hold the GPU."""
+def prove(open_gpu: OpenGpu, asked: Prove, clock: Callable[[], Instant], alive: Callable[[], None]) -> Iterator[Shown]:
+    """Everything, one by one, on the thread that is to hold the GPU. `alive` is called within what takes long."""
     began = clock()
     try:
         driver, runtime = open_gpu()
@@ -37,7 +37,7 @@ def prove(open_gpu: OpenGpu, asked: Prove, clock: Callable[[], Instant]) -> Iter
     cache = GraphCache(ContextPool(driver, layout), runtime, open_ledger(driver))
     try:
         yield _groups(driver, layout, asked.kind, clock() - began)
-        yield from _Proof(cache, asked, clock).shown()
+        yield from _Proof(cache, asked, clock, alive).shown()
         driver.close()
     except DeviceLost as error:
         yield _no("device", error)
@@ -48,6 +48,7 @@ class _Proof:
     cache: GraphCache
     asked: Prove
     clock: Callable[[], Instant]
+    alive: Callable[[], None]
 
     def shown(self) -> Iterator[Shown]:
         """All that comes after the split."""
@@ -101,6 +102,7 @@ class _Proof:
             off[layout.sms(interval)] = cache.error(key)
             if key != kept:
                 cache.drop(key)
+            self.alive()
         sms, worst = max(off.items(), key=lambda pair: inf if isnan(pair[1]) else pair[1])
         says = (
             f"{len(off)} sizes, worst {worst:.2g} off the whole GPU at {sms} SMs, {TOLERANCE:g} allowed, batch {rows}"

@@ -7,14 +7,14 @@ at once; its front-end hears that from the socket.
 
 import asyncio
 import gc
-import importlib
 import mmap
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from time import monotonic_ns
 from typing import NoReturn, assert_never
@@ -22,11 +22,11 @@ from typing import NoReturn, assert_never
 import msgspec
 
 from gpulet.core.messages import Carve, Event, Finished, GpuletDown, GpuletUp, RunFailed, Start
-from gpulet.device import Kind
 from gpulet.errors import GpuletError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Payload, Signature
 from gpulet.executors.cuda.proof import prove
-from gpulet.executors.green import Green, OpenGpu
+from gpulet.executors.cuda.starting import OpenModels, enter, find_opener, import_all
+from gpulet.executors.green import Green
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
     Assign,
@@ -43,14 +43,12 @@ from gpulet.executors.wire import (
     Refused,
     Returned,
     RunBatch,
+    Shown,
     Told,
     ToWorker,
-    WorkerModel,
     align,
 )
 
-OpenModels = Callable[[Sequence[WorkerModel], Kind], OpenGpu]
-"""What opens the GPU, planned as one of that kind, with runtimes of these models; called once the environment is set."""
 _SWITCH_S = 2e-4
 """How long a thread may keep the interpreter while another waits for it: batches are of milliseconds."""
 
@@ -120,18 +118,23 @@ class GpuWorker:
 
     async def _prove(self, message: Prove) -> None:
         """All of it on one thread, which holds the GPU; what is shown is said as it is, for a GPU may hang."""
-        _enter(message.environment)
+        enter(message.environment)
         await asyncio.to_thread(self._show, message)
         self._say(Proven())
 
     def _show(self, message: Prove) -> None:
         """Sent from here, since the next step may end the process; a front-end that is gone is noticed by the loop."""
-        for shown in prove(self._open_models(message.models, message.kind), message, monotonic_ns):
+
+        def say(word: Shown | Told) -> None:
             with suppress(OSError):
-                self._channel.send(self._encoder.encode(shown))
+                self._channel.send(self._encoder.encode(word))
+
+        alive = partial(say, Told("proving", {}))
+        for shown in prove(self._open_models(message.models, message.kind), message, monotonic_ns, alive):
+            say(shown)
 
     async def _occupy(self, message: Occupy) -> None:
-        _enter(message.environment)
+        enter(message.environment)
         self._slot_size = len(self._block) // message.slots
         device = next(d for d in message.plan.devices if d.index == message.device)
         self._device = device.index
@@ -258,24 +261,10 @@ class GpuWorker:
             self._ended.set()
 
 
-def _enter(environment: Mapping[str, str]) -> None:
-    """Before CUDA starts; what names somebody else's MPS daemon goes, since a foreign share would apply."""
-    for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
-        del os.environ[name]
-    os.environ.update(environment)
-
-
 def _end() -> NoReturn:
     """Without tidying up: a lost device would hang in it."""
     sys.stderr.flush()
     os._exit(1)
-
-
-def find_opener(name: str) -> OpenModels:
-    """`module:function` of ours, imported before there is anything to do."""
-    module, _, function = name.partition(":")
-    found: OpenModels = getattr(importlib.import_module(module), function)
-    return found
 
 
 async def _main(channel: int, block: int, opener: str) -> None:
@@ -283,15 +272,10 @@ async def _main(channel: int, block: int, opener: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`worker CHANNEL_FD BLOCK_FD OPENER RUNTIMES...`: two files inherited, what makes a GPU, modules to import at once.
-
-    A runtime that is not installed is told by the models that need it.
-    """
+    """`worker CHANNEL_FD BLOCK_FD OPENER RUNTIMES...`: two files inherited, what makes a GPU, modules to import at once."""
     channel, block, opener, *runtimes = arguments
     sys.setswitchinterval(_SWITCH_S)
-    for runtime in runtimes:
-        with suppress(ImportError):
-            importlib.import_module(runtime)
+    import_all(runtimes)
     asyncio.run(_main(int(channel), int(block), opener))
 
 
