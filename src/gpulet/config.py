@@ -52,6 +52,11 @@ class DeviceSection(_Section):
         description='mechanism mig: SMs by MIG type as the device reports them, {"1g.23gb" = 18}; left out: on record',
     )
     profile: str = Field("", description="a profile table, relative to this file; left out: the profile store")
+    fit: Literal["", "half", "single"] = Field(
+        "",
+        description="fill a table of few points by the analytic model, fitted to them, where points held out accept it; the "
+        "precision that was measured",
+    )
     contention: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="mechanism whole: extra slowdown by each overlapping run"
     )

@@ -162,6 +162,10 @@ def _system(config: FleetFile, override: str) -> System:
 
 def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:
     _only("kind", [s.kind for s in sections])
+    _only("fit", [s.fit for s in sections])
+    if sections[0].fit and sections[0].kind == "cpu":
+        msg = "fit: the analytic model is of GPUs; measure a CPU with `gpulet profile`"
+        raise ConfigError(msg)
     _only("mig_sms", [str(dict(sorted(s.mig_sms.items()))) for s in sections])
     devices: list[Device] = []
     for section in sections:

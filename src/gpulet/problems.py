@@ -16,6 +16,7 @@ from gpulet.plan import Plan
 from gpulet.profile import Point, Profile, Statistic
 from gpulet.profiletable import parse_profile
 from gpulet.roofline.analytic import analytic
+from gpulet.roofline.few import filled_from_few
 from gpulet.rows import SINGLE, RowDistribution, parse_rows
 from gpulet.units import MIB, MS, SECOND, Duration, from_ms
 
@@ -50,7 +51,13 @@ def load_profile(site: Site) -> Profile:
         where = site.profile_path or "the profile store"
         msg = f"no profile for {', '.join(missing)} in {where}; measure with `gpulet profile`, or bring a table with `gpulet import-profile`"
         raise ProfileError(msg)
-    return profile
+    return _filled(site, profile)
+
+
+def _filled(site: Site, profile: Profile) -> Profile:
+    """With latencies of all sizes, where the fleet asks for it."""
+    precision, device = site.config.devices[0].fit, site.devices[0]
+    return filled_from_few(profile, device.kind, device.sizes(), precision) if precision else profile
 
 
 def _is_computed(site: Site) -> bool:

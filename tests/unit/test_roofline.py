@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,3 +251,34 @@ def test_a_table_is_never_called_analytic(fleet, gpulet, tmp_path):
     code, out, err = gpulet("plan", path, "--json", "--system", "elastic")
     assert (code, err) == (0, "")
     assert "analytic" not in json.loads(out)
+
+
+@pytest.mark.slow
+def test_a_table_of_few_points_is_filled_where_its_fit_is_accepted(fleet, gpulet, tmp_path):
+    """Points of the form itself for a model on record; one that is not, and one whose points are no curve, stay."""
+    kind = find_kind("h200-141gb")
+    true = analytic(kind, sizes(kind, Mechanism.GREEN), ["resnet50"])
+    spots = [(s, n) for s in (8, 32, 64, 128) for n in (1, 8, 32)]
+    rows = [f"resnet50,{s},{n},{true.latency('resnet50', s, n) / MS}" for s, n in spots]
+    rows += [f"mine,{s},{n},{n}" for s, n in spots]
+    rows += [f"vgg16,{s},{n},{1 + 7 * (i % 2)}" for i, (s, n) in enumerate(spots)]
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\n" + "\n".join(rows) + "\n")
+    others = '\n[[models]]\nname = "mine"\nslo_ms = 200\nrate = 1\n[[models]]\nname = "vgg16"\nslo_ms = 200\nrate = 1\n'
+    path = fleet('executor = "simulated"', 'executor = "simulated"\nprofile = "p.csv"\nfit = "half"')
+    Path(path).write_text(Path(path).read_text() + others)
+    profile = load_profile(open_site(Path(path)))
+    assert profile.analytic == "latencies of resnet50 are analytic, fitted to few points; measured: mine, vgg16"
+    assert profile.sizes("resnet50") == tuple(range(8, 129, 8))
+    assert profile.latency("resnet50", 48, 16) == pytest.approx(true.latency("resnet50", 48, 16), rel=0.05)
+    assert profile.sizes("mine") == profile.sizes("vgg16") == (8, 32, 64, 128)
+    code, out, err = gpulet("plan", path, "--json", "--system", "elastic")
+    assert (code, err.count("analytic: latencies of resnet50")) == (0, 1)
+
+
+def test_a_fit_is_refused_for_cores_and_for_kinds_that_are_not_on_record(fleet, tmp_path):
+    with pytest.raises(ConfigError, match="fit: the analytic model is of GPUs"):
+        open_site(fleet('kind = "h200-141gb"\nmechanism = "green"', 'kind = "cpu"\ncores = 2\nfit = "half"'))
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nresnet50,56,1,1\n")
+    fit = 'kind = "a30"\nmechanism = "green"\nprofile = "p.csv"\nfit = "single"'
+    with pytest.raises(ConfigError, match="device kind a30 are not on record"):
+        load_profile(open_site(fleet('kind = "h200-141gb"\nmechanism = "green"', fit)))
