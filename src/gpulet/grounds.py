@@ -38,6 +38,9 @@ def ground_of(site: Site) -> Ground:
     if site.executor == "cpu":
         return Cores(usable_cores())
     match site.devices[0].mechanism:
+        case Mechanism.MPS | Mechanism.MIG if visible() is not None:
+            msg = "CUDA_VISIBLE_DEVICES is set, and under mps and mig GPUs are counted as NVML does: unset it"
+            raise Unusable(msg)
         case Mechanism.MPS:
             return MpsGround(open_nvml, _daemons(), Options(_memory(site)))
         case Mechanism.MIG:
@@ -45,7 +48,7 @@ def ground_of(site: Site) -> Ground:
             permission = Permission(frozenset(site.config.server.carve_mig), open_for_carving, noted)
             return MigGround(open_nvml, permission, _daemons() if find_binary() else None)
         case _:
-            return Gpus(visible())
+            return Gpus(visible() if site.executor == "gpu" else None)
 
 
 def _daemons() -> Daemons:
@@ -60,7 +63,7 @@ def _memory(site: Site) -> dict[str, int]:
     return {section.name: round(section.memory_mib * MIB) for section in site.sections}
 
 
-def visible() -> tuple[str, ...]:
-    """The GPUs that whoever started us allowed, in the order of device indices."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return tuple(name.strip() for name in named.split(",") if name.strip())
+def visible() -> tuple[str, ...] | None:
+    """The GPUs that whoever started us allowed, in the order of device indices; None where nobody said."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if named is None else tuple(name.strip() for name in named.split(",") if name.strip())

@@ -127,12 +127,21 @@ def read_plan(text: bytes, problem: Problem, source: str) -> Plan:
     return plan
 
 
+def _refuse_other_cut(doc: PlanDoc, problem: Problem, source: str) -> None:
+    """The mechanism is the fleet's to choose: what serves stands on it. Uncut plans are drawn on devices that could be cut."""
+    for here, there in zip(problem.devices, doc.devices, strict=True):
+        if there.mechanism not in {here.mechanism, Mechanism.WHOLE}:
+            msg = f"{source}: device {here.index} is cut by {there.mechanism} there, by {here.mechanism} in the fleet"
+            raise PlanError(msg)
+
+
 def _plan(doc: PlanDoc, problem: Problem, source: str) -> Plan:
     kinds = [d.kind for d in doc.devices]
     if kinds != [d.kind.name for d in problem.devices]:
         here = _counted([d.kind.name for d in problem.devices])
         msg = f"{source}: made for {_counted(kinds)}, the fleet has {here}"
         raise PlanError(msg)
+    _refuse_other_cut(doc, problem, source)
     devices = tuple(replace(d, mechanism=x.mechanism) for d, x in zip(problem.devices, doc.devices, strict=True))
     return Plan(
         devices,

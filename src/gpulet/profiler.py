@@ -37,6 +37,8 @@ P99_SAMPLES = 300
 _LEAST_SAMPLES = 5
 _WARM_RUNS = 3
 _PATIENCE_S = 60.0
+_LOADING_S = 600.0
+"""Many graphs of a large model take minutes."""
 _ROUNDS = 3
 _MOST_CONTENDERS = 8
 
@@ -91,9 +93,9 @@ class Bench:
     async def load(self, task: ToWorker) -> Ready | Recutted:
         """Take on a task of one model; raises `ModelError` when it cannot be loaded, `Unusable` when nothing can be."""
         self._worker.send(task)
-        ready = await self._hear()
+        ready = await self._hear(_LOADING_S)
         if isinstance(ready, Refused):
-            raise Unusable(ready.error)
+            raise Unusable(ready.error) if ready.is_final else ModelError(ready.error)
         assert isinstance(ready, Ready | Recutted)
         (model,) = ready.models
         if model.error:
@@ -135,13 +137,13 @@ class Bench:
         """Stop the worker."""
         await self._worker.close()
 
-    async def _hear(self) -> FromWorker:
+    async def _hear(self, patience_s: float = _PATIENCE_S) -> FromWorker:
         """The next message that is an answer."""
         while True:
             try:
-                heard = await asyncio.wait_for(self._heard.get(), _PATIENCE_S)
+                heard = await asyncio.wait_for(self._heard.get(), patience_s)
             except TimeoutError:
-                msg = f"no answer within {_PATIENCE_S:g} s"
+                msg = f"no answer within {patience_s:g} s"
                 raise ModelError(msg) from None
             if heard is None:
                 msg = "its worker died (out of memory?)"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gpulet.device import Kind
 from gpulet.doctor import Check, Verdict
 from gpulet.errors import Unusable
-from gpulet.executors.gpus import Gpus
+from gpulet.executors.gpus import REAL, Gpus
 from gpulet.executors.process import Program, WorkerProcess
 from gpulet.executors.wire import FromWorker, Prove, Proven, Refused, Shown, WorkerModel
 from gpulet.fleetfile import Site
@@ -35,7 +35,7 @@ def prove_green(
     gpus: Sequence[tuple[int, Kind]], models: Sequence[WorkerModel], program: Program, *, is_asked: bool, note: str = ""
 ) -> tuple[Check, ...]:
     """Every check on every GPU, all at the same time; `note` stands at each line's end."""
-    asks = [(index, _ask(index, kind, models)) for index, kind in gpus]
+    asks = [(index, _ask(index, kind, models, program)) for index, kind in gpus]
 
     async def all_of_them() -> list[list[Check]]:
         return await asyncio.gather(*(_checks(index, ask, program, is_asked=is_asked) for index, ask in asks))
@@ -44,9 +44,11 @@ def prove_green(
     return tuple(replace(check, says=f"{check.says}{note}") for check in found)
 
 
-def _ask(index: int, kind: Kind, models: Sequence[WorkerModel]) -> Prove | Unusable:
+def _ask(index: int, kind: Kind, models: Sequence[WorkerModel], program: Program) -> Prove | Unusable:
     try:
-        return Prove(Gpus(visible()).environment(index), kind, tuple(models))
+        return Prove(
+            Gpus(visible() if program.arguments[:1] == REAL.arguments else None).environment(index), kind, tuple(models)
+        )
     except Unusable as error:
         return error
 

@@ -141,6 +141,9 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
     front = Front(live, catalog, _http_limits(site))
     http = HttpServer(front, make_registry(metrics, served, scheduler.fleet), sockets)
+    for here, planned in zip(site.devices, plan.devices, strict=True):
+        if here.mechanism is not planned.mechanism:
+            tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
@@ -169,7 +172,7 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
     workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
-    catalog.signatures, catalog.refused = workers.signatures, workers.refused
+    catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     return workers
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -404,5 +405,128 @@ def test_a_gpulet_that_died_while_another_plan_came_into_force_gets_a_worker_of_
             await bench.until(GpuletUp)
             await bench.serves(1)
             assert bench.workers.stations[1].post.gpulets == (bench.workers.plan.gpulets[1],)
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_dies_while_a_batch_is_parked_for_it_gives_both_batches_back_once():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            pid = bench.workers.pids[0]
+            os.kill(pid, signal.SIGSTOP)
+            bench.start(0)
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 64), 20 * SECOND))
+            await bench.soon(lambda: bench.workers.stations[0].parked is not None)
+            bench.start(0)
+            os.kill(pid, signal.SIGKILL)
+            assert (await bench.until(GpuletDown)).gpulet == 0
+            await asyncio.wait((task,))
+            await bench.soon(lambda: bench.workers.stations[0].is_up)
+            await bench.serves(1)
+            assert not any(s.running for s in bench.workers.stations), "what was parked is the core's again"
+
+    asyncio.run(run())
+
+
+def test_a_front_end_that_stood_still_blames_no_worker():
+    async def run():
+        async with carved(plan(64, 64), Alone(), patience=Patience(300 * MS)) as bench:
+            pids = bench.workers.pids
+            batches = {bench.start(0), bench.start(1)}
+            time.sleep(1.0)  # noqa: ASYNC251 (that is the point)
+            assert {(await bench.until(Finished)).batch for _ in batches} == batches
+            await asyncio.sleep(0.6)
+            assert bench.workers.pids == pids
+            assert "batch_hangs" not in bench.events_told()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("ground", [Gpus, Alone])
+def test_a_batch_for_a_gpulet_that_a_recut_took_away_goes_back_to_the_core(ground):
+    async def run():
+        async with carved(plan(64, 64), ground()) as bench:
+            await recut(bench.workers, plan(128))
+            assert (await bench.until(GpuletDown)).gpulet == 1
+            bench.start(1)
+            assert (await bench.until(GpuletDown)).gpulet == 1
+            await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_gpulet_that_was_down_and_is_new_after_a_recut_is_up_for_the_core():
+    async def run():
+        async with carved(plan(64, 64), Alone()) as bench:
+            os.kill(bench.workers.pids[0], signal.SIGKILL)
+            assert (await bench.until(GpuletDown)).gpulet == 0
+            bench.workers.stations[0].pause_s = 60.0
+            await recut(bench.workers, plan(32, 64))
+            assert (await bench.until(GpuletUp)).gpulet == 0
+            await bench.serves(0)
+
+    asyncio.run(run())
+
+
+def test_a_recut_that_is_cancelled_leaves_the_plan_in_force_serving():
+    async def run():
+        async with carved(plan(64, 64)) as bench:
+            pid = bench.workers.pids[0]
+            os.kill(pid, signal.SIGSTOP)
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 96)))
+            await bench.soon(lambda: bench.workers.stations[0].asked is not None)
+            task.cancel()
+            await asyncio.wait((task,))
+            for _ in range(2):
+                await bench.until(GpuletUp)
+            assert bench.workers.pids[0] != pid
+            await bench.serves(0)
+            await bench.serves(1, "deep")
+            await recut(bench.workers, plan(32, 96))
+            await bench.serves(1)
+
+    asyncio.run(run())
+
+
+def test_a_quarantine_outlives_a_recut():
+    async def run():
+        async with carved(plan(64, 64)) as bench:
+            for _ in range(2):
+                bench.start(0, fill=POISON)
+                await bench.until(GpuletDown)
+                for _ in range(2):
+                    await bench.until(GpuletUp)
+            await recut(bench.workers, plan(32, 96))
+            assert "quarantined" in bench.workers.refused["plain"]
+            batch = bench.start(1, "plain")
+            assert await bench.until((RunFailed, Finished)) == RunFailed(batch)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_cannot_be_shown_right_is_refused_by_name_and_its_neighbours_serve():
+    async def run():
+        off = Turn("off", 4, 1.0, MS)
+        async with carved(plan(64, 64, turns=(PLAIN, off)), names=("plain", "off")) as bench:
+            assert "off the whole GPU" in bench.workers.refused["off"]
+            assert not bench.given_up
+            await bench.serves(1)
+
+    asyncio.run(run())
+
+
+def test_workers_end_with_the_server_even_in_a_recut():
+    async def run():
+        ground = Alone()
+        async with carved(plan(64, 64), ground) as bench:
+            os.kill(bench.workers.pids[0], signal.SIGSTOP)
+            bench.start(0)
+            task = asyncio.ensure_future(recut(bench.workers, plan(32, 96), 20 * SECOND))
+            await bench.soon(lambda: len(ground.proven) == 4)
+            os.kill(bench.workers.pids[0], signal.SIGCONT)
+            task.cancel()
+            pids = [pid for _, pid in ground.proven]
+        await asyncio.wait((task,))
+        await bench.soon(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids))
 
     asyncio.run(run())

@@ -1,6 +1,6 @@
 """What is served, as the protocol's users see it: names, versions, signatures, readiness."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gpulet.core.fleet import Fleet
@@ -30,13 +30,15 @@ class Catalog:
     fleet: Fleet
     is_open: bool = False
     applications: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    serves: Callable[[str], bool] = field(default=lambda _: True)
+    """Whether the executor has a model up that no gpulet hosts."""
 
     def is_ready(self, name: str) -> bool:
         """Whether a request for this model would be run now: loaded somewhere that is up."""
         if name in self.applications:
             return all(self.is_ready(model) for model in self.applications[name])
         hosts = [g for g in self.fleet.gpulets if name in g.planned.models]
-        return name in self.signatures and (not hosts or any(g.is_up for g in hosts))
+        return name in self.signatures and (any(g.is_up for g in hosts) if hosts else self.serves(name))
 
     @property
     def is_carved(self) -> bool:

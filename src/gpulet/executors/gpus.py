@@ -29,17 +29,18 @@ _BEFORE_CUDA: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_DEVICE_MAX_CONNE
 
 
 class Gpus:
-    """The machine's GPUs. `visible`: what this process was allowed to see, as CUDA_VISIBLE_DEVICES has it; none: all."""
+    """The machine's GPUs. `visible`: those that this process may see, as CUDA_VISIBLE_DEVICES has them; None: all."""
 
-    def __init__(self, visible: Sequence[str] = ()) -> None:
-        self._visible = tuple(visible)
+    def __init__(self, visible: Sequence[str] | None = None) -> None:
+        self._visible = visible
         self._sms: dict[int, int] = {}
 
     def prepare(self, plan: Plan) -> tuple[Post, ...]:
-        """A post for each device; the worker cuts it. Raises `Unusable` for a device that may not be seen."""
+        """A post for each device that is planned with; the worker cuts it. Raises `Unusable` for a device that may not be seen."""
         self._sms = {device.index: device.kind.sms for device in plan.devices}
         posts: list[Post] = []
-        for device in plan.devices:
+        used = {g.device for g in plan.gpulets} | {resident.device for resident in plan.residents}
+        for device in (d for d in plan.devices if d.index in used):
             mine = tuple(g for g in plan.gpulets if g.device == device.index)
             posts.append(Post(device.index, mine, self.environment(device.index)))
         return tuple(posts)
@@ -65,7 +66,7 @@ class Gpus:
         """As `settle`."""
 
     def _name(self, index: int) -> str:
-        if not self._visible:
+        if self._visible is None:
             return str(index)
         if index >= len(self._visible):
             msg = f"device {index} is planned, CUDA_VISIBLE_DEVICES shows {len(self._visible)}"

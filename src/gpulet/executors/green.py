@@ -24,7 +24,7 @@ from gpulet.executors.cuda.layout import Interval, lay_out, uncut
 from gpulet.executors.cuda.ledger import open_ledger
 from gpulet.executors.cuda.ports import CudaDriver
 from gpulet.executors.cuda.runtime import Answered, Graph, ModelRuntime, Tensors
-from gpulet.plan import Plan
+from gpulet.plan import GpuletId, Plan
 from gpulet.units import SECOND, Duration
 
 OpenGpu: TypeAlias = Callable[[], tuple[CudaDriver, ModelRuntime]]
@@ -108,6 +108,9 @@ class Green:
     def start(self, command: Start) -> None:
         """Replay the batch's graph on its gpulet's thread; while that is re-cut it waits for what comes after."""
         if self._is_over:  # GpuletDown is on its way
+            return
+        if isinstance(command.on, GpuletId) and command.on not in self._cut.stations:  # a re-cut has taken it away
+            self._emit(GpuletDown(command.on))
             return
         try:
             replay = self._cut.start(command)
@@ -259,8 +262,7 @@ class Green:
         if isinstance(error, DeviceLost):
             self._lose(error)
             return
-        for replay in self._cut.finish(start.batch):
-            self._launch(replay)
+        begun = self._cut.finish(start.batch)
         self._batch_ended.set()
         if isinstance(error, GpuletError):
             self._fail(start.batch, error)
@@ -270,6 +272,8 @@ class Green:
         else:
             self._results[start.batch] = (start.model, running.result())
             self._emit(Finished(start.batch))
+        for replay in begun:  # only now: it may be of the same graph, whose outputs have been read
+            self._launch(replay)
 
     def _fail(self, batch: BatchId, error: GpuletError) -> None:
         self._tell("run_failed", batch=batch, error=str(error))

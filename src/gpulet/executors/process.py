@@ -9,12 +9,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from gpulet.errors import Unusable
 from gpulet.executors.wire import LARGEST_MESSAGE, FromWorker, ToWorker
 from gpulet.units import MIB
 
@@ -67,14 +69,26 @@ class WorkerProcess:
         self._loop.add_reader(ours.fileno(), self._readable)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has not been told to end, nor ended."""
+        return self._is_open
+
+    @property
     def pid(self) -> int:
         """Of the child."""
         return self._child.pid
 
     def send(self, message: ToWorker) -> None:
-        """Give the child something to do. A child that is gone is told by `gone`, not here."""
+        """Give the child something to do. A child that is gone is told by `gone`, not here.
+
+        Raises `Unusable` for a message that is too long for the socket.
+        """
+        data = _encoder.encode(message)
+        if len(data) > LARGEST_MESSAGE:
+            msg = f"a worker's task of {len(data)} bytes: {LARGEST_MESSAGE} at most; serve fewer models, or less of a plan"
+            raise Unusable(msg)
         try:
-            self._socket.send(_encoder.encode(message))
+            self._socket.send(data)
         except OSError:
             self._loop.call_soon(self._lost)
 
@@ -89,16 +103,20 @@ class WorkerProcess:
             return
         except OSError:
             data = b""
-        if data:
-            self.hear(_decoder.decode(data))
-        else:
+        try:
+            message = _decoder.decode(data) if data else None
+        except msgspec.DecodeError:  # cut off: longer than any message of ours
+            message = None
+        if message is None:
             self._lost()
+        else:
+            self.hear(message)
 
     def _lost(self) -> None:
         if self._is_open:
             self._detach()
             self._child.kill()
-            self._child.wait()
+            threading.Thread(target=self._child.wait, daemon=True).start()  # one that holds a GPU may take seconds
             self.gone()
 
     def _detach(self) -> None:

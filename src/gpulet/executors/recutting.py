@@ -22,6 +22,9 @@ from gpulet.executors.workers import Workers
 from gpulet.plan import GpuletId, Plan
 from gpulet.units import SECOND, Duration
 
+_LONGEST_S = 600.0
+"""For building: many graphs of large models take minutes."""
+
 
 async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Times:
     """Bring `plan` into force. Raises `PlanError`, `Unusable`, `ModelError`: then the old plan still is.
@@ -34,16 +37,17 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
     old, began = workers.plan, workers.timer.now()
     posts = await workers.on_ground(partial(workers.ground.prepare, plan))
     change = _match(workers.stations, posts, old, plan)
+    moved: dict[Station, WorkerProcess] = {}
     try:
-        built = await _build(workers, change, plan, patience)
+        built = await _build(workers, change, plan, patience, moved)
         build = workers.timer.now() - began
         await _drain(workers, change.gone, patience)
         _refuse_dead(built.holders)
     except (GpuletError, asyncio.CancelledError):
-        await _undo(workers, change, old, patience)
+        await _undo(workers, change, old, patience, moved)
         raise
     drain = workers.timer.now() - began - build
-    swap = _swap(workers, change, plan)
+    swap = _swap(workers, change, old, plan)
     await asyncio.gather(*(_dismiss(station) for station in change.gone))
     await workers.on_ground(partial(workers.ground.settle, plan))
     if built.answers:  # posts that re-cut themselves know their times better
@@ -104,23 +108,29 @@ def _places(post: Post) -> list[tuple[GpuletId, int, int, int, list[tuple[str, i
     return [(g.id, g.size.sms, g.offset, g.process, sorted((t.model, t.batch) for t in g.turns)) for g in post.gpulets]
 
 
-async def _build(workers: Workers, change: _Change, plan: Plan, patience: Duration) -> _Built:
+async def _build(
+    workers: Workers, change: _Change, plan: Plan, patience: Duration, moved: dict[Station, WorkerProcess]
+) -> _Built:
+    """New posts first, since nothing is in force yet by them; then the others all at once. `moved` are those that did."""
     loop = asyncio.get_running_loop()
-    answers: list[asyncio.Future[Recutted | None]] = []
     for station in change.fresh:
         station.asked = loop.create_future()
-        answers.append(station.asked)
         workers.man(station, plan)
     holders = {station: station.worker for station in change.fresh if station.worker}
-    await _all(answers)
+    await _answers([station.asked for station in change.fresh if station.asked])
     done: list[Recutted] = []
-    for station, _ in change.inner:
-        answer = await _ask(station, plan, patience)
+
+    async def move(station: Station) -> None:
+        done.append(await _ask(station, plan, patience))
+        workers.shelf.learn(station, done[-1].models, workers.stations)
         if station.worker:
-            holders[station] = station.worker
-        workers.shelf.learn(station, answer.models, workers.stations)
-        done.append(answer)
-    return _Built(done, holders)
+            moved[station] = station.worker
+
+    ends = await asyncio.gather(*(move(station) for station, _ in change.inner), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+    return _Built(done, {**holders, **moved})
 
 
 def _refuse_dead(holders: Mapping[Station, WorkerProcess]) -> None:
@@ -138,18 +148,23 @@ async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
         raise Unusable(msg)
     station.asked = asyncio.get_running_loop().create_future()
     station.worker.send(Recut(plan, patience))
-    answer = await station.asked
+    (answer,) = await _answers([station.asked])
     station.asked = None
     assert answer, "a worker answers a re-cut"
     return answer
 
 
-async def _all(answers: Iterable["asyncio.Future[Recutted | None]"]) -> None:
+async def _answers(asked: Sequence["asyncio.Future[Recutted | None]"]) -> "list[Recutted | None]":
     """Wait for every one, then raise what the first unlucky one says: nothing may still be on its way."""
-    ends = await asyncio.gather(*answers, return_exceptions=True)
+    try:
+        ends = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), _LONGEST_S)
+    except TimeoutError:
+        msg = f"re-cut given up: a worker was not ready within {_LONGEST_S:g} s"
+        raise Unusable(msg) from None
     for end in ends:
         if isinstance(end, BaseException):
             raise end
+    return [end for end in ends if not isinstance(end, BaseException)]
 
 
 async def _drain(workers: Workers, gone: Iterable[Station], patience: Duration) -> None:
@@ -169,7 +184,8 @@ async def _ended(workers: Workers, gone: Iterable[Station]) -> None:
         await workers.batch_ended.wait()
 
 
-def _swap(workers: Workers, change: _Change, plan: Plan) -> Duration:
+def _swap(workers: Workers, change: _Change, old: Plan, plan: Plan) -> Duration:
+    """From here on the new posts serve; the core hears of gpulets that it knows: those that are gone, those that are new."""
     began = workers.timer.now()
     for station, post in (*change.kept, *change.inner):
         station.post = post
@@ -178,6 +194,12 @@ def _swap(workers: Workers, change: _Change, plan: Plan) -> Duration:
     staying = [station for station, _ in (*change.kept, *change.inner)]
     workers.plan = plan
     workers.take_over((*staying, *change.fresh))
+    known, planned = {g.id for g in old.gpulets}, {g.id for g in plan.gpulets}
+    for lost in sorted(known - planned):
+        workers.emit(GpuletDown(lost))
+    for gpulet in (g for station in change.fresh for g in station.post.gpulets):
+        if gpulet.id in known:
+            workers.emit(GpuletUp(gpulet.id))
     _resume(workers, change.gone)
     return workers.timer.now() - began
 
@@ -202,19 +224,35 @@ def _give_back(workers: Workers, start: Start, *, is_up: bool) -> None:
         workers.emit(GpuletUp(start.on))
 
 
-async def _undo(workers: Workers, change: _Change, old: Plan, patience: Duration) -> None:
+async def _undo(
+    workers: Workers, change: _Change, old: Plan, patience: Duration, moved: Mapping[Station, WorkerProcess]
+) -> None:
     """New workers go, posts that have re-cut themselves go back, what was parked runs where it would have."""
     _resume(workers, change.gone)
     for station in change.fresh:  # they may be busy loading, and are not given the time to end it
         await workers.take_off(station)
     await asyncio.gather(*(_dismiss(station) for station in change.fresh))
     for station, _ in change.inner:
-        if station.asked is None and station.is_up:
-            with suppress(GpuletError):  # its worker is lost then, and its successor carves the old plan
-                answer = await _ask(station, old, patience)
-                workers.shelf.learn(station, answer.models, workers.stations)
-        station.asked = None
+        await _send_back(workers, station, old, patience, moved.get(station))
     await workers.on_ground(partial(workers.ground.settle, old))
+
+
+async def _send_back(
+    workers: Workers, station: Station, old: Plan, patience: Duration, moved: WorkerProcess | None
+) -> None:
+    """Where nobody knows which plan its worker is in, it ends: its successor carves the old one."""
+    is_unknown = station.asked is not None and station.asked.cancelled()
+    station.asked = None
+    worker = station.worker
+    if worker and worker is moved:
+        try:
+            answer = await _ask(station, old, patience)
+            workers.shelf.learn(station, answer.models, workers.stations)
+        except GpuletError:
+            station.asked = None
+            is_unknown = station.worker is worker
+    if worker and is_unknown:
+        worker.kill()
 
 
 async def _dismiss(station: Station) -> None:

@@ -15,6 +15,7 @@ class Shelf:
         self.signatures: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
         self._models = dict(models)
+        self._quarantined: set[str] = set()
         self._tell = tell
 
     def all(self) -> tuple[WorkerModel, ...]:
@@ -39,7 +40,7 @@ class Shelf:
 
         A model is refused by name while no post has it.
         """
-        told, stations = list(models), list(stations)
+        told, stations = [m for m in models if m.name not in self._quarantined], list(stations)
         loaded = [m for m in told if not m.error]
         station.loaded = {m.name for m in loaded}
         self.signatures.update({m.name: m.signature for m in loaded})
@@ -54,6 +55,7 @@ class Shelf:
     def quarantine(self, model: str, stations: Iterable[Station]) -> None:
         """No worker gets it any more."""
         self._models.pop(model, None)
+        self._quarantined.add(model)
         self.refused[model] = "quarantined: its worker died twice of the same request"
         self._tell("model_quarantined", model=model)
         for station in stations:

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 _STABLE: Duration = 10 * SECOND
 """A worker that lived this long did not die of its own start."""
-_MOST_SUSPECTS = 1000
+_MEMORY: Duration = 60 * SECOND
 
 
 @dataclass(slots=True)
@@ -86,10 +85,11 @@ class Station:
         self._up_since = now
 
     def fall(self, now: Instant) -> list[Running]:
-        """Its worker is gone; what it ran."""
+        """Its worker is gone; what it ran. What was parked is the core's again, as what ran is."""
         self._was_stable = self.is_up and now - self._up_since >= _STABLE
         ran = list(self.running.values())
         self.running.clear()
+        self.parked = None if self.parked is None else []
         self.worker = None
         self.is_up = False
         return ran
@@ -107,6 +107,7 @@ class Station:
     def pause(self) -> float:
         """How long to wait before the next worker starts: twice as long each time, not at all after one that was stable."""
         if self._was_stable:
+            self._was_stable = False
             self.pause_s = FIRST_PAUSE_S
             return 0.0
         pause_s, self.pause_s = self.pause_s, min(2 * self.pause_s, LONGEST_PAUSE_S)
@@ -117,26 +118,39 @@ class Suspects:
     """Requests that were running when their worker died, by model and contents, until one like it ran well.
 
     The core tries a request once more after its worker's death; one that runs in two deaths convicts its model, unless
-    others did the same: then nobody knows whose fault it was.
+    others did the same: then nobody knows whose fault it was. After a minute nobody remembers.
     """
 
     def __init__(self) -> None:
-        self._accused: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._accused: dict[str, dict[bytes, Instant]] = {}
 
-    def accuse(self, ran: Iterable[Running]) -> str:
+    def accuse(self, ran: Iterable[Running], now: Instant) -> str:
         """These were running at a death; the model that is convicted by it, empty for none."""
-        seen = {(batch.start.model, _digest(payload)) for batch in ran for payload in batch.payloads}
-        again = {model for model, digest in seen if (model, digest) in self._accused}
-        self._accused.update(dict.fromkeys(seen))
-        while len(self._accused) > _MOST_SUSPECTS:
-            self._accused.popitem(last=False)
+        self._forget(now)
+        again: set[str] = set()
+        for batch in ran:
+            known = self._accused.setdefault(batch.start.model, {})
+            digests = [_digest(payload) for payload in batch.payloads]
+            again |= {batch.start.model} if any(digest in known for digest in digests) else set()
+            known.update(dict.fromkeys(digests, now))
         return again.pop() if len(again) == 1 else ""
 
     def acquit(self, batch: Running) -> None:
         """It ran well."""
-        if self._accused:
-            for payload in batch.payloads:
-                self._accused.pop((batch.start.model, _digest(payload)), None)
+        known = self._accused.get(batch.start.model)
+        if known is None:
+            return
+        for payload in batch.payloads:
+            known.pop(_digest(payload), None)
+        if not known:
+            del self._accused[batch.start.model]
+
+    def _forget(self, now: Instant) -> None:
+        for model, known in tuple(self._accused.items()):
+            fresh = {digest: since for digest, since in known.items() if now - since < _MEMORY}
+            self._accused[model] = fresh
+            if not fresh:
+                del self._accused[model]
 
 
 def _digest(payload: Payload) -> bytes:

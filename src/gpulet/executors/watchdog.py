@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from gpulet.executors.base import Tell, Timer
 from gpulet.executors.stations import Patience, Running, Station
-from gpulet.units import Instant
+from gpulet.units import SECOND, Duration, Instant
 
 _LOOK_S = 0.25
+_OVERSLEPT: Duration = SECOND // 2
 
 
 class Watchdog:
@@ -22,13 +23,17 @@ class Watchdog:
     async def watch(self, stations: Callable[[], Iterable[Station]]) -> None:
         """For ever; `stations` are those of now."""
         while True:
+            before = self._timer.now()
             await asyncio.sleep(_LOOK_S)
             now = self._timer.now()
+            if now - before > _OVERSLEPT:  # we stood still, not the workers: their answers are yet to be read
+                continue
             for station in stations():
-                if self._hangs(station, now):
+                if station.asked is None and self._hangs(station, now):
                     await self._end(station)
 
     def _hangs(self, station: Station, now: Instant) -> bool:
+        """A post that is re-cut is its patience's affair."""
         for batch in station.running.values():
             if self._patience.hangs(batch, now):
                 self._say("batch_hangs", batch, station)

@@ -138,10 +138,11 @@ class Failed(_Message, frozen=True):
 
 
 class Returned(_Message, frozen=True):
-    """After a re-cut no gpulet takes this batch, which had not begun."""
+    """A gpulet takes these batches no more, which had not begun; or, without any, it is up again."""
 
     gpulet: GpuletId
     is_up: bool
+    batches: tuple[int, ...] = ()
 
 
 class Told(_Message, frozen=True):

@@ -97,6 +97,10 @@ class Workers:
         """Models that no worker could load, and why."""
         return self.shelf.refused
 
+    def serves(self, model: str) -> bool:
+        """Whether a worker that is up has it."""
+        return any(station.is_up and model in station.loaded for station in self.stations)
+
     @property
     def pids(self) -> dict[GpuletId, int]:
         """The worker process of each gpulet that has one."""
@@ -113,13 +117,12 @@ class Workers:
     async def _carve(self) -> None:
         try:
             posts = await self.on_ground(partial(self.ground.prepare, self.plan))
-        except GpuletError as error:
+            self.take_over([Station(post) for post in posts])
+            for station in self.stations:
+                self.man(station, self.plan)
+            self._crew.stand_by()
+        except Exception as error:  # noqa: BLE001 (whatever it is, a server that never carves must not look as if it would)
             self._give_up(error)
-            return
-        self.take_over([Station(post) for post in posts])
-        for station in self.stations:
-            self.man(station, self.plan)
-        self._crew.stand_by()
 
     def take_over(self, stations: Iterable[Station]) -> None:
         """These are the posts from here on."""
@@ -132,6 +135,8 @@ class Workers:
         if station is None or not station.is_up:
             if isinstance(command.on, Carve):
                 self.emit(RunFailed(command.batch))  # `worker_died` has told why
+            elif station is None:
+                self.emit(GpuletDown(command.on))  # a re-cut has taken it away
             return  # of a gpulet that died in this turn; GpuletDown is on its way
         if station.parked is None:
             self.run(station, command)
@@ -186,7 +191,7 @@ class Workers:
         for station in self.stations:
             if station.running or not station.is_up:
                 await self.take_off(station)
-        await self._crew.close(s.worker for s in self.stations if s.worker)
+        await self._crew.close()
         await self.on_ground(self.ground.close)
         self._errands.close()
 
@@ -215,7 +220,7 @@ class Workers:
             case Refused():
                 self._refuse(station, message)
             case Returned():
-                self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
+                self._take_back(station, message)
             case Told():
                 self.tell(message.event, **message.fields)
             case Shown() | Proven():
@@ -234,6 +239,14 @@ class Workers:
         self._suspects.acquit(batch)
         self._results[message.batch] = _Finished(batch.start.model, message.shapes, station.slots)
         self.emit(Finished(message.batch))
+
+    def _take_back(self, station: Station, message: Returned) -> None:
+        assert station.slots, "a worker has slots"
+        for batch in message.batches:
+            del station.running[batch]
+            station.slots.free(batch)
+        self.batch_ended.set()
+        self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
 
     def _fail(self, command: Start, error: str) -> None:
         self.tell("run_failed", model=command.model, on=str(command.on), error=error)
@@ -290,6 +303,7 @@ class Workers:
         """Take a dead worker's batches back at once and man the post again."""
         assert station.worker is not None
         self.tell("worker_died", device=station.post.device, pid=station.worker.pid)
+        parked = station.parked or []
         ran = station.fall(self.timer.now())
         station.reply(Unusable("its worker died"))
         self.batch_ended.set()
@@ -297,10 +311,10 @@ class Workers:
             return
         for gpulet in station.post.gpulets:
             self.emit(GpuletDown(gpulet.id))
-        for batch in ran:
-            if isinstance(batch.start.on, Carve):
-                self._fail(batch.start, "its worker died")
-        convicted = self._suspects.accuse(ran)
+        for start in (*(batch.start for batch in ran), *parked):
+            if isinstance(start.on, Carve):
+                self._fail(start, "its worker died")
+        convicted = self._suspects.accuse(ran, self.timer.now())
         if convicted:
             self.shelf.quarantine(convicted, self.stations)
         if not self._is_closing:
@@ -311,21 +325,21 @@ class Workers:
         plan = self.plan
         try:
             posts = await self.on_ground(partial(self.ground.prepare, plan))
-        except GpuletError as error:
-            self.tell("carving_refused", device=station.post.device, error=str(error))
+            if plan is not self.plan:  # a re-cut came between
+                self._errands.do(self._replace(station))
+            elif station in self.stations:  # unless a re-cut has taken its place
+                station.post = next(post for post in posts if is_place_of(station.post, post))
+                self.man(station, plan)
+                self._crew.stand_by()
+        except Exception as error:  # noqa: BLE001 (as in `_carve`: told and tried again, ever more slowly)
+            self.tell("carving_refused", device=station.post.device, error=str(error) or repr(error))
             self._errands.do(self._replace(station))
-            return
-        if plan is not self.plan:  # a re-cut came between
-            self._errands.do(self._replace(station))
-        elif station in self.stations:  # unless a re-cut has taken its place
-            station.post = next(post for post in posts if is_place_of(station.post, post))
-            self.man(station, plan)
-            self._crew.stand_by()
 
     async def _end_worker(self, station: Station) -> None:
-        worker = station.worker
+        """One that answers while the ground is told lives on."""
+        worker, asked = station.worker, set(station.running)
         await self.take_off(station)
-        if worker:
+        if worker and asked & station.running.keys():
             worker.kill()
 
     async def take_off(self, station: Station) -> None:

@@ -6,10 +6,11 @@ process must end.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, product
 from typing import NoReturn
 
-from gpulet.errors import DeviceLost, ModelError, PlanError
+from gpulet.errors import DeviceFull, DeviceLost, GpuletError, ModelError, PlanError, Unproven
 from gpulet.executors.cuda.buddies import Menus, menus
 from gpulet.executors.cuda.graphs import GraphCache
 from gpulet.executors.cuda.layout import Interval, SmLayout
@@ -20,7 +21,7 @@ from gpulet.units import PLAIN, Duration, Instant
 
 Clock = Callable[[], Instant]
 Known = Mapping[str, WorkerModel]
-Bad = Callable[[str, ModelError], None]
+Bad = Callable[[str, GpuletError], None]
 """What is to be done about a model that cannot be captured: leave it out, or raise."""
 
 
@@ -208,20 +209,25 @@ class Builder:
         for key in sorted(wanted, key=lambda key: (-key.bucket, key)):
             if key.model in refused:
                 continue
-            try:
-                self.cache.build(key)
-            except ModelError as error:
-                bad(key.model, error)
-                refused.add(key.model)
-                self._drop([k for k in self.cache.keys if k.model == key.model])
+            self._leave_out(key, partial(self.cache.build, key), bad, refused)
         for key in sorted(set(self.cache.keys).intersection(wanted).difference(before)):
-            self.cache.check(key)
+            if key.model not in refused:
+                self._leave_out(key, partial(self.cache.check, key), bad, refused)
         return frozenset(refused)
 
-    def _raise(self, model: str, error: ModelError) -> NoReturn:
+    def _leave_out(self, key: GraphKey, act: Callable[[], object], bad: Bad, refused: set[str]) -> None:
+        """What one model cannot do, or cannot be shown to do right, or has no memory for, is its own affair."""
+        try:
+            act()
+        except (ModelError, DeviceFull, Unproven) as error:
+            bad(key.model, error)
+            refused.add(key.model)
+            self._drop([k for k in self.cache.keys if k.model == key.model])
+
+    def _raise(self, model: str, error: GpuletError) -> NoReturn:
         raise error
 
-    def _refuse(self, model: str, error: ModelError) -> None:
+    def _refuse(self, model: str, error: GpuletError) -> None:
         self.refused[model] = str(error).removeprefix(f"model {model}: ")
 
     def _drop(self, keys: Iterable[GraphKey]) -> None:

@@ -214,11 +214,15 @@ class TorchRuntime:
         return TorchGraph(key, share.stream, buffers, recorded, self)
 
     def _warm_and_record(self, key: GraphKey, share: Share, pool: _SharePool, buffers: Buffers) -> _Recorded:
-        """What the allocator and the GPU have more, or had at most, when it is done is what the graph needs."""
+        """What the allocator and the GPU have more, or had at most, when it is done is what the graph needs.
+
+        Beside graphs that may be replayed meanwhile, warm-up has memory of its own: to the allocator their scratch is free.
+        """
         device = self.device
         work = _Work(self._residents[key.model], device.where, _tensors(buffers.inputs))
         before = device.usage()
-        with device.allocating(pool.memory), device.tuned(share.sms):
+        own_pool = device.make_pool() if pool.graphs > 1 else None
+        with device.allocating(own_pool or pool.memory), device.tuned(share.sms):
             shapes = self._warm_up(key, work)
         self.driver.drain(share.stream)
         buffers.add_outputs(shapes)
@@ -226,7 +230,7 @@ class TorchRuntime:
         warm, free = device.usage(), self.driver.memory().free
         recorded = self._record(work, share, pool)
         after = device.usage()
-        grown = after.reserved - before.reserved
+        grown = after.reserved - (warm if own_pool else before).reserved
         pool.reserved += grown
         own = max(0, free - self.driver.memory().free - (after.reserved - warm.reserved))
         peak = max(warm.peak, after.peak) - before.allocated

@@ -11,11 +11,10 @@ import mmap
 import os
 import socket
 import sys
+import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from math import prod
 from time import monotonic_ns
 from typing import NoReturn, assert_never
 
@@ -23,7 +22,8 @@ import msgspec
 
 from gpulet.core.messages import Carve, Event, Finished, GpuletDown, GpuletUp, RunFailed, Start
 from gpulet.errors import GpuletError
-from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Payload, Signature
+from gpulet.executors.base import Payload, Signature
+from gpulet.executors.cuda.batches import SlotViews
 from gpulet.executors.cuda.proof import prove
 from gpulet.executors.cuda.starting import OpenModels, enter, find_opener, import_all
 from gpulet.executors.green import Green
@@ -46,19 +46,13 @@ from gpulet.executors.wire import (
     Shown,
     Told,
     ToWorker,
-    align,
 )
+from gpulet.plan import GpuletId
 
+_LAST_S = 5.0
+"""How long what runs may take to end once the front-end is gone."""
 _SWITCH_S = 2e-4
 """How long a thread may keep the interpreter while another waits for it: batches are of milliseconds."""
-
-
-@dataclass(slots=True)
-class _Inputs:
-    """A batch as it stands in its slot: all its rows are of one part."""
-
-    inputs: tuple[Buffer, ...]
-    dims: tuple[tuple[int, ...], ...]
 
 
 class GpuWorker:
@@ -67,13 +61,13 @@ class GpuWorker:
     def __init__(self, channel: socket.socket, block: mmap.mmap, open_models: OpenModels) -> None:
         self._channel = channel
         self._block = memoryview(block)
+        self._slots = SlotViews(self._block, 1)
         self._open_models = open_models
         self._loop = asyncio.get_running_loop()
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
         self._green: Green | None = None
         self._device = 0
-        self._slot_size = len(self._block)
         self._running: dict[int, tuple[RunBatch, int]] = {}
         self._errors: dict[int, str] = {}
         self._is_ready = False
@@ -85,6 +79,9 @@ class GpuWorker:
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._readable)
         await self._ended.wait()
+        last = threading.Timer(_LAST_S, os._exit, (1,))  # a kernel that hangs would keep the GPU for ever
+        last.daemon = True
+        last.start()
         if self._green:
             await self._green.close()
 
@@ -96,7 +93,10 @@ class GpuWorker:
         except OSError:
             data = b""
         if data:
-            self._do(self._decoder.decode(data))
+            try:
+                self._do(self._decoder.decode(data))
+            except Exception as error:  # noqa: BLE001 (a bug of ours: what is asked here must not be left unanswered)
+                self._give_up(error)
             return
         self._loop.remove_reader(self._channel.fileno())
         self._ended.set()
@@ -135,7 +135,7 @@ class GpuWorker:
 
     async def _occupy(self, message: Occupy) -> None:
         enter(message.environment)
-        self._slot_size = len(self._block) // message.slots
+        self._slots = SlotViews(self._block, message.slots)
         device = next(d for d in message.plan.devices if d.index == message.device)
         self._device = device.index
         models = {model.name: model for model in message.models}
@@ -185,14 +185,7 @@ class GpuWorker:
         """A batch's inputs, as they stand in its slot."""
         assert self._green, "a batch before anything is carved"
         message, _ = self._running[batch]
-        offset = message.slot * self._slot_size
-        inputs: list[Buffer] = []
-        tensors = self._green.signatures[message.model].inputs
-        for tensor, shape in zip(tensors, message.shapes, strict=True):
-            size = prod(shape) * DATATYPE_SIZES[tensor.datatype]
-            inputs.append(self._block[offset : offset + size])
-            offset = align(offset + size)
-        return _Inputs(tuple(inputs), message.shapes)
+        return self._slots.inputs(message, self._green.signatures[message.model])
 
     def _hear(self, event: Event) -> None:
         match event:
@@ -204,31 +197,27 @@ class GpuWorker:
             case GpuletUp() if self._is_ready:
                 self._say(Returned(event.gpulet, is_up=True))
             case GpuletDown() if self._is_ready:
-                self._say(Returned(event.gpulet, is_up=False))
+                self._return(event.gpulet)
             case _:
                 pass  # the first carving: `Ready` tells all of it
+
+    def _return(self, gpulet: GpuletId) -> None:
+        """What was asked of a gpulet that takes it no more."""
+        batches = tuple(n for n, (b, _) in self._running.items() if b.gpulet == gpulet and not b.sms)
+        for batch in batches:
+            del self._running[batch]
+        self._say(Returned(gpulet, is_up=False, batches=batches))
 
     def _finish(self, batch: int) -> None:
         assert self._green, "a batch before anything is carved"
         message, began = self._running.pop(batch)
         outputs = self._green.outputs(batch)
         try:
-            self._write(message.slot, outputs)
+            self._slots.write(message.slot, outputs)
         except ValueError as error:
             self._say(Failed(batch, str(error)))
             return
         self._say(Done(batch, tuple(result.shape for result in outputs), monotonic_ns() - began))
-
-    def _write(self, slot: int, outputs: Outputs) -> None:
-        offset = slot * self._slot_size + self._slot_size // 2
-        end = (slot + 1) * self._slot_size
-        for result in outputs:
-            until = offset + result.data.nbytes
-            if until > end:
-                msg = f"output {result.tensor.name} does not fit a slot's {self._slot_size // 2} bytes"
-                raise ValueError(msg)
-            self._block[offset:until] = result.data.cast("B")
-            offset = align(until)
 
     def _tell(self, event: str, **fields: object) -> None:
         """What goes wrong with one batch is told by its message, everything else by a line for the front-end's log."""
@@ -255,8 +244,13 @@ class GpuWorker:
 
     def _say(self, message: FromWorker) -> None:
         """The front-end reads quickly; where it is gone, so are we."""
+        data = self._encoder.encode(message)
+        if len(data) > LARGEST_MESSAGE:
+            data = self._encoder.encode(
+                Refused(f"an answer of {len(data)} bytes: {LARGEST_MESSAGE} at most", is_final=True)
+            )
         try:
-            self._channel.send(self._encoder.encode(message))
+            self._channel.send(data)
         except OSError:
             self._ended.set()
 
