@@ -108,10 +108,10 @@ class Worker:
 
     def _answer(self, message: ToWorker) -> FromWorker:
         match message:
-            case Assign():
-                return self._assign(message)
             case RunBatch():
                 return self._run(message)
+            case Assign():
+                return self._assign(message)
             case Occupy() | Recut() | Prove():
                 return Refused("a worker of cores holds no GPU", is_final=True)
             case _:
