@@ -49,6 +49,9 @@ def missing(site: Site, budget: Duration) -> Missing:
     if site.executor == "simulated":
         msg = "nothing to measure: the fleet's devices are simulated; name their profile under [[devices]]"
         raise BadInput(msg)
+    if not site.artifacts:
+        msg = "nothing to measure: name a model repository under [server]"
+        raise BadInput(msg)
     counts = {name: _lacks(site, name, budget) for name in site.artifacts}
     return Missing({n: c for n, c in counts.items() if c}, _lacks_machine(site))
 

@@ -7,6 +7,7 @@ import pytest
 from gpulet.config import describe, parse_fleet_file, read_fleet_file
 from gpulet.errors import BadInput, ConfigError, ProfileError
 from gpulet.fleetfile import open_site, servable
+from gpulet.measuring import missing
 from gpulet.problems import front_end_share, load_profile, make_problem
 from gpulet.store import Machine
 
@@ -258,3 +259,33 @@ def test_a_system_that_chooses_sizes_per_run_does_not_serve_on_cpu_workers(site_
     assert servable(site) is site
     with pytest.raises(ConfigError, match="system gslice changes shares from run to run, and cpu workers keep their"):
         servable(replace(site, executor="cpu"))
+
+
+def test_gpus_of_this_machine_without_a_repository_are_planned_but_neither_measured_nor_served(tmp_path):
+    path = tmp_path / "fleet.toml"
+    devices = '[[devices]]\nkind = "h200-141gb"\nmechanism = "green"\n'
+    path.write_text(devices + '[[models]]\nname = "resnet50"\nslo_ms = 20\nrate = 100\n')
+    site = open_site(path)
+    assert "analytic" in load_profile(site).analytic
+    with pytest.raises(BadInput, match="nothing to measure: name a model repository"):
+        missing(site, 1)
+    with pytest.raises(ConfigError, match="nothing to serve: name a model repository"):
+        servable(site)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "system", "message"),
+    [
+        ("mps", "dstack", "system dstack changes shares from run to run, and shares by mps stand as they are cut"),
+        ("green", "clockwork", "system clockwork loads and evicts models while it serves"),
+    ],
+)
+def test_systems_that_workers_cannot_serve_are_refused_before_anything_starts(tmp_path, mechanism, system, message):
+    model = tmp_path / "models" / "resnet50" / "1" / "model.pt2"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    path = tmp_path / "fleet.toml"
+    devices = f'[[devices]]\nkind = "h200-141gb"\nmechanism = "{mechanism}"\n'
+    path.write_text(f'[fleet]\nsystem = "{system}"\n{devices}[server]\nrepository = "models"\n')
+    with pytest.raises(ConfigError, match=message):
+        servable(open_site(path))
