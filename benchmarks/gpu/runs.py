@@ -25,6 +25,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "E7": Experiment("e07_threads", 90, needs_models=True),
     "E8": Experiment("e08_recut", 90, needs_models=True),
     "E9": Experiment("e09_copies", 40),
+    "E10": Experiment("e10_mps", 90, needs_models=True),
     "E11": Experiment("e11_faults", 110, needs_models=True),
     "E12": Experiment("e12_metrics", 50),
     "E13": Experiment("e13_soak", 90, needs_models=True),
@@ -35,6 +36,6 @@ RUNS: Mapping[str, tuple[str, ...]] = {
     "A": ("E0", "E1", "E2", "E4", "E3", "E5", "E6"),
     "B": ("E8", "E13", "E7", "E9", "E12", "E11", "E5b"),
     "C": ("profile", "live"),
-    "D": ("live", "profile"),
+    "D": ("live", "profile", "E10"),
 }
 """Most valuable first; E4 needs no model, so that they are exported meanwhile. D is what C has left."""
