@@ -7,18 +7,22 @@ the faults in FAULTS.
 import json
 import os
 import struct
+import time
 
 from gpulet.device import find_kind
 from gpulet.errors import ModelError
 from gpulet.executors.cuda.imaginary import ImaginaryGraph, ImaginaryRuntime, open_imaginary
 
 POISON = 666.0
+ENDLESS = 777.0
 
 
 class DeadlyGraph(ImaginaryGraph):
     def replay(self, rows, inputs):
         if struct.unpack_from("f", inputs[0][0])[0] == POISON:
             os._exit(1)
+        if struct.unpack_from("f", inputs[0][0])[0] == ENDLESS:
+            time.sleep(60)  # as a kernel that hangs: nothing ends it but its process
         return super().replay(rows, inputs)
 
 

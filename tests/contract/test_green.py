@@ -2,20 +2,23 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed, Start
+from gpulet.core.messages import Carve, Finished, GpuletDown, GpuletUp, RunFailed, Start
 from gpulet.device import Device, Mechanism, Size, find_kind
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import DeviceError, DeviceFull, DeviceLost, PlanError, Unproven, Unusable
 from gpulet.executors.cuda.fake import FakeCudaDriver
-from gpulet.executors.cuda.imaginary import ImaginaryModel, ImaginaryRuntime
+from gpulet.executors.cuda.imaginary import ImaginaryGraph, ImaginaryModel, ImaginaryRuntime
+from gpulet.executors.cuda.runtime import Answered
 from gpulet.executors.green import Green
-from gpulet.plan import Gpulet, Plan, Turn
+from gpulet.executors.wire import WorkerModel
+from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.units import MS
 
 DEVICE = Device(0, find_kind("h200-141gb"), Mechanism.GREEN)
@@ -208,3 +211,56 @@ def test_a_batch_that_does_not_end_in_time_ends_the_re_cut_instead():
             await bench.until(lambda: bench.count(Finished) == 2)
 
     run(scene)
+
+
+class EchoGraph(ImaginaryGraph):
+    """Its outputs are what it was last given, as a real graph's fixed buffers are."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.buffer = bytearray(4)
+
+    def replay(self, rows, inputs):
+        self.buffer[:] = inputs[0][0]
+        return super().replay(rows, inputs)
+
+    def outputs(self, rows):
+        return (Answered((rows, 1), memoryview(self.buffer)),)
+
+
+class EchoRuntime(ImaginaryRuntime):
+    graph = EchoGraph
+
+
+def test_a_run_that_waited_for_a_place_begins_only_once_the_one_before_has_been_read():
+    """Both replay one graph. The worker reads outputs while it is told that they are there; here it takes its time."""
+    found = {}
+
+    async def scene():
+        driver = Held()
+        timer = LiveTimer(asyncio.get_running_loop())
+        requests = {n: Request((bytes([n] * 4),), ((1, 1),)) for n in (1, 2, 3)}
+
+        def hear(event):
+            if isinstance(event, Finished):
+                time.sleep(0.05)
+                found[event.batch] = green.outputs(event.batch)[0].data.tobytes() if event.batch not in found else b""
+
+        first = Plan((DEVICE,), residents=(Resident(0, "a"),))
+        opened = lambda: (driver, EchoRuntime(driver, {"a": ImaginaryModel()}))  # noqa: E731
+        models = {"a": WorkerModel("a", "", 1)}
+        tell = lambda event, **fields: None  # noqa: E731
+        green = Green(first, 0, opened, timer.now, hear, requests.__getitem__, tell, pytest.fail, models)
+        green.carve()
+        await green.carved()
+        for n in requests:
+            green.start(Start(n, Carve(0, 128), "a", "", 1, (n,)))  # there is one such place
+        for _ in range(2000):
+            if len(found) == len(requests):
+                break
+            await asyncio.sleep(0.005)
+        await green.close()
+        timer.close()
+
+    run(scene)
+    assert found == {n: bytes([n] * 4) for n in (1, 2, 3)}

@@ -22,7 +22,7 @@ from gpulet.executors.recutting import recut
 from gpulet.executors.stations import Patience
 from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.units import MIB, MS, SECOND
-from poison import POISON
+from poison import ENDLESS, POISON
 
 DEADLY = Program("gpulet.executors.cuda.worker", ("poison:open_deadly",), 8, MIB)
 PLAIN, DEEP = Turn("plain", 4, 1.0, MS), Turn("deep", 4, 1.0, MS)
@@ -528,5 +528,24 @@ def test_workers_end_with_the_server_even_in_a_recut():
             pids = [pid for _, pid in ground.proven]
         await asyncio.wait((task,))
         await bench.soon(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids))
+
+    asyncio.run(run())
+
+
+def test_a_worker_with_a_hung_kernel_does_not_outlive_its_front_end():
+    """The front-end is gone without a word: its socket closes, and nobody kills anybody."""
+
+    async def run():
+        bench = benches.Bench(plan(64), Gpus(), DEADLY, ("plain", "deep"), Patience(60 * SECOND))
+        bench.workers.carve()
+        await bench.until(GpuletUp)
+        bench.start(0, fill=ENDLESS)
+        await asyncio.sleep(0.3)
+        worker = bench.workers.stations[0].worker
+        worker._detach()  # noqa: SLF001 (what the end of our process would do)
+        ended = await asyncio.wait_for(asyncio.to_thread(worker._child.wait, 15), 20)  # noqa: SLF001
+        assert ended == 1, "by itself, not by a signal"
+        await bench.workers.close()
+        bench.timer.close()
 
     asyncio.run(run())
