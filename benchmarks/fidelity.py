@@ -32,7 +32,7 @@ def fleet_file(folder: Path, rates: dict[str, float]) -> Path:
     text = f'[[devices]]\nkind = "rtx2080ti"\ncount = 2\nexecutor = "simulated"\nprofile = {profile}\n'
     for name, rate in rates.items():
         text += f'[[models]]\nname = "{name}"\nslo_ms = {SLOS_MS[name]}\nrate = {rate}\n'
-    text += '[server]\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+    text += '[server]\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
     path = folder / "fleet.toml"
     path.write_text(text)
     return path

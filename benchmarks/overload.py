@@ -36,7 +36,7 @@ LIGHT_RATE = 100.0
 def fleet_file(folder: Path) -> Path:
     """The demo's fleet on free ports."""
     repository = json.dumps(str((DIGITS / "models").resolve()))
-    ports = 'http_port = 0\nmetrics_port = 0\nlog_format = "json"'
+    ports = 'http_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"'
     text = (DIGITS / "gpulet.toml").read_text().replace('repository = "models"', f"repository = {repository}\n{ports}")
     path = folder / "fleet.toml"
     path.write_text(text)

@@ -83,9 +83,7 @@ def write_fleet_file() -> None:
     """The example's fleet file, on free ports and with logs for machines."""
     text = (DIGITS / "gpulet.toml").read_text()
     repository = json.dumps(str((DIGITS / "models").resolve()))
-    server = (
-        f'repository = {repository}\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\njournal = "demo.journal"'
-    )
+    server = f'repository = {repository}\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\njournal = "demo.journal"'
     (OUT / "demo.toml").write_text(text.replace('repository = "models"', server))
 
 

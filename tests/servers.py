@@ -72,7 +72,14 @@ def fleet(folder, models, *, device="", system="gpulet", repository="", **server
     text = f'[fleet]\nsystem = "{system}"\n[[devices]]\nkind = "cpu"\nprofile = "p.csv"\n{device}\n'
     for name, (slo_ms, rate) in models.items():
         text += f'[[models]]\nname = "{name}"\nslo_ms = {slo_ms}\nrate = {rate}\n'
-    options = {"http_port": 0, "metrics_port": 0, "log_format": "json", "repository": str(repository), **server}
+    options = {
+        "http_port": 0,
+        "grpc_port": 0,
+        "metrics_port": 0,
+        "log_format": "json",
+        "repository": str(repository),
+        **server,
+    }
     text += "[server]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
     (folder / "fleet.toml").write_text(text)
     if not (folder / "p.csv").exists():

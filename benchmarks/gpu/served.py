@@ -41,7 +41,9 @@ class Site:
         lines = [
             f'[fleet]\nsystem = "{system}"\n\n[[devices]]\nkind = "{_KIND}"\nmechanism = "{mechanism}"\n{executor}'
         ]
-        lines.append('[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n')
+        lines.append(
+            '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+        )
         lines += [f'[interference]\nmodel = "{interference}"\n'] if interference else []
         for name in MIX:
             known = self.models.get(name)

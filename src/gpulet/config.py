@@ -164,10 +164,21 @@ class ServerSection(_Section):
     repository: str = Field("", description="model repository, relative to this file")
     host: str = Field("127.0.0.1", description="address to bind; loopback by default")
     http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
+    grpc: bool = Field(True, description="serve OIP v2 over gRPC as well")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="OIP v2 over gRPC; 0: any free port")
     metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
     overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
     drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")
     journal: str = Field("", description="write every step to this file, for `gpulet replay`")
+    token_file: str = Field(
+        "", description="a file whose only line is the bearer token that clients must send; relative to this file"
+    )
+    tls_certificate: str = Field("", description="certificate chain, PEM, for HTTP and gRPC; relative to this file")
+    tls_key: str = Field("", description="its private key, PEM")
+    allow_client_shm: bool = Field(False, description="clients on this machine may register system shared memory")
+    insecure: bool = Field(
+        False, description="bind an address beyond loopback without a token, or with what only loopback should offer"
+    )
     carve_mig: list[str] = Field(
         default_factory=list,
         description="GPUs, by UUID as nvidia-smi -L prints it, where MIG instances may be made and our own ended; "

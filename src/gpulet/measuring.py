@@ -122,7 +122,7 @@ _PROBE_FLEET = {
     "fleet": {"system": "dedicated"},
     "devices": [{"kind": "cpu", "cores": 1, "executor": "simulated", "mechanism": "cpu", "profile": "-"}],
     "models": [{"name": "probe", "slo_ms": 100.0, "rate": float(_PROBE_RATE)}],
-    "server": {"http_port": 0, "metrics_port": 0},
+    "server": {"http_port": 0, "grpc_port": 0, "metrics_port": 0},
 }
 
 
@@ -135,7 +135,7 @@ async def measure_front_end() -> float:
     await server.open()
     client = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "gpulet.cli", "bench", f"127.0.0.1:{server.http.http_port}"),
+        *("-m", "gpulet.cli", "bench", f"127.0.0.1:{server.ends.http_port}"),
         *("--load", f"probe:{_PROBE_RATE}", "--duration", str(_PROBE_S), "--json"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,

@@ -4,77 +4,32 @@ import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from gpulet.api.catalog import Catalog, Served
-from gpulet.api.exchange import Front, HttpLimits
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
-from gpulet.api.server import HttpServer, bind_ports
 from gpulet.application import Application, models_of
-from gpulet.config import ServerSection
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
-from gpulet.errors import BadInput, GpuletError
+from gpulet.errors import GpuletError
 from gpulet.executors.base import LiveExecutor
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.fleetfile import Site
+from gpulet.frontend import FrontEnd, bind
 from gpulet.grounds import ground_of, program_of
+from gpulet.journalfile import JournalFile
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
-from gpulet.units import MIB, PLAIN
+from gpulet.units import PLAIN
 from gpulet.useful import useful_sizes
-
-_FLUSH_S = 1.0
-_JOURNAL_BUFFER = 1 * MIB
-
-
-class JournalFile:
-    """Appends lines to a file; the operating system gets them once a second, and at the end."""
-
-    def __init__(self, path: Path, header: bytes) -> None:
-        try:
-            if path.is_file():  # an earlier server's, perhaps of the crash that made this one start
-                path.replace(path.with_name(path.name + ".previous"))
-            self._file: BinaryIO = path.open("wb", buffering=_JOURNAL_BUFFER)
-        except OSError as error:
-            msg = f"[server] journal: {path} cannot be written: {error.strerror}"
-            raise BadInput(msg) from None
-        self._is_open = True
-        self._file.write(header)
-        self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(_FLUSH_S, self._flush)
-
-    def write(self, line: bytes) -> None:
-        """Append one line; a full disk ends the journal, not the server."""
-        if self._is_open:
-            self._guard(lambda: self._file.write(line))
-
-    def _guard(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except OSError as error:
-            self._is_open = False
-            tell("journal_stopped", error=str(error))
-
-    def _flush(self) -> None:
-        if self._is_open:
-            self._guard(self._file.flush)
-        self._handle = self._loop.call_later(_FLUSH_S, self._flush)
-
-    def close(self) -> None:
-        """Write out what is left."""
-        self._handle.cancel()
-        self._guard(self._file.close)
 
 
 @dataclass(slots=True)
@@ -84,7 +39,7 @@ class LiveServer:
     live: Live
     executor: LiveExecutor
     catalog: Catalog
-    http: HttpServer
+    ends: FrontEnd
     metrics: Metrics
     timer: LiveTimer
     journal: JournalFile | None
@@ -93,7 +48,7 @@ class LiveServer:
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
         self.executor.carve()
-        await self.http.open()
+        await self.ends.open()
         self.catalog.is_open = True
 
     async def ready(self) -> None:
@@ -106,7 +61,7 @@ class LiveServer:
         self.catalog.is_open = False
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
-        await self.http.close()
+        await self.ends.close()
         await self.executor.close()
         self.timer.close()
         if self.journal:
@@ -119,8 +74,7 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
     plan = plan.unfolded()
-    server = site.config.server
-    sockets = bind_ports(server.host, server.http_port, server.metrics_port)
+    ports = bind(site)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
@@ -136,18 +90,17 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     )
     applications = {application.name: models_of(application) for application in problem.applications}
     catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
-    journal = _journal(site, server, Header.of(site.dispatcher_name, problem, plan, site.limits))
+    journal = _journal(site, Header.of(site.dispatcher_name, problem, plan, site.limits))
     refusals = RefusalLog(lambda request: live.client(request).name)
     live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
-    front = Front(live, catalog, _http_limits(site))
-    http = HttpServer(front, make_registry(metrics, served, scheduler.fleet), sockets)
+    ends = FrontEnd(ports, live, catalog, make_registry(metrics, served, scheduler.fleet))
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
-    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
+    return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s)
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -176,18 +129,9 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     return workers
 
 
-def _journal(site: Site, server: ServerSection, header: Header) -> JournalFile | None:
-    return JournalFile(site.folder / server.journal, encode_header(header)) if server.journal else None
-
-
-def _http_limits(site: Site) -> HttpLimits:
-    limits = site.config.limits
-    return HttpLimits(
-        round(limits.max_body_mib * MIB),
-        limits.max_header_kib * 1024,
-        limits.max_connections,
-        site.config.server.overload_status,
-    )
+def _journal(site: Site, header: Header) -> JournalFile | None:
+    path = site.config.server.journal
+    return JournalFile(site.folder / path, encode_header(header)) if path else None
 
 
 async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer], None]) -> None:

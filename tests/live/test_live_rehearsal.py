@@ -45,6 +45,7 @@ rate = 20
 [server]
 repository = "models"
 http_port = 0
+grpc_port = 0
 metrics_port = 0
 log_format = "json"
 journal = "journal"

@@ -98,7 +98,7 @@ def mobilenet(shared_data, tmp_path):
         '[fleet]\nsystem = "paris-elsa"\n[mig]\nslices = 24\n'
         '[[devices]]\nkind = "a100-80gb"\ncount = 4\nmechanism = "mig"\nexecutor = "simulated"\nprofile = "profile.csv"\n'
         f'[batch_distribution]\nrows = "{ROWS}"\n[[models]]\nname = "mobilenetv2"\nslo_ms = 11.9\nrate = {RATE}\n'
-        '[server]\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+        '[server]\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
     )
     return tmp_path / "fleet.toml"
 

@@ -22,6 +22,17 @@ from servers import DIGITS, Server, command, fleet, run, save_model, serve, tabl
 MODELS = {"digits-small": (500, 50), "digits-large": (2000, 5)}
 PROFILE = {"digits-small": (0.1, 0.02), "digits-large": (1.0, 16.0)}
 
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
+"""Shared memory is listed only where it is allowed."""
+
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
@@ -110,7 +121,7 @@ def test_tritonclient_infers_in_this_process(digits, held_out, model, is_binary)
 
 def test_metadata_says_what_a_model_takes(digits):
     client = triton.InferenceServerClient(f"127.0.0.1:{digits.port}")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "parameters"]
+    assert client.get_server_metadata()["extensions"] == EXTENSIONS
     metadata = client.get_model_metadata("digits-small", "1")
     assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
@@ -406,7 +417,7 @@ def test_a_model_with_free_dimensions_is_profiled_and_served_by_shape(tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_model(tmp_path / "models", "free", width="W")
     text = '[[devices]]\nkind = "cpu"\n[[models]]\nname = "free"\nslo_ms = 200\nrate = 20\nshapes = ["3", "5"]\nmax_batch = 2\n'
-    text += '[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+    text += '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
     (tmp_path / "fleet.toml").write_text(text)
     code, out, _ = run("profile", tmp_path / "fleet.toml", "--budget", "0.01", "--json")
     profile = json.loads(out)

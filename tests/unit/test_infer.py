@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpulet.api.forms import Checker
 from gpulet.api.infer import Reader
+from gpulet.api.regions import Regions
 from gpulet.errors import RequestError
 from gpulet.executors.base import Result, Signature, Tensor
 
@@ -18,7 +20,14 @@ SIGNATURE = Signature(
 
 
 def reader():
-    return Reader("m", "3", SIGNATURE, 8)
+    return Reader("3", Checker("m", SIGNATURE, 8))
+
+
+NOTHING = Regions(is_allowed=False)
+
+
+def inputs(form, body=b""):
+    return form.inputs(form.cut(memoryview(body)), NOTHING)
 
 
 def x(**changes):
@@ -36,7 +45,7 @@ def header(*inputs, **more):
 def test_json_tensors_flat_or_nested_become_bytes_in_the_signatures_order():
     form = reader().form(header(n(), x(), id="q"))
     assert form.rows == 2
-    assert form.inputs(memoryview(b"")) == (
+    assert inputs(form) == (
         np.array([1, 2, 3.5, 4], np.float32).tobytes(),
         np.array([7, 8], np.int32).tobytes(),
     )
@@ -47,8 +56,7 @@ def test_binary_tensors_are_views_in_the_order_they_were_sent():
     first, second = n(parameters={"binary_data_size": 8}), x(parameters={"binary_data_size": 16})
     del first["data"], second["data"]
     form = reader().form(header(first, second))
-    body = memoryview(bytes(range(24)))
-    assert [bytes(part) for part in form.inputs(body)] == [bytes(range(8, 24)), bytes(range(8))]
+    assert [bytes(part) for part in inputs(form, bytes(range(24)))] == [bytes(range(8, 24)), bytes(range(8))]
 
 
 def test_free_dimensions_make_the_shape_class():
@@ -88,10 +96,13 @@ BAD = {
     "fraction in an integer": (header(x(), n(data=[[1.5], [2]])), "data is not INT32"),
     "out of range": (header(x(), n(data=[[2**31], [2]])), "is out of range"),
     "no data": (header({k: v for k, v in x().items() if k != "data"}, n()), "neither data nor binary_data_size"),
-    "binary size": (header(x(parameters={"binary_data_size": 15}), n()), "is 16 bytes, binary_data_size is 15"),
+    "binary size": (
+        header({k: v for k, v in x(parameters={"binary_data_size": 15}).items() if k != "data"}, n()),
+        "is 16 bytes, binary_data_size is 15",
+    ),
     "mixed": (
         header({k: v for k, v in x(parameters={"binary_data_size": 16}).items() if k != "data"}, n()),
-        "all binary or all JSON",
+        "binary data is 0 bytes, the inputs name 16",
     ),
     "unknown output": (header(x(), n(), outputs=[{"name": "z"}]), "no output 'z'; it gives y, k"),
     "timeout": (header(x(), n(), parameters={"timeout": -5}), "timeout must be above 0 microseconds, is -5"),
@@ -104,7 +115,7 @@ BAD = {
 def test_a_bad_request_is_refused_in_one_line(name):
     body, message = BAD[name]
     with pytest.raises(RequestError, match=message) as raised:
-        reader().form(body).inputs(memoryview(b""))
+        inputs(reader().form(body))
     assert raised.value.status == 400
     assert len(str(raised.value)) < 300
     assert "\n" not in str(raised.value)
@@ -115,7 +126,7 @@ def test_a_truncated_binary_body_is_refused_with_both_numbers():
     del first["data"], second["data"]
     form = reader().form(header(first, second))
     with pytest.raises(RequestError, match="binary data is 20 bytes, the inputs name 24"):
-        form.inputs(memoryview(bytes(20)))
+        inputs(form, bytes(20))
 
 
 @given(st.binary(max_size=200))
@@ -137,7 +148,7 @@ def outputs(rows):
 def test_an_answer_holds_the_requests_rows_only():
     r = reader()
     form = r.form(header(x(), n(), id="q"))
-    body, json_bytes, binary = r.answer(form, outputs(5), 2)
+    body, json_bytes, binary = r.answer(form, outputs(5), 2, NOTHING)
     assert (json_bytes, binary) == (0, [])
     assert json.loads(body) == {
         "model_name": "m",
@@ -155,7 +166,7 @@ def test_a_binary_answer_names_the_sizes_of_what_follows():
     wanted = [{"name": "k", "parameters": {"binary_data": True}}]
     form = r.form(header(x(), n(), outputs=wanted))
     for _ in range(2):
-        body, json_bytes, binary = r.answer(form, outputs(5), 3)
+        body, json_bytes, binary = r.answer(form, outputs(5), 3, NOTHING)
         assert json_bytes == len(body)
         (output,) = json.loads(body)["outputs"]
         assert output["parameters"] == {"binary_data_size": 16}

@@ -1,116 +1,203 @@
-"""Everything of the protocol that is not infer: health, metadata, readiness; and the metrics app."""
+"""Everything of the protocol over HTTP that is not infer, and the metrics app."""
 
-import re
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gpulet import __version__
-from gpulet.api.catalog import Catalog, Served
-from gpulet.executors.base import Tensor
+from gpulet.api.heads import bears
+from gpulet.api.info import Info
+from gpulet.errors import RequestError
 
-EXTENSIONS = ("binary_tensor_data", "parameters")
-_VERSION = re.compile(r"[0-9]+")
+_Kind = TypeVar("_Kind")
+_OPEN_TO_ALL = ("/v2/health/live", "/v2/health/ready")
+"""Probes bear no token."""
 
 
-def make_app(catalog: Catalog) -> Starlette:
+class _RegisterDoc(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+class _IndexDoc(msgspec.Struct):
+    ready: bool = False
+
+
+def make_app(info: Info, token: str = "") -> Starlette:
     """The ASGI app of the main port."""
-    pages = _Pages(catalog)
-    version = "/v2/models/{name}/versions/{version}"
-    routes = [
-        Route("/v2", pages.server),
-        Route("/v2/", pages.server),
-        Route("/v2/health/live", pages.live),
-        Route("/v2/health/ready", pages.ready),
-        Route("/v2/models", pages.models),
-        Route("/v2/models/{name}", pages.model),
-        Route("/v2/models/{name}/ready", pages.model_ready),
-        Route("/v2/models/{name}/infer", pages.infer, methods=["POST"]),
-        Route(version, pages.model),
-        Route(version + "/ready", pages.model_ready),
-        Route(version + "/infer", pages.infer, methods=["POST"]),
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _error, Exception: _crash})
+    pages = _Pages(info)
+    get: dict[str, _Page] = {
+        "/v2": pages.server,
+        "/v2/": pages.server,
+        "/v2/health/live": pages.live,
+        "/v2/health/ready": pages.ready,
+        "/v2/models": pages.models,
+        "/v2/models/stats": pages.statistics,
+        "/v2/systemsharedmemory/status": pages.regions,
+        "/v2/systemsharedmemory/region/{region}/status": pages.regions,
+        "/v2/cudasharedmemory/status": pages.no_regions,
+        "/v2/cudasharedmemory/region/{region}/status": pages.no_regions,
+    }
+    post: dict[str, _Page] = {
+        "/v2/repository/index": pages.index,
+        "/v2/repository/models/{name}/load": pages.load,
+        "/v2/repository/models/{name}/unload": pages.unload,
+        "/v2/systemsharedmemory/region/{region}/register": pages.register,
+        "/v2/systemsharedmemory/region/{region}/unregister": pages.unregister,
+        "/v2/systemsharedmemory/unregister": pages.unregister,
+        "/v2/cudasharedmemory/region/{region}/unregister": pages.nothing,
+        "/v2/cudasharedmemory/unregister": pages.nothing,
+        "/v2/cudasharedmemory/region/{region}/register": pages.no_cuda,
+    }
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        get |= {model: pages.model, f"{model}/ready": pages.model_ready, f"{model}/config": pages.config}
+        get |= {f"{model}/stats": pages.statistics}
+        post |= {f"{model}/infer": pages.infer}
+    routes = [Route(path, page) for path, page in get.items()]
+    routes += [Route(path, page, methods=["POST"]) for path, page in post.items()]
+    return Starlette(routes=routes, exception_handlers=_HANDLERS, middleware=[Middleware(_Guard, token=token)])
 
 
-def make_metrics_app(registry: CollectorRegistry) -> Starlette:
+def make_metrics_app(registry: CollectorRegistry, token: str = "") -> Starlette:
     """The ASGI app of the metrics port."""
 
     async def metrics(request: Request) -> Response:
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), media_type=kind)
 
-    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers={HTTPException: _error})
+    guard = Middleware(_Guard, token=token)
+    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers=_HANDLERS, middleware=[guard])
+
+
+class _Guard:
+    """Asks for the token, where there is one."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.strip()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if scope.get("path") in _OPEN_TO_ALL or bears(headers.get(b"authorization", b""), self._token):
+            await self._app(scope, receive, send)
+            return
+        body = {"error": "a bearer token is wanted"}
+        answer = JSONResponse(body, HTTPStatus.UNAUTHORIZED, {"www-authenticate": "Bearer"})
+        await answer(scope, receive, send)
+
+
+_Page = Callable[[Request], Awaitable[Response]]
 
 
 class _Pages:
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, info: Info) -> None:
+        self._info = info
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse({"name": "gpulet", "version": __version__, "extensions": list(EXTENSIONS)})
+        return JSONResponse(self._info.server())
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """Only once the plan is carved, loaded, verified and warm."""
-        is_ready = self._catalog.is_carved
-        return JSONResponse({"ready": is_ready}, HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST)
+        return _ready({}, self._info.catalog.is_carved)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"models": list(self._catalog.models)})
+        return JSONResponse({"models": list(self._info.catalog.models)})
 
     async def model(self, request: Request) -> Response:
-        name, served = self._find(request)
-        signature = self._catalog.signatures.get(name)
-        if signature is None:
-            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"model {name} is still loading")
-        return JSONResponse(
-            {
-                "name": name,
-                "versions": [served.version],
-                "platform": signature.platform,
-                "inputs": [_tensor(t) for t in signature.inputs],
-                "outputs": [_tensor(t) for t in signature.outputs],
-                "parameters": {"gpulet.slo_ms": served.model.slo / 1e6, "gpulet.max_batch": served.model.max_batch},
-            }
-        )
+        return JSONResponse(self._info.model(*_named(request)))
 
     async def model_ready(self, request: Request) -> Response:
-        name, _ = self._find(request)
-        is_ready = self._catalog.is_ready(name)
-        return JSONResponse({"name": name, "ready": is_ready}, HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST)
+        name, version = _named(request)
+        return _ready({"name": name}, self._info.is_ready(name, version))
+
+    async def config(self, request: Request) -> Response:
+        return JSONResponse(self._info.config(*_named(request)))
+
+    async def statistics(self, request: Request) -> Response:
+        return JSONResponse(self._info.statistics(*_named(request)))
+
+    async def index(self, request: Request) -> Response:
+        asked = await _document(request, _IndexDoc)
+        return JSONResponse(self._info.index(only_ready=asked.ready))
+
+    async def load(self, request: Request) -> Response:
+        parameters = (await _json(request)).get("parameters", {})
+        await self._info.load(request.path_params["name"], parameters if isinstance(parameters, dict) else {})
+        return Response()
+
+    async def unload(self, request: Request) -> Response:
+        await self._info.unload(request.path_params["name"])
+        return Response()
+
+    async def regions(self, request: Request) -> Response:
+        regions = self._info.regions.status(request.path_params.get("region", ""))
+        return JSONResponse([{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.size} for r in regions])
+
+    async def register(self, request: Request) -> Response:
+        asked = await _document(request, _RegisterDoc)
+        self._info.regions.register(request.path_params["region"], asked.key, asked.offset, asked.byte_size)
+        return Response()
+
+    async def unregister(self, request: Request) -> Response:
+        self._info.regions.forget(request.path_params.get("region", ""))
+        return Response()
+
+    async def no_regions(self, request: Request) -> Response:
+        """Clients ask for the state of CUDA's regions beside the system's: there are none."""
+        return JSONResponse([])
+
+    async def nothing(self, request: Request) -> Response:
+        """As there are none, all are unregistered."""
+        return Response()
+
+    async def no_cuda(self, request: Request) -> Response:
+        raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, "CUDA shared memory is not supported")
 
     async def infer(self, request: Request) -> Response:
         """Infer comes here on a connection that sent a chunked request: sizes cannot be bounded beforehand there."""
         headers = {"connection": "close"}
         raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "an infer request needs a Content-Length", headers)
 
-    def _find(self, request: Request) -> tuple[str, Served]:
-        name, version = request.path_params["name"], request.path_params.get("version", "")
-        served = self._catalog.models.get(name)
-        if name in self._catalog.refused:
-            detail = f"model {name} could not be loaded: {self._catalog.refused[name]}"
-            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail)
-        if served is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND, f"unknown model {name!r}")
-        if version and not _VERSION.fullmatch(version):
-            raise HTTPException(HTTPStatus.BAD_REQUEST, f"version must be a whole number, is {version!r}")
-        if version and version != served.version:
-            raise HTTPException(HTTPStatus.NOT_FOUND, f"model {name} has version {served.version}, not {version}")
-        return name, served
+
+def _named(request: Request) -> tuple[str, str]:
+    return request.path_params.get("name", ""), request.path_params.get("version", "")
 
 
-def _tensor(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+def _ready(head: dict[str, Any], is_ready: bool) -> Response:
+    return JSONResponse({**head, "ready": is_ready}, HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """The body, or nothing where there is none."""
+    return await _document(request, dict[str, Any])
+
+
+async def _document(request: Request, kind: type[_Kind]) -> _Kind:
+    """The body as what it should be; raises `RequestError`."""
+    try:
+        return msgspec.json.decode(await request.body() or b"{}", type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        msg = f"request is not valid: {error}"
+        raise RequestError(msg) from None
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return JSONResponse({"error": str(error)}, error.status)
 
 
 async def _error(_: Request, error: Exception) -> Response:
@@ -120,3 +207,6 @@ async def _error(_: Request, error: Exception) -> Response:
 
 async def _crash(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+_HANDLERS = {HTTPException: _error, RequestError: _refuse, Exception: _crash}

@@ -1,20 +1,31 @@
 """What is served, as the protocol's users see it: names, versions, signatures, readiness."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
 
+from gpulet.api.answers import Labels
 from gpulet.core.fleet import Fleet
+from gpulet.errors import RequestError
 from gpulet.executors.base import Signature
 from gpulet.model import Model
+
+_VERSION: Final = re.compile(r"[0-9]+")
 
 
 @dataclass(slots=True)
 class Served:
-    """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few."""
+    """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few.
+
+    `labels` are names of outputs' elements, for the classification extension.
+    """
 
     model: Model
     version: str
     shapes: tuple[str, ...] = ()
+    labels: Labels = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -32,6 +43,31 @@ class Catalog:
     applications: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     serves: Callable[[str], bool] = field(default=lambda _: True)
     """Whether the executor has a model up that no gpulet hosts."""
+
+    def find(self, name: str, version: str = "") -> Served:
+        """A model that is served; raises `RequestError` for an unknown or refused one, and for another version."""
+        served = self.models.get(name)
+        if name in self.refused:
+            msg = f"model {name} could not be loaded: {self.refused[name]}"
+            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
+        if served is None:
+            msg = f"unknown model {name[:256]!r}"
+            raise RequestError(msg, HTTPStatus.NOT_FOUND)
+        if version and not _VERSION.fullmatch(version):
+            msg = f"version must be a whole number, is {version[:80]!r}"
+            raise RequestError(msg)
+        if version and version != served.version:
+            msg = f"model {name} has version {served.version}, not {version[:80]}"
+            raise RequestError(msg, HTTPStatus.NOT_FOUND)
+        return served
+
+    def signature(self, name: str) -> Signature:
+        """What a model takes and gives; raises `RequestError` while no worker has loaded it."""
+        signature = self.signatures.get(name)
+        if signature is None:
+            msg = f"model {name} is still loading"
+            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
+        return signature
 
     def is_ready(self, name: str) -> bool:
         """Whether a request for this model would be run now: loaded somewhere that is up."""

@@ -12,6 +12,10 @@ class TensorParameters(msgspec.Struct):
 
     binary_data_size: int | UnsetType = UNSET
     binary_data: bool | UnsetType = UNSET
+    classification: int = 0
+    shared_memory_region: str = ""
+    shared_memory_offset: int = 0
+    shared_memory_byte_size: int = 0
 
 
 class InputDoc(msgspec.Struct):
@@ -34,7 +38,7 @@ class OutputDoc(msgspec.Struct):
 class RequestParameters(msgspec.Struct):
     """Of a request: `timeout` in microseconds, `priority` 1 first and 0 by default, as in Triton."""
 
-    timeout: int | UnsetType = UNSET
+    timeout: int = 0
     priority: int = 0
     binary_data_output: bool = False
 

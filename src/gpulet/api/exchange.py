@@ -1,16 +1,16 @@
-"""One infer request between its bytes and its response, and what all of them share."""
+"""One infer request over HTTP between its bytes and its response."""
 
 import asyncio
-from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
-from gpulet.api.catalog import Catalog
-from gpulet.api.gathered import GatheredReader
+from gpulet.api.compression import deflated, inflated
+from gpulet.api.forms import Form
+from gpulet.api.front import Front, refusal
 from gpulet.api.heads import Head, error_response, response_head
 from gpulet.api.infer import Reader
 from gpulet.core.messages import Reason
-from gpulet.drivers.live import Live
 from gpulet.errors import RequestError
 from gpulet.executors.base import Buffer, Outputs
 
@@ -18,89 +18,15 @@ from gpulet.executors.base import Buffer, Outputs
 class Connection(Protocol):
     """Where responses go."""
 
-    front: "Front"
+    front: Front
 
     def flush(self) -> None:
         """Write the responses whose turn has come."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Bounds of a connection, in bytes; `overload_status` answers what is predicted late or finds a full queue."""
-
-    body: int
-    head: int
-    connections: int
-    overload_status: int
-
-
-class Front:
-    """What all connections share: the driver, the catalog, the readers, the heads that were seen."""
-
-    def __init__(self, live: Live, catalog: Catalog, limits: HttpLimits) -> None:
-        self.live = live
-        self.catalog = catalog
-        self.limits = limits
-        self.heads: dict[bytes, Head] = {}
-        self.connections = 0
-        self._readers: dict[str, Reader] = {}
-        self._answered: list[Connection] = []
-
-    def flush_soon(self, connection: Connection) -> None:
-        """Write this connection's answers once this turn's commands are carried out.
-
-        A write to a socket costs as much as all of the core; the next batch need not wait for the answers of the last.
-        """
-        if not self._answered:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._answered.append(connection)
-
-    def _flush(self) -> None:
-        answered, self._answered = self._answered, []
-        for connection in dict.fromkeys(answered):
-            connection.flush()
-
-    def reader(self, head: Head) -> Reader:
-        """Who reads requests for this model; raises `RequestError` where it is unknown or not ready."""
-        served = self.catalog.models.get(head.model)
-        if head.model in self.catalog.refused:
-            msg = f"model {head.model} could not be loaded: {self.catalog.refused[head.model]}"
-            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
-        if served is None:
-            msg = f"unknown model {head.model!r}"
-            raise RequestError(msg, HTTPStatus.NOT_FOUND)
-        if head.version not in {"", served.version}:
-            msg = f"model {head.model} has version {served.version}, not {head.version}"
-            raise RequestError(msg, HTTPStatus.NOT_FOUND)
-        reader = self._readers.get(head.model)
-        if reader is None:
-            reader = self._readers[head.model] = self._make_reader(head.model, served.version)
-        return reader
-
-    def _make_reader(self, name: str, version: str) -> Reader:
-        if name not in self.catalog.signatures:
-            msg = f"model {name} is still loading"
-            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
-        served = self.catalog.models[name]
-        signature = self.catalog.signatures[name]
-        if name in self.catalog.applications:
-            return GatheredReader(name, version, signature, served.model.max_batch)
-        return Reader(name, version, signature, served.model.max_batch, served.shapes)
-
-    def status(self, reason: Reason) -> int:
-        """The HTTP status of a refusal (Triton's mapping; overload is 429 unless 503 is asked for)."""
-        match reason:
-            case Reason.UNKNOWN_MODEL:
-                return HTTPStatus.NOT_FOUND
-            case Reason.TOO_LARGE | Reason.CANCELLED | Reason.ABANDONED:
-                return HTTPStatus.BAD_REQUEST
-            case Reason.QUEUE_FULL | Reason.LATE:
-                return self.limits.overload_status
-            case Reason.EXPIRED | Reason.STOPPED | Reason.WORKER_LOST:
-                return HTTPStatus.SERVICE_UNAVAILABLE
-            case Reason.RUN_FAILED:
-                return HTTPStatus.INTERNAL_SERVER_ERROR
+    def flush_soon(self) -> None:
+        """The same once this turn's commands are carried out."""
+        ...
 
 
 class Exchange:
@@ -109,6 +35,8 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_form",
+        "_head",
+        "_is_over",
         "_reader",
         "dims",
         "inputs",
@@ -117,59 +45,104 @@ class Exchange:
         "number",
         "response",
         "rows",
+        "traceparent",
     )
+    _form: Form
+    _reader: Reader
 
-    def __init__(self, connection: Connection, keep_alive: bool) -> None:
+    def __init__(self, connection: Connection, head: Head | None = None, *, keep_alive: bool = False) -> None:
         self._connection = connection
-        self.keep_alive = keep_alive
+        self._head = head or Head("", "", 0, -1, keep_alive)
+        self._is_over = False
+        self.keep_alive = self._head.keep_alive
+        self.traceparent = self._head.traceparent
         self.response: tuple[Buffer, ...] = ()
         self.number = 0
 
-    def read(self, head: Head, body: bytes) -> None:
-        """Check the request and hand it to the driver; raises `RequestError`."""
-        front = self._connection.front
-        reader = self._reader = front.reader(head)
-        json_bytes = head.json_bytes if head.json_bytes >= 0 else len(body)
-        if json_bytes > len(body):
-            msg = f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes"
+    def read(self, body: bytes) -> None:
+        """Check the request and hand it to the driver; one that is not valid is answered."""
+        try:
+            if self._head.encoding:
+                self._beside(
+                    partial(inflated, body, self._head.encoding, self._connection.front.limits.body), self._read
+                )
+            else:
+                self._read(body)
+        except RequestError as error:
+            self.fail(error)
+
+    def _read(self, body: bytes) -> None:
+        front, head = self._connection.front, self._head
+        reader = self._reader = front.readers(head.model, head.version).http
+        if head.json_bytes > len(body):
+            msg = f"Inference-Header-Content-Length is {head.json_bytes}, the body has {len(body)} bytes"
             raise RequestError(msg)
-        form = self._form = reader.form(body[:json_bytes])
-        self.inputs = form.inputs(memoryview(body)[json_bytes:])
+        json_bytes = len(body) if head.json_bytes < 0 else head.json_bytes
+        form = self._form = reader.form(body[:json_bytes]) if json_bytes else reader.checker.raw(len(body))
+        self.inputs = form.inputs(form.cut(memoryview(body)[json_bytes:]), front.regions)
         self.dims = form.dims
         self.rows = form.rows
         self.name = form.request_id
-        live = front.live
-        slo = front.catalog.models[head.model].model.slo
-        is_hard = 0 < form.timeout < slo
-        deadline = live.timer.now() + (form.timeout if is_hard else slo)
-        self.number = live.submit(self, head.model, deadline, shape=form.shape, priority=form.priority, hard=is_hard)
+        self.number = front.submit(self, head.model, form, head.limit)
+
+    def _beside(self, work: partial[bytes], then: "partial[None] | _Taker") -> None:
+        """Do what takes long in a thread; nothing comes of it when the client has gone."""
+
+        def done(future: "asyncio.Future[bytes]") -> None:
+            if self._is_over:
+                return
+            try:
+                then(future.result())
+            except RequestError as error:
+                self.fail(error)
+
+        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(done)
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        self._is_over = True
+        self._connection.front.live.cancel(self.number)
 
     def answer(self, outputs: Outputs, first_row: int) -> None:
         """Results have come."""
-        header, json_bytes, data = self._reader.answer(self._form, outputs, first_row)
-        self.inputs = ()
-        if not json_bytes:
-            self._respond((response_head(200, len(header), "application/json", keep_alive=self.keep_alive), header))
+        try:
+            header, json_bytes, data = self._reader.answer(
+                self._form, outputs, first_row, self._connection.front.regions
+            )
+        except RequestError as error:
+            self.fail(error)
             return
-        length = json_bytes + sum(map(len, data))
-        kind = "application/octet-stream"
-        top = response_head(200, length, kind, keep_alive=self.keep_alive, json_bytes=json_bytes)
-        self._respond((top, header, *data))
+        self.inputs = ()
+        # One buffer now: the views point into a slot that the next batch overwrites.
+        body = b"".join((header, *data)) if json_bytes else header
+        if self._head.accepts:
+            self._beside(partial(deflated, body, self._head.accepts), partial(self._respond, json_bytes))
+        else:
+            self._respond(json_bytes, body)
+
+    def _respond(self, json_bytes: int, body: bytes) -> None:
+        head = self._head
+        kind = "application/octet-stream" if json_bytes else "application/json"
+        load = self._connection.front.load_report(head.load_format) if head.load_format else ""
+        top = response_head(
+            200, len(body), kind, keep_alive=self.keep_alive, json_bytes=json_bytes, encoding=head.accepts, load=load
+        )
+        self.response = (top, body)
+        self._connection.flush_soon()
 
     def refuse(self, reason: Reason) -> None:
         """The core gave it up."""
         self.inputs = ()
-        front = self._connection.front
-        status = front.status(reason)
+        status = self._connection.front.status(reason)
         retry = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-        self._respond(error_response(status, f"request was not served: {reason}", self.keep_alive, retry=retry))
-
-    def _respond(self, response: tuple[Buffer, ...]) -> None:
-        # One buffer now: the views point into a slot that the next batch overwrites. Written later: see `Front.flush_soon`.
-        self.response = (b"".join(response),)
-        self._connection.front.flush_soon(self._connection)
+        self.response = error_response(status, refusal(reason), self.keep_alive, retry=retry)
+        self._connection.flush_soon()
 
     def fail(self, error: RequestError) -> None:
         """The request is not valid."""
         self.response = error_response(error.status, str(error), self.keep_alive)
-        self._connection.flush()
+        self._connection.flush_soon()
+
+
+class _Taker(Protocol):
+    def __call__(self, body: bytes, /) -> None: ...

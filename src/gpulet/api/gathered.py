@@ -1,8 +1,13 @@
 """Infer requests for applications: rows go in as into a model, and out come as many as the leaf stages made."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
-from gpulet.api.infer import Form, Reader
+from gpulet.api.forms import Checker, Form
+from gpulet.api.infer import Reader
+from gpulet.api.regions import Regions
+from gpulet.api.rpc.infer import RpcReader
 from gpulet.application import Application
 from gpulet.executors.base import Buffer, Outputs, Result, Signature, Tensor
 
@@ -22,16 +27,39 @@ def gathered_signature(application: Application, signature: Signature) -> Signat
 
 
 class GatheredReader(Reader):
-    """Reads requests for one application; its answers have rows of their own count."""
+    """Reads HTTP requests for one application; its answers have rows of their own count."""
 
-    def __init__(self, name: str, version: str, signature: Signature, max_batch: int) -> None:
-        super().__init__(name, version, signature, max_batch)
-        self._whole = Reader(name, version, replace(signature, is_batched=False), max_batch)
+    def __init__(self, version: str, checker: Checker) -> None:
+        super().__init__(version, checker)
+        self._whole = Reader(version, _unbatched(checker))
 
-    def answer(self, form: Form, outputs: Outputs, first_row: int) -> tuple[bytes, int, list[Buffer]]:
-        """All rows of all outputs; a leaf that was never asked (a fan-out below 1) has none."""
-        given = {result.tensor.name: result for result in outputs}
-        return self._whole.answer(form, [given.get(t.name) or _nothing(t) for t in self.signature.outputs], 0)
+    def answer(
+        self, form: Form, outputs: Outputs, first_row: int, regions: Regions
+    ) -> tuple[bytes, int, Sequence[Buffer]]:
+        """All rows of all outputs."""
+        return self._whole.answer(form, _all(self.signature, outputs), 0, regions)
+
+
+class GatheredRpcReader(RpcReader):
+    """The same over gRPC."""
+
+    def __init__(self, version: str, checker: Checker) -> None:
+        super().__init__(version, checker)
+        self._whole = RpcReader(version, _unbatched(checker))
+
+    def answer(self, form: Form, outputs: Outputs, first_row: int, regions: Regions) -> list[Buffer]:
+        """All rows of all outputs."""
+        return self._whole.answer(form, _all(self.signature, outputs), 0, regions)
+
+
+def _unbatched(checker: Checker) -> Checker:
+    return Checker(checker.name, replace(checker.signature, is_batched=False), 1)
+
+
+def _all(signature: Signature, outputs: Outputs) -> list[Result]:
+    """In the signature's order; a leaf that was never asked (a fan-out below 1) has no rows."""
+    given = {result.tensor.name: result for result in outputs}
+    return [given.get(t.name) or _nothing(t) for t in signature.outputs]
 
 
 def _nothing(tensor: Tensor) -> Result:

@@ -4,23 +4,31 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from secrets import compare_digest
 from typing import Final
 from urllib.parse import unquote
 
 import httptools
 import orjson
 
+from gpulet.api.compression import ENCODINGS
 from gpulet.errors import RequestError
 from gpulet.executors.base import Buffer
+from gpulet.units import MS, Duration
 
 CACHE_ENTRIES: Final = 1024
 _INFER: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?$")
 _JSON_LENGTH: Final = b"inference-header-content-length"
+_WAITS: Final = (b"gpulet-timeout-ms", b"x-envoy-expected-rq-timeout-ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A parsed request head. `model` is empty when it is not an infer request."""
+    """A parsed request head. `model` is empty when it is not an infer request.
+
+    `json_bytes` is -1 where the header does not say; `limit` is how long the client waits, 0 where it does not say;
+    `encoding` of the body, `accepts` for the answer's: gzip, deflate or none; `load_format`: how ORCA's report is wanted.
+    """
 
     model: str
     version: str
@@ -30,6 +38,12 @@ class Head:
     method: str = "POST"
     is_chunked: bool = False
     expects_continue: bool = False
+    is_allowed: bool = True
+    limit: Duration = 0
+    encoding: str = ""
+    accepts: str = ""
+    load_format: str = ""
+    traceparent: str = ""
 
 
 class _HeadParser:
@@ -46,8 +60,8 @@ class _HeadParser:
         self.headers.append((name.lower(), value))
 
 
-def parse_head(raw: bytes, most_bytes: int) -> Head:
-    """One request head; raises `RequestError` for what is too large, no HTTP, or contradicts itself."""
+def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
+    """One request head; `token`: who bears another is not allowed. Raises `RequestError` for what is too large, no HTTP, or contradicts itself."""
     if len(raw) > most_bytes:
         msg = f"request head is larger than {most_bytes} bytes"
         raise RequestError(msg, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -71,8 +85,57 @@ def parse_head(raw: bytes, most_bytes: int) -> Head:
     if match is None or method != "POST":
         return Head("", "", max(0, body), -1, keep_alive, method, is_chunked)
     model, version = unquote(match[1].decode("ascii", "replace")), (match[2] or b"").decode("ascii", "replace")
-    expects = headers.get(b"expect", b"").lower() == b"100-continue"
-    return Head(model, version, body, _length(headers, _JSON_LENGTH, -1), keep_alive, method, is_chunked, expects)
+    return Head(
+        model,
+        version,
+        body,
+        _length(headers, _JSON_LENGTH, -1),
+        keep_alive,
+        method,
+        is_chunked,
+        expects_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+        is_allowed=bears(headers.get(b"authorization", b""), token),
+        limit=_limit(headers),
+        encoding=_encoding(headers),
+        accepts=_accepted(headers),
+        load_format=_load_format(headers),
+        traceparent=headers.get(b"traceparent", b"").decode("ascii", "replace"),
+    )
+
+
+def bears(authorization: bytes, token: str) -> bool:
+    """Whether an Authorization header has this bearer token, where one is wanted."""
+    scheme, _, given = authorization.partition(b" ")
+    return not token or (scheme.lower() == b"bearer" and compare_digest(given.strip(), token.encode()))
+
+
+def _limit(headers: dict[bytes, bytes]) -> Duration:
+    """How long the client waits, by our header or Envoy's, in milliseconds."""
+    for name in _WAITS:
+        if name in headers:
+            return _length(headers, name, 0) * MS
+    return 0
+
+
+def _encoding(headers: dict[bytes, bytes]) -> str:
+    encoding = headers.get(b"content-encoding", b"").strip().lower().decode("ascii", "replace")
+    if encoding in {"", "identity"}:
+        return ""
+    if encoding not in ENCODINGS:
+        msg = f"Content-Encoding must be {' or '.join(ENCODINGS)}, is {encoding[:40]!r}"
+        raise RequestError(msg, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+    return encoding
+
+
+def _accepted(headers: dict[bytes, bytes]) -> str:
+    """One encoding is what somebody asks for; a list of them is what libraries send unasked, and tensors hardly shrink."""
+    accepted = headers.get(b"accept-encoding", b"").strip().lower().decode("ascii", "replace")
+    return accepted if accepted in ENCODINGS else ""
+
+
+def _load_format(headers: dict[bytes, bytes]) -> str:
+    wanted = headers.get(b"endpoint-load-metrics-format", b"").lower().decode("ascii", "replace")
+    return wanted if wanted in {"text", "json"} else ""
 
 
 def _length(headers: dict[bytes, bytes], name: bytes, absent: int) -> int:
@@ -86,15 +149,26 @@ def _length(headers: dict[bytes, bytes], name: bytes, absent: int) -> int:
 
 
 def response_head(
-    status: int, length: int, kind: str, *, keep_alive: bool, json_bytes: int = 0, retry: bool = False
+    status: int,
+    length: int,
+    kind: str,
+    *,
+    keep_alive: bool,
+    json_bytes: int = 0,
+    retry: bool = False,
+    encoding: str = "",
+    load: str = "",
 ) -> bytes:
     """A response head; built from few templates, of which the common ones are remembered."""
-    key = (status, length, kind, keep_alive, json_bytes, retry)
+    key = (status, length, kind, keep_alive, json_bytes, retry, encoding, load)
     head = _response_heads.get(key)
     if head is None:
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-type: {kind}", f"content-length: {length}"]
         lines += [f"inference-header-content-length: {json_bytes}"] if json_bytes else []
         lines += ["retry-after: 1"] if retry else []
+        lines += [f"content-encoding: {encoding}"] if encoding else []
+        lines += [f"endpoint-load-metrics: {load}"] if load else []
+        lines += ["www-authenticate: Bearer"] if status == HTTPStatus.UNAUTHORIZED else []
         lines += [] if keep_alive else ["connection: close"]
         head = "\r\n".join([*lines, "", ""]).encode("ascii")
         if len(_response_heads) >= CACHE_ENTRIES:
@@ -103,7 +177,7 @@ def response_head(
     return head
 
 
-_response_heads: dict[tuple[int, int, str, bool, int, bool], bytes] = {}
+_response_heads: dict[tuple[int, int, str, bool, int, bool, str, str], bytes] = {}
 
 
 def error_response(status: int, message: str, keep_alive: bool, *, retry: bool = False) -> tuple[Buffer, ...]:

@@ -14,7 +14,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gpulet.api.exchange import Exchange, Front
+from gpulet.api.exchange import Exchange
+from gpulet.api.front import Front
 from gpulet.api.heads import CACHE_ENTRIES, Head, parse_head
 from gpulet.errors import RequestError
 
@@ -48,7 +49,7 @@ class InferProtocol(HttpToolsProtocol):
         self.front.connections -= 1
         self._set_timeout(waits=False)
         for exchange in self._exchanges:
-            self.front.live.cancel(exchange.number)
+            exchange.cancel()
         self._exchanges.clear()
         super().connection_lost(exc)
 
@@ -81,6 +82,10 @@ class InferProtocol(HttpToolsProtocol):
         super().resume_writing()
         self.transport.resume_reading()
         self.loop.call_soon(self._read)
+
+    def flush_soon(self) -> None:
+        """Write answers once this turn's commands are carried out: see `Front.flush_soon`."""
+        self.front.flush_soon(self)
 
     def flush(self) -> None:
         """Write the answers whose turn has come."""
@@ -126,11 +131,7 @@ class InferProtocol(HttpToolsProtocol):
             return False
         if head.is_chunked or not head.model:
             return self._hand_over(raw, head)
-        if head.body > self.front.limits.body:
-            self._refuse(413, f"body of {head.body} bytes is larger than {self.front.limits.body}")
-            return False
-        if head.body < 0:
-            self._refuse(411, "an infer request needs a Content-Length")
+        if not self._admit(head):
             return False
         end = len(raw) + head.body
         if len(self._buffer) < end:
@@ -140,13 +141,20 @@ class InferProtocol(HttpToolsProtocol):
         self._set_timeout(waits=False)
         body = bytes(memoryview(self._buffer)[len(raw) : end])
         del self._buffer[:end]
-        exchange = Exchange(self, head.keep_alive)
+        exchange = Exchange(self, head)
         self._exchanges.append(exchange)
-        try:
-            exchange.read(head, body)
-        except RequestError as error:
-            exchange.fail(error)
+        exchange.read(body)
         return True
+
+    def _admit(self, head: Head) -> bool:
+        """Whether its body may come; what it may not is answered."""
+        if not head.is_allowed:
+            self._refuse(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
+        elif head.body > self.front.limits.body:
+            self._refuse(413, f"body of {head.body} bytes is larger than {self.front.limits.body}")
+        elif head.body < 0:
+            self._refuse(411, "an infer request needs a Content-Length")
+        return not self._is_refused
 
     def _continue(self, head: Head) -> None:
         """A client that asked whether to send its body is told so, once, when nothing stands before the answer."""
@@ -160,7 +168,7 @@ class InferProtocol(HttpToolsProtocol):
         head = heads.get(raw)
         if head is None:
             try:
-                head = parse_head(raw, self.front.limits.head)
+                head = parse_head(raw, self.front.limits.head, self.front.token)
             except RequestError as error:
                 self._refuse(error.status, str(error))
                 return None

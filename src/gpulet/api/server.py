@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -10,8 +11,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gpulet.api.app import make_app, make_metrics_app
-from gpulet.api.exchange import Front
+from gpulet.api.front import Front
 from gpulet.api.http import InferProtocol
+from gpulet.api.info import Info
 from gpulet.errors import Unusable
 
 _BACKLOG = 2048
@@ -20,18 +22,27 @@ _BACKLOG = 2048
 class HttpServer:
     """Both ports until they are closed; `sockets` are bound to them. `http_port` and `metrics_port` are the real ones."""
 
-    def __init__(self, front: Front, registry: CollectorRegistry, sockets: tuple[socket.socket, socket.socket]) -> None:
+    def __init__(
+        self,
+        front: Front,
+        info: Info,
+        registry: CollectorRegistry,
+        sockets: tuple[socket.socket, socket.socket],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._front = front
+        self._info = info
         self._registry = registry
         self._sockets = sockets
+        self._tls = tls
         self.http_port, self.metrics_port = (s.getsockname()[1] for s in self._sockets)
         self._servers: list[asyncio.Server] = []
         self._states: list[ServerState] = []
 
     async def open(self) -> None:
         """Accept connections."""
-        await self._serve(self._sockets[0], make_app(self._front.catalog), is_front=True)
-        await self._serve(self._sockets[1], make_metrics_app(self._registry), is_front=False)
+        await self._serve(self._sockets[0], make_app(self._info, self._front.token), is_front=True)
+        await self._serve(self._sockets[1], make_metrics_app(self._registry, self._front.token), is_front=False)
 
     async def close(self) -> None:
         """Accept no more; end the connections that are open."""
@@ -54,7 +65,7 @@ class HttpServer:
             return HttpToolsProtocol(config, state, {})
 
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG))
+        self._servers.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG, ssl=self._tls))
         self._states.append(state)
 
 

@@ -1,7 +1,7 @@
 """What is: `serve`, `profile`, `bench`, `replay`."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +34,7 @@ from gpulet.core.journal import read_header, replay, span
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
+from gpulet.exposure import refuse_exposed
 from gpulet.fleetfile import Site, open_site, servable
 from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
 from gpulet.logs import configure as configure_logs
@@ -61,14 +62,23 @@ def serve(
     system: SystemName = "",
     plan_file: PlanFile = None,
     http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="instead of the fleet file's")] = None,
+    grpc_port: Annotated[int | None, typer.Option(min=0, max=65535, help="likewise")] = None,
     metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="likewise")] = None,
+    allow_client_shm: Annotated[
+        bool, typer.Option("--allow-client-shm", help="clients may register shared memory")
+    ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="bind beyond loopback without protection")] = False,
     journal: Annotated[str, typer.Option("--journal", help="write every step to this file")] = "",
 ) -> None:
     """Profile what is not profiled yet, plan, carve, serve until SIGTERM.
 
     Example: gpulet serve examples/digits
     """
-    site = servable(_with_options(open_site(target, system=system), http_port, metrics_port, journal))
+    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    flags = {"allow_client_shm": allow_client_shm or None, "insecure": insecure or None}
+    path = str(Path(journal).resolve()) if journal else None
+    site = servable(_with_options(open_site(target, system=system), {**ports, **flags, "journal": path}))
+    refuse_exposed(site.config.server)
     configure_logs(site.config.server.log_format)
     tell("starting", version=__version__, target=str(target), system=site.name, models=len(site.sections))
     refused = _measured(site, _BUDGET_S) if site.executor != "simulated" and not site.profile_path else {}
@@ -226,20 +236,20 @@ async def _serve(site: Site, problem: Problem, chosen: Plan, refused: dict[str, 
     gc.freeze()  # what is here now stays; the collector need not look at it again
 
     def announce(ready: LiveServer) -> None:
-        tell(
-            "ready",
-            url=f"http://{host}:{ready.http.http_port}",
-            metrics=f"http://{host}:{ready.http.metrics_port}/metrics",
+        scheme = "https" if ready.ends.has_tls else "http"
+        rpc = {"grpc": f"{host}:{ready.ends.grpc_port}"} if ready.ends.grpc_port else {}
+        url, metrics = (
+            f"{scheme}://{host}:{ready.ends.http_port}",
+            f"{scheme}://{host}:{ready.ends.metrics_port}/metrics",
         )
+        tell("ready", url=url, metrics=metrics, **rpc)
 
     await serve_until_stopped(server, announce)
     tell("stopped", served={name: counts.served for name, counts in server.metrics.models.items()})
 
 
-def _with_options(site: Site, http_port: int | None, metrics_port: int | None, journal: str) -> Site:
+def _with_options(site: Site, typed: Mapping[str, object]) -> Site:
     """The fleet file's server section, overridden by what was typed."""
-    path = str(Path(journal).resolve()) if journal else None
-    typed = {"http_port": http_port, "metrics_port": metrics_port, "journal": path}
     given = {key: value for key, value in typed.items() if value is not None}
     section = site.config.server.model_copy(update=given)
     return replace(site, config=site.config.model_copy(update={"server": section}))

@@ -1,0 +1,51 @@
+"""What an infer request says, whatever protocol it came by: the neutral middle between JSON or protobuf and a `Form`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpulet.executors.base import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes in a registered shared memory region."""
+
+    region: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One input. Its bytes follow the request (`size` of them, -1 where that is not said), or lie at `place`, or are what
+    `read` makes of the description itself, which raises `RequestError`.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int | None = None
+    place: Place | None = None
+    read: Callable[[], Buffer] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One output: as binary data, or written to `place`, or in the description; its `classes` best elements, or all (0)."""
+
+    name: str
+    is_binary: bool
+    place: Place | None = None
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A whole request. Without `outputs` all are wanted, binary where `binary_by_default`; `timeout_us` 0: none is given."""
+
+    inputs: Sequence[Given]
+    outputs: Sequence[Wanted] = ()
+    request_id: str = ""
+    timeout_us: int = 0
+    priority: int = 0
+    binary_by_default: bool = False

@@ -1,0 +1,106 @@
+"""The ends that clients reach: HTTP, gRPC and metrics, bound before anything else of a server is made."""
+
+import socket
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from gpulet.api.catalog import Catalog
+from gpulet.api.control import NoControl
+from gpulet.api.front import ApiLimits, Front
+from gpulet.api.info import Info, config_by
+from gpulet.api.regions import Regions
+from gpulet.api.rpc.server import RpcServer
+from gpulet.api.server import HttpServer, bind_ports
+from gpulet.api.tls import Tls
+from gpulet.drivers.live import Live
+from gpulet.errors import ConfigError, Unusable
+from gpulet.fleetfile import Site
+from gpulet.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Bound sockets, and all that the ends need of the fleet file."""
+
+    sockets: tuple[socket.socket, socket.socket]
+    host: str
+    grpc_port: int | None
+    limits: ApiLimits
+    allow_client_shm: bool
+    token: str
+    tls: Tls | None
+
+
+def bind(site: Site) -> Ports:
+    """Raises `Unusable` when a port is taken, `ConfigError` for a token or a certificate that cannot be used."""
+    server, limits = site.config.server, site.config.limits
+    token = _token(site)
+    tls = Tls(site.folder / server.tls_certificate, site.folder / server.tls_key) if server.tls_certificate else None
+    if bool(server.tls_certificate) != bool(server.tls_key):
+        msg = "[server] tls_certificate and tls_key need each other"
+        raise ConfigError(msg)
+    if tls:
+        tls.context()
+    bounds = ApiLimits(
+        round(limits.max_body_mib * MIB), limits.max_header_kib * 1024, limits.max_connections, server.overload_status
+    )
+    sockets = bind_ports(server.host, server.http_port, server.metrics_port)
+    grpc_port = server.grpc_port if server.grpc else None
+    return Ports(sockets, server.host, grpc_port, bounds, server.allow_client_shm, token, tls)
+
+
+def _token(site: Site) -> str:
+    path = site.config.server.token_file
+    if not path:
+        return ""
+    try:
+        token = (site.folder / path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"[server] token_file: {path} cannot be read: {error}"
+        raise ConfigError(msg) from None
+    if not token or not token.isprintable() or " " in token:
+        msg = f"[server] token_file: {path} must hold one token, without spaces"
+        raise ConfigError(msg)
+    return token
+
+
+class FrontEnd:
+    """All ends of one server. `grpc_port` is 0 where gRPC is not served."""
+
+    def __init__(self, ports: Ports, live: Live, catalog: Catalog, registry: CollectorRegistry) -> None:
+        regions = Regions(is_allowed=ports.allow_client_shm, most_bytes=ports.limits.body)
+        front = Front(live, catalog, ports.limits, regions, ports.token)
+        info = Info(
+            catalog,
+            regions,
+            NoControl(catalog),
+            lambda *_: {"model_stats": []},
+            lambda name, signature: config_by(name, signature, catalog.models[name].model.max_batch),
+        )
+        self._regions = regions
+        self._http = HttpServer(front, info, registry, ports.sockets, ports.tls.context() if ports.tls else None)
+        self._rpc: RpcServer | None = None
+        try:
+            if ports.grpc_port is not None:
+                self._rpc = RpcServer(front, info, ports.host, ports.grpc_port, ports.tls)
+        except Unusable:
+            for bound in ports.sockets:
+                bound.close()
+            raise
+        self.has_tls = ports.tls is not None
+        self.http_port, self.metrics_port = self._http.http_port, self._http.metrics_port
+        self.grpc_port = self._rpc.port if self._rpc else 0
+
+    async def open(self) -> None:
+        """Accept connections."""
+        await self._http.open()
+        if self._rpc:
+            await self._rpc.open()
+
+    async def close(self) -> None:
+        """Accept no more; end what is open."""
+        await self._http.close()
+        if self._rpc:
+            await self._rpc.close()
+        self._regions.forget()
