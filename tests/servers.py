@@ -40,6 +40,21 @@ def save_model(folder, name, *, width=4, layers=0, seed=1):
     onnx.save(model, path)
 
 
+def save_copy(folder, name, kind, *, inputs=("x",), width=2):
+    """Gives each input of a type (`TensorProto.STRING`, say) back as it is: x to y, or x1 to x1_out."""
+    outputs = ["y"] if len(inputs) == 1 else [f"{i}_out" for i in inputs]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [i], [o]) for i, o in zip(inputs, outputs, strict=True)],
+        name,
+        [helper.make_tensor_value_info(i, kind, ["N", width]) for i in inputs],
+        [helper.make_tensor_value_info(o, kind, ["N", width]) for o in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = Path(folder) / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(model, path)
+
+
 def save_detector(folder, name):
     """All elements that are not 0, as detectors list what they found: [N, 4] to [2, found], declared [-1, -1]."""
     nodes = [
@@ -137,6 +152,11 @@ class Server:
     @property
     def port(self):
         return int(self.all("ready")[0]["url"].rpartition(":")[2])
+
+    @property
+    def grpc(self):
+        """Address of the gRPC port."""
+        return self.all("ready")[0]["grpc"]
 
     @property
     def metrics_port(self):

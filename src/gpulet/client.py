@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 
 from gpulet.errors import BadInput, Unusable
+from gpulet.executors.tensors import drawn
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MOST_KEPT: Final = 1 << 30
@@ -59,10 +60,8 @@ def _random_request(host: str, model: str, tensors: Sequence[Mapping[str, Any]],
     for tensor in tensors:
         free = [rows if place == 0 else 1 for place in range(len(tensor["shape"]))]
         shape = [n if n > 0 else free[place] for place, n in enumerate(tensor["shape"])]
-        dtype = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(tensor["datatype"])
-        drawn = random.random(prod(shape)).astype(dtype or tensor["datatype"].lower())
         inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape})
-        values.append(drawn.tobytes())
+        values.append(drawn(random, tensor["datatype"], prod(shape)))
     return binary_request(host, model, inputs, values)
 
 

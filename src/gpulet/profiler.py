@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from gpulet.errors import ModelError, Unusable
-from gpulet.executors.base import DATATYPE_SIZES, Signature
+from gpulet.executors.base import Signature
 from gpulet.executors.process import CPU, Program, WorkerProcess
+from gpulet.executors.tensors import drawn
 from gpulet.executors.wire import (
     Assign,
     Done,
@@ -115,9 +116,9 @@ class Bench:
             first = (rows,) if self.signature.is_batched else tuple(max(1, n) for n in tensor.shape[:1])
             shape = (*first, *known)
             count = int(np.prod(shape))
-            data = random.random(count, np.float32).astype(_dtype(tensor.datatype)).tobytes()
+            data = drawn(random, tensor.datatype, count)
             self._worker.block[offset : offset + len(data)] = data
-            offset = align(offset + count * DATATYPE_SIZES[tensor.datatype])
+            offset = align(offset + len(data))
             shapes.append(shape)
         return tuple(shapes)
 
@@ -150,10 +151,6 @@ class Bench:
                 raise ModelError(msg)
             if not isinstance(heard, Told):
                 return heard
-
-
-def _dtype(datatype: str) -> str:
-    return {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(datatype, datatype.lower())
 
 
 class Seats(Protocol):

@@ -12,7 +12,7 @@ from gpulet.api.asking import Asked, Given, Place, Wanted
 from gpulet.api.regions import Regions
 from gpulet.errors import RequestError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Signature, Tensor
-from gpulet.executors.bytestrings import STRINGS, ends
+from gpulet.executors.bytestrings import STRINGS, ends, unpack
 from gpulet.units import PLAIN, US, Duration
 
 _LARGEST_TIMEOUT_US: Final = 2**53
@@ -77,6 +77,12 @@ def _whole_strings(data: memoryview, count: int) -> Buffer:
         end = ends(data, count)[-1] if count else 0
     except ValueError as error:
         msg = f"BYTES tensor: {error}"
+        raise RequestError(msg) from None
+    try:
+        for element in unpack(data, count):
+            element.decode()  # a run that cannot read it would fail for its neighbours as well
+    except UnicodeDecodeError as error:
+        msg = f"BYTES tensor: an element is not UTF-8: {error}"
         raise RequestError(msg) from None
     if end != len(data):
         msg = f"BYTES tensor: {len(data)} bytes, its {count} elements are {end}"

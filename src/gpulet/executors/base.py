@@ -27,10 +27,11 @@ DATATYPE_SIZES: Mapping[str, int] = {
     "INT32": 4,
     "INT64": 8,
     "FP16": 2,
+    "BF16": 2,
     "FP32": 4,
     "FP64": 8,
 }
-"""Bytes of one element of each Open Inference Protocol datatype that is served."""
+"""Bytes of one element of each Open Inference Protocol datatype that is served; those of BYTES have any length."""
 
 
 class Tensor(msgspec.Struct, frozen=True):

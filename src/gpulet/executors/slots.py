@@ -7,6 +7,7 @@ from mmap import mmap
 from gpulet.core.messages import BatchId
 from gpulet.errors import ModelError
 from gpulet.executors.base import DATATYPE_SIZES, Outputs, Payload, Result, Signature
+from gpulet.executors.bytestrings import STRINGS, ends
 from gpulet.executors.wire import ALIGNMENT, align
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -48,7 +49,7 @@ class Slots:
         offset = self._taken[batch] * self._size + self._size // 2
         results: list[Result] = []
         for tensor, shape in zip(signature.outputs, shapes, strict=True):
-            size = prod(shape) * DATATYPE_SIZES[tensor.datatype]
+            size = _size(tensor.datatype, shape, self._view[offset:])
             results.append(Result(tensor, shape, self._view[offset : offset + size]))
             offset = align(offset + size)
         self.free(batch)
@@ -68,3 +69,11 @@ class Slots:
             offset = align(offset)
             shapes.append((rows, *dims[1:]) if is_batched else dims)
         return tuple(shapes)
+
+
+def _size(datatype: str, shape: tuple[int, ...], data: memoryview) -> int:
+    """Bytes of a tensor that begins with `data`; those of strings are known by reading them."""
+    count = prod(shape)
+    if datatype == STRINGS:
+        return ends(data, count)[-1] if count else 0
+    return count * DATATYPE_SIZES[datatype]

@@ -6,6 +6,7 @@ import numpy as np
 
 from gpulet.errors import ModelError
 from gpulet.executors.base import Signature, Tensor
+from gpulet.executors.bytestrings import STRINGS, pack
 
 NUMPY_TYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -41,3 +42,11 @@ def check_shape(model: str, tensors: Sequence[Tensor], shape: str) -> None:
     if given and (len(given) != free or not all(n.isdecimal() and int(n) for n in given)):
         msg = f"model {model} has {free} free dimensions beyond its rows; {shape!r} does not fill them"
         raise ModelError(msg)
+
+
+def drawn(random: np.random.Generator, datatype: str, count: int) -> bytes:
+    """Random elements; strings are empty, and BF16's bits are 0 or so."""
+    if datatype == STRINGS:
+        return pack([b""] * count)
+    dtype = NUMPY_TYPES.get(datatype, np.dtype(np.uint16))
+    return random.random(count, np.float32).astype(dtype).tobytes()

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, assert_never
@@ -17,9 +16,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gpulet.executors import onnxvalues
 from gpulet.executors.base import Signature
 from gpulet.executors.onnxsignature import signature_of
-from gpulet.executors.tensors import NUMPY_TYPES, filled
+from gpulet.executors.onnxvalues import blank, stored
+from gpulet.executors.tensors import filled
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
     Assign,
@@ -54,13 +55,10 @@ class LoadedModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
         self.signature = signature_of(self._session)
-        self.input_types = [NUMPY_TYPES[t.datatype] for t in self.signature.inputs]
-        self._names = [t.name for t in self.signature.inputs]
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         """One run of the session."""
-        outputs: list[NDArray[Any]] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
-        return outputs
+        return onnxvalues.run(self._session, self.signature, inputs)
 
     def warm(self, max_batch: int, shapes: Sequence[str]) -> None:
         """First runs are slow; so is the first of a new batch size and shape.
@@ -75,7 +73,7 @@ class LoadedModel:
 
     def _zeros(self, rows: int, shape: str) -> list[NDArray[Any]]:
         shapes = filled(self.signature, rows, shape)
-        return self.run([np.zeros(dims, dtype) for dims, dtype in zip(shapes, self.input_types, strict=True)])
+        return self.run([blank(dims, t.datatype) for dims, t in zip(shapes, self.signature.inputs, strict=True)])
 
 
 def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
@@ -95,6 +93,7 @@ class Worker:
     def __init__(self, channel: socket.socket, block: mmap.mmap) -> None:
         self._channel = channel
         self._block = block
+        self._view = memoryview(block)
         self._models: dict[str, LoadedModel] = {}
         self._outputs_at = 0
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -132,7 +131,7 @@ class Worker:
             outputs = self._models[message.model].run(self._inputs(message))
             took = perf_counter_ns() - before
             self._check_rows(message, outputs)
-            self._write(outputs)
+            self._write([stored(output) for output in outputs])
         except Exception as error:  # noqa: BLE001 (as above)
             return Failed(message.batch, f"{error}".splitlines()[0])
         return Done(message.batch, tuple(tuple(o.shape) for o in outputs), took)
@@ -140,10 +139,9 @@ class Worker:
     def _inputs(self, message: RunBatch) -> list[NDArray[Any]]:
         arrays: list[NDArray[Any]] = []
         offset = 0
-        for shape, dtype in zip(message.shapes, self._models[message.model].input_types, strict=True):
-            count = prod(shape)
-            arrays.append(np.frombuffer(self._block, dtype, count, offset).reshape(shape))
-            offset = align(offset + count * dtype.itemsize)
+        for shape, tensor in zip(message.shapes, self._models[message.model].signature.inputs, strict=True):
+            array, offset = onnxvalues.read(self._view, offset, shape, tensor.datatype)
+            arrays.append(array)
         return arrays
 
     def _check_rows(self, message: RunBatch, outputs: Arrays) -> None:

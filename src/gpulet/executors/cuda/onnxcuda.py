@@ -251,7 +251,8 @@ class OnnxRuntime:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             with translated(f"model {model}"):
                 session = ort.InferenceSession(self.models[model].path, options, providers=[_CPU])
-                self._signatures[model] = signature_of(session)
+                signature = signature_of(session)
+            self._signatures[model] = _on_device(model, signature)
         return self._signatures[model]
 
     def _weights(self, model: str) -> int:
@@ -265,3 +266,12 @@ def _zeros(session: ort.InferenceSession, signature: Signature, rows: int, shape
     inputs = {tensor.name: np.zeros(dims, NUMPY_TYPES[tensor.datatype]) for tensor, dims in given}
     outputs: list[NDArray[Any]] = session.run(None, inputs)
     return outputs
+
+
+def _on_device(model: str, signature: Signature) -> Signature:
+    """Raises `ModelError` for tensors that device memory has no form of here."""
+    for tensor in (*signature.inputs, *signature.outputs):
+        if tensor.datatype not in NUMPY_TYPES:
+            msg = f"model {model}: tensor {tensor.name} is {tensor.datatype}, which is served on CPUs only"
+            raise ModelError(msg)
+    return signature

@@ -26,7 +26,7 @@ from gpulet.errors import ModelError
 from gpulet.executors.base import DATATYPE_SIZES, Signature, Tensor
 from gpulet.executors.cuda.staging import tensor_size
 from gpulet.executors.cuda.torchsizes import sizes_of
-from gpulet.executors.tensors import filled
+from gpulet.executors.tensors import NUMPY_TYPES, filled
 
 Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 DTYPES: Mapping[torch.dtype, str] = {
@@ -140,7 +140,7 @@ def read_signature(model: str, path: Path) -> Signature:
         msg = f"model {model}: {path.name}: {error}"
         raise ModelError(msg) from None
     for tensor in (*found.inputs, *found.outputs):
-        if tensor.datatype not in DATATYPE_SIZES or any(n < 1 and n != -1 for n in tensor.shape):
+        if tensor.datatype not in NUMPY_TYPES or any(n < 1 and n != -1 for n in tensor.shape):
             msg = f"model {model}: {path.name}: {tensor.name} of {tensor.datatype} {list(tensor.shape)} is not served"
             raise ModelError(msg)
     is_batched = all(t.shape[:1] == (-1,) for t in (*found.inputs, *found.outputs))
