@@ -1,0 +1,167 @@
+"""The client against our server, and against one that refuses."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+
+import numpy as np
+import pytest
+
+from gpulet.client import (
+    AsyncClient,
+    BadInput,
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unreachable,
+)
+from servers import fleet, save_model, serve
+
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
+    save_model(folder / "models", "echo")
+    with serve(fleet(folder, {"echo": (2000, 10)}, repository=folder / "models")) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@contextmanager
+def scripted(*answers):
+    """A server that gives these (status, headers, body), the last of them for good; yields its URL and the paths asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            status, headers, body = answers[min(len(asked), len(answers)) - 1]
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": len(body)}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+BUSY = (429, {"Retry-After": "0"}, b'{"error": "queue full"}')
+DONE = (200, {}, b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1]}]}')
+
+
+def test_arrays_go_in_and_out(url):
+    with Client(url) as client:
+        found = client.infer("echo", {"x": ROWS}, deadline_s=2, request_id="1", priority=1)
+        assert (found["y"] == ROWS).all()
+        assert (client.infer("echo", ROWS.T.copy().T, outputs=["y"], version="1")["y"] == ROWS).all()
+        assert client.infer("echo", ROWS.astype(">f4"))["y"].tolist() == ROWS.tolist()
+
+
+def test_the_awaited_client_answers_many_at_once(url):
+    async def ask():
+        async with AsyncClient(url) as client:
+            found = await asyncio.gather(*[client.infer("echo", ROWS + n, deadline_s=2) for n in range(20)])
+            assert [answer["y"].tolist() for answer in found] == [(ROWS + n).tolist() for n in range(20)]
+            assert await client.is_ready("echo")
+            assert await client.models() == ("echo",)
+            with pytest.raises(NotFound, match="nobody"):
+                await client.metadata("nobody")
+            with pytest.raises(DeadlineExceeded):
+                await client.infer("echo", {"x": ROWS}, deadline_s=1e-6)
+
+    asyncio.run(ask())
+
+
+def test_what_a_server_says_of_itself(url):
+    with Client(url) as client:
+        assert client.is_live()
+        assert client.is_ready()
+        assert client.is_ready("echo")
+        assert not client.is_ready("nobody")
+        assert client.models() == ("echo",)
+        assert client.metadata("echo", "1")["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+
+
+def test_what_cannot_be_answered_says_why(url):
+    with Client(url) as client:
+        with pytest.raises(NotFound, match="nobody"):
+            client.infer("nobody", {"x": ROWS})
+        with pytest.raises(NotFound, match="version 1"):
+            client.infer("echo", {"x": ROWS}, version="2")
+        with pytest.raises(InvalidRequest, match="FP32"):
+            client.infer("echo", {"x": ROWS.astype(np.float64)})
+        with pytest.raises(BadInput, match="complex"):
+            client.infer("echo", {"x": ROWS.astype(complex)})
+
+
+def test_a_deadline_that_the_server_cannot_keep_is_told_as_such(url):
+    with Client(url) as client:
+        client.is_live()  # a connection is there: the server has the time, and refuses as late or expired
+        with pytest.raises(DeadlineExceeded, match=r"not served|no answer"):
+            client.infer("echo", {"x": ROWS}, deadline_s=0.0005)
+        with pytest.raises(DeadlineExceeded):
+            client.infer("echo", {"x": ROWS}, deadline_s=0)
+        assert (client.infer("echo", {"x": ROWS})["y"] == ROWS).all()
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_refused_request_is_sent_again_as_often_as_asked(is_awaited):
+    def infer(url, retries):
+        options = {"retries": retries, "random": Random(1)}
+        if not is_awaited:
+            with Client(url, **options) as client:
+                return client.infer("m", {"x": ROWS})
+
+        async def ask():
+            async with AsyncClient(url, **options) as client:
+                return await client.infer("m", {"x": ROWS})
+
+        return asyncio.run(ask())
+
+    with scripted(BUSY, BUSY, DONE) as (url, asked):
+        assert infer(url, 2)["y"].tolist() == [1]
+        assert asked == ["/v2/models/m/infer"] * 3
+    with scripted(BUSY) as (url, asked):
+        with pytest.raises(Overloaded, match="queue full"):
+            infer(url, 1)
+        assert len(asked) == 2
+
+
+def test_a_retry_that_would_come_too_late_is_not_waited_for():
+    with scripted((503, {"Retry-After": "30"}, b'{"error": "stopped"}')) as (url, asked), Client(url) as client:
+        with pytest.raises(DeadlineExceeded, match="stopped") as caught:
+            client.infer("m", {"x": ROWS}, deadline_s=5)
+        assert caught.value.status == 503
+        assert len(asked) == 1
+
+
+def test_an_error_that_stays_is_sent_once():
+    with scripted((500, {}, b'{"error": "internal error"}')) as (url, asked), Client(url) as client:
+        with pytest.raises(Exception, match="internal error"):
+            client.infer("m", {"x": ROWS})
+        assert len(asked) == 1
+
+
+def test_a_server_that_is_not_there_is_named_so():
+    with scripted(DONE) as (url, _):
+        pass
+    with Client(url, retries=1, random=Random(1)) as client, pytest.raises(Unreachable):
+        client.is_live()
+    with Client(url, retries=1, random=Random(1)) as client, pytest.raises(Unreachable):
+        client.infer("m", {"x": ROWS})
