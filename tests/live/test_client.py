@@ -1,8 +1,9 @@
 """The client against our server, and against one that refuses."""
 
 import asyncio
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 
@@ -39,7 +40,7 @@ def scripted(*answers):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked.append(self.path)
             status, headers, body = answers[min(len(asked), len(answers)) - 1]
             self.send_response(status)
@@ -47,6 +48,8 @@ def scripted(*answers):
                 self.send_header(name, str(value))
             self.end_headers()
             self.wfile.write(body)
+
+        do_GET = do_POST  # noqa: N815 (http.server looks for that name)
 
         def log_message(self, *_):
             pass
@@ -149,6 +152,56 @@ def test_a_retry_that_would_come_too_late_is_not_waited_for():
             client.infer("m", {"x": ROWS}, deadline_s=5)
         assert caught.value.status == 503
         assert len(asked) == 1
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_models_are_listed_loaded_and_unloaded_as_triton_does_it(is_awaited):
+    async def awaited(url):
+        async with AsyncClient(url) as client:
+            listed = await client.index()
+            await client.load("a b")
+            await client.unload("a b")
+            return listed, await client.statistics("a b", "1")
+
+    def blocking(url):
+        with Client(url) as client:
+            listed = client.index()
+            client.load("a b")
+            client.unload("a b")
+            return listed, client.statistics("a b", "1")
+
+    empty = (200, {}, b"")
+    with scripted((200, {}, b'[{"name": "a b"}]'), empty, empty, (200, {}, b'{"model_stats": []}')) as (url, asked):
+        assert (asyncio.run(awaited(url)) if is_awaited else blocking(url)) == ([{"name": "a b"}], [])
+    model = "models/a%20b"
+    assert asked == [
+        "/v2/repository/index",
+        f"/v2/repository/{model}/load",
+        f"/v2/repository/{model}/unload",
+        f"/v2/{model}/versions/1/stats",
+    ]
+
+
+def test_a_token_goes_with_every_call_and_an_answer_that_trickles_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        is_over = threading.Event()
+
+        def trickle():
+            peer, _ = server.accept()
+            with peer:
+                assert b"Authorization: Bearer secret" in peer.recv(65536)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                with suppress(OSError):
+                    while not is_over.wait(0.02):
+                        peer.sendall(b" ")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        url = f"127.0.0.1:{server.getsockname()[1]}"
+        with Client(url, token="secret") as client, pytest.raises(DeadlineExceeded):  # noqa: S106 (nobody's)
+            client.infer("m", {"x": ROWS}, deadline_s=0.2)
+        is_over.set()
+        thread.join()
 
 
 def test_an_error_that_stays_is_sent_once():
