@@ -29,7 +29,7 @@ from gpulet.client.calls import (
 from gpulet.client.retry import Attempts, Retry
 from gpulet.client.transport import options, timeout, translated
 from gpulet.errors import ServerError
-from gpulet.units import NEVER, SECOND, Duration
+from gpulet.units import NEVER, SECOND, Duration, Instant
 
 
 class Client:
@@ -74,7 +74,7 @@ class Client:
         `deadline_s` is the time for everything, retries too; the server is told what is left of it. Priority 1 is first.
         """
         deadline = NEVER if deadline_s is None else monotonic_ns() + round(deadline_s * SECOND)
-        named = inputs if isinstance(inputs, Mapping) else {self._only_input(model, version): inputs}
+        named = inputs if isinstance(inputs, Mapping) else {self._only_input(model, version, deadline): inputs}
         return results(self._send(Infer(model, named, outputs, version, priority, request_id).call, deadline))
 
     def metadata(self, model: str, version: str = "") -> Document:
@@ -112,16 +112,17 @@ class Client:
         found: Sequence[Document] = self._ask(get(statistics_path(model, version)))["model_stats"]
         return found
 
-    def _only_input(self, model: str, version: str) -> str:
+    def _only_input(self, model: str, version: str, deadline: Instant) -> str:
         key = (model, version)
         if key not in self._names:
-            self._names[key] = only_input(self.metadata(*key))
+            ask = get(model_path(model, version))
+            self._names[key] = only_input(self._send(lambda _: ask, deadline).document())
         return self._names[key]
 
     def _ask(self, call: Call) -> Any:
         return self._send(lambda _: call, NEVER).document()
 
-    def _send(self, make: Callable[[Duration], Call], deadline: Duration) -> Answer:
+    def _send(self, make: Callable[[Duration], Call], deadline: Instant) -> Answer:
         attempts = Attempts(self._retry, deadline)
         while True:
             left = attempts.left(monotonic_ns())

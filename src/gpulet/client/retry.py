@@ -15,7 +15,10 @@ _LONGEST: Final = 30 * SECOND
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """At most so many more attempts. Waits double from 50 ms, each drawn from its upper half: peers must not return in step."""
+    """At most so many more attempts. Waits double from 50 ms, each drawn from its upper half: peers must not return in step.
+
+    Who is asked to wait longer than 30 s is told so instead.
+    """
 
     most: int = 2
     random: Random = field(default_factory=Random)
@@ -44,7 +47,7 @@ class Attempts:
 
     def late(self) -> DeadlineExceeded:
         """What to raise when time ran out under way."""
-        return DeadlineExceeded(0, f"no answer before the deadline, {self._failed + 1} attempts")
+        return DeadlineExceeded(0, f"no answer before the deadline (attempt {self._failed + 1})")
 
     def wait(self, now: Instant, today: datetime, failure: ServerError) -> Duration:
         """How long to wait before the next attempt. Raises the failure, or `DeadlineExceeded` where it cannot come in time."""

@@ -17,7 +17,9 @@ _CONNECT_S: Final = 10.0
 
 def options(url: str, token: str | None, verify: bool | ssl.SSLContext) -> dict[str, Any]:
     """What an httpx client is made with."""
-    return {"base_url": base_url(url), "headers": authorization(token), "verify": verify}
+    # httpx would accept gzip, and servers then spend more on compressing tensors than on most models
+    headers = {"Accept-Encoding": "identity", **authorization(token)}
+    return {"base_url": base_url(url), "headers": headers, "verify": verify}
 
 
 def timeout(left: Duration) -> httpx.Timeout:
