@@ -21,7 +21,7 @@ import numpy as np
 import uvloop
 from common import HERE, record
 
-from gpulet.client import binary_request
+from gpulet.httpwire import binary_request
 from gpulet.loadgen import Check, Outcome, Stream, drive
 from gpulet.model import Model
 from gpulet.units import MS, SECOND

@@ -17,7 +17,7 @@ from time import monotonic, sleep
 import uvloop
 from common import record
 
-from gpulet.client import binary_request
+from gpulet.httpwire import binary_request
 from servers import Server, command, fleet, save_model
 
 CONNECTIONS = 64

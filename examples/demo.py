@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from gpulet.client import binary_request
 from gpulet.config import read_fleet_file
+from gpulet.httpwire import binary_request
 from gpulet.loadgen import Check, Outcome, Stream, drive
 from gpulet.model import Model
 from gpulet.units import SECOND, from_ms

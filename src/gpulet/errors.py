@@ -15,6 +15,12 @@
         └── DeviceError     a call of a device's own interface was refused: names the call and its result
             ├── DeviceFull  no memory: what was asked for is given up, what is loaded serves on
             └── DeviceLost  every later call fails as well: the worker ends and is replaced
+    └── ServerError         what a server answered a client of ours: HTTP `status`, 0 where no answer came
+        ├── InvalidRequest  4xx: the same request fails again
+        ├── NotFound        404
+        ├── Overloaded      429, 503: later may do; was tried again as often as the client was told to
+        ├── DeadlineExceeded  no answer by the client's deadline, and no further attempt could bring one
+        └── Unreachable     no connection: nothing was sent
 
 `assert` guards against our own mistakes; nothing else is raised on purpose.
 """
@@ -102,3 +108,35 @@ class DeviceFull(DeviceError):  # noqa: N818
 
 class DeviceLost(DeviceError):  # noqa: N818
     """The process can use the device no more."""
+
+
+class ServerError(GpuletError):
+    """What a server answered instead of a result; `status` is its HTTP status, 0 where no answer came."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class InvalidRequest(ServerError):  # noqa: N818
+    """The request is not one that this server takes."""
+
+
+class NotFound(ServerError):  # noqa: N818
+    """There is no such model, version or page."""
+
+
+class Overloaded(ServerError):  # noqa: N818
+    """The server takes no more now; `retry_after` is the header of that name, empty where there is none."""
+
+    def __init__(self, status: int, message: str, retry_after: str = "") -> None:
+        super().__init__(status, message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServerError):  # noqa: N818
+    """No answer by the deadline; what the server said last is its `__cause__`."""
+
+
+class Unreachable(ServerError):  # noqa: N818
+    """No connection to the server."""

@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from google.protobuf.json_format import MessageToJson
 from onnx import TensorProto
-from tests.servers import fleet, run, save_copy, save_model, serve
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from gpulet.api.rpc.messages import MESSAGES
+from servers import fleet, run, save_copy, save_model, serve
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 MODELS = {

@@ -29,13 +29,13 @@ from gpulet.cli.common import (
     print_json,
     tell_analytic,
 )
-from gpulet.client import parse_address, random_requests
 from gpulet.core.journal import read_header, replay, span
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
 from gpulet.exposure import refuse_exposed
 from gpulet.fleetfile import Site, open_site, servable
+from gpulet.httpwire import parse_address, random_requests
 from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
