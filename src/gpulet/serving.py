@@ -140,13 +140,13 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     refusals = RefusalLog(lambda request: live.client(request).name)
     live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
     front = Front(live, catalog, _http_limits(site))
-    http = HttpServer(front, make_registry(metrics, served, scheduler.fleet), sockets)
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
+    http = HttpServer(front, make_registry(metrics, served, scheduler.fleet, executor.load_times), sockets)
     return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
 
 
