@@ -31,6 +31,8 @@ from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
+from gpulet.tracing import open_tracing
+from gpulet.tracing.port import Tracing
 from gpulet.units import MIB, PLAIN
 from gpulet.useful import useful_sizes
 
@@ -89,6 +91,7 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
+    tracing: Tracing | None = None
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
@@ -111,6 +114,8 @@ class LiveServer:
         self.timer.close()
         if self.journal:
             self.journal.close()
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
 
 def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, str] | None = None) -> LiveServer:
@@ -138,7 +143,15 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
     journal = _journal(site, server, Header.of(site.dispatcher_name, problem, plan, site.limits))
     refusals = RefusalLog(lambda request: live.client(request).name)
-    live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
+    known = {name: model.version for name, model in served.items()}
+    tracing = open_tracing(
+        site.config.tracing,
+        lambda request: live.client(request),  # noqa: PLW0108 (there is no `live` yet)
+        known,
+        timer.began_at,
+    )
+    observers = [refusals.observe, *([tracing.observe] if tracing else [])]
+    live = Live(scheduler, timer, metrics, journal.write if journal else None, observers)
     front = Front(live, catalog, _http_limits(site))
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
@@ -147,7 +160,7 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     catalog.refused.update(refused or {})
     live.attach(executor)
     http = HttpServer(front, make_registry(metrics, served, scheduler.fleet, executor.load_times), sockets)
-    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
+    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s, tracing)
 
 
 def _served_application(application: Application, problem: Problem) -> Served:

@@ -1,6 +1,8 @@
 """/metrics: every name in both formats, Triton's meanings, and the page that lists them."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.exposition import choose_encoder
@@ -25,7 +27,7 @@ OPEN = "application/openmetrics-text; version=1.0.0"
 
 
 class Fleet:
-    gpulets = ()
+    gpulets = (SimpleNamespace(id=0, is_up=True),)
 
 
 class Fold:
@@ -177,7 +179,7 @@ def test_both_formats_parse_and_say_the_same(two_batches, accept, parse):
 
 
 def test_the_page_lists_every_name_that_is_exported_and_no_other(two_batches):
-    rows = dict(re.findall(r"^\| `(\w+)` \| (\*\*no\*\*)?", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `((?:gpulet|nv)_\w+)` \| (\*\*no\*\*)?", PAGE, re.MULTILINE))
     listed = {name for name, is_left_out in rows.items() if not is_left_out}
     exported = {m.name + "_total" * (m.type == "counter") for m in two_batches.registry({"m0": SECOND}).collect()}
     assert listed == exported
@@ -220,3 +222,16 @@ def test_cpu_use_is_of_the_time_between_two_scrapes(tmp_path):
 
 def test_a_machine_without_proc_exports_nothing_of_itself(tmp_path):
     assert not list(HostUse(tmp_path).collect())
+
+
+def test_the_dashboard_asks_for_nothing_that_is_not_exported(two_batches):
+    exported = {s.name for m in two_batches.registry({"m0": SECOND}).collect() for s in m.samples}
+    text = (REPOSITORY / "docs" / "grafana" / "gpulet.json").read_text()
+    dashboard = json.loads(text)
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert len(asked) > 20
+    used = set(re.findall(r"\b(?:gpulet|nv)_\w+", " ".join(asked)))
+    assert used <= exported
+    assert "gpulet_slo_seconds" in used
+    sources = re.findall(r'"uid": "(.*?)"', text)
+    assert set(sources) == {"gpulet", "${datasource}"}

@@ -119,6 +119,9 @@ class Exchange:
         "rows",
     )
 
+    protocol = "http"
+    traceparent = ""
+
     def __init__(self, connection: Connection, keep_alive: bool) -> None:
         self._connection = connection
         self.keep_alive = keep_alive
