@@ -199,6 +199,13 @@ class ServerSection(_Section):
         return uuids
 
 
+class TracingSection(_Section):
+    """OpenTelemetry spans of requests, with the extra otel: `[tracing]`."""
+
+    endpoint: str = Field("", description="OTLP over gRPC, http://HOST:4317; left out: nothing is traced")
+    sample: float = Field(0.01, ge=0, le=1, description="share of requests traced whose client sends no traceparent")
+
+
 class FleetFile(_Section):
     """A whole fleet file."""
 
@@ -212,6 +219,7 @@ class FleetFile(_Section):
     mig: MigSection = MigSection()  # type: ignore[call-arg] # as above
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
     server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
+    tracing: TracingSection = TracingSection()  # type: ignore[call-arg] # as above
 
 
 def read_fleet_file(path: Path) -> FleetFile:
@@ -270,6 +278,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "mig": MigSection,
     "limits": LimitsSection,
     "server": ServerSection,
+    "tracing": TracingSection,
 }
 
 

@@ -1,6 +1,7 @@
 """The ends that clients reach: HTTP, gRPC and metrics, bound before anything else of a server is made."""
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from gpulet.api.catalog import Catalog
 from gpulet.api.control import NoControl
 from gpulet.api.front import ApiLimits, Front
-from gpulet.api.info import Info, config_by
+from gpulet.api.info import Document, Info, config_by
 from gpulet.api.regions import Regions
 from gpulet.api.rpc.server import RpcServer
 from gpulet.api.server import HttpServer, bind_ports
@@ -68,14 +69,21 @@ def _token(site: Site) -> str:
 class FrontEnd:
     """All ends of one server. `grpc_port` is 0 where gRPC is not served."""
 
-    def __init__(self, ports: Ports, live: Live, catalog: Catalog, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        live: Live,
+        catalog: Catalog,
+        registry: CollectorRegistry,
+        statistics: Callable[[str, str], Document],
+    ) -> None:
         regions = Regions(is_allowed=ports.allow_client_shm, most_bytes=ports.limits.body)
         front = Front(live, catalog, ports.limits, regions, ports.token)
         info = Info(
             catalog,
             regions,
             NoControl(catalog),
-            lambda *_: {"model_stats": []},
+            statistics,
             lambda name, signature: config_by(name, signature, catalog.models[name].model.max_batch),
         )
         self._regions = regions

@@ -46,6 +46,7 @@ def configure(log_format: Literal["text", "json"]) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    logging.getLogger("opentelemetry").handlers[:] = [handler]  # a collector that is away is told as everything else
 
 
 def tell(event: str, **fields: Any) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
+from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
@@ -28,6 +30,8 @@ from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.systems import make_scheduler
+from gpulet.tracing import open_tracing
+from gpulet.tracing.port import Tracing
 from gpulet.units import PLAIN
 from gpulet.useful import useful_sizes
 
@@ -44,6 +48,7 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
+    tracing: Tracing | None = None
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
@@ -66,6 +71,8 @@ class LiveServer:
         self.timer.close()
         if self.journal:
             self.journal.close()
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
 
 def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, str] | None = None) -> LiveServer:
@@ -92,15 +99,24 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
     journal = _journal(site, Header.of(site.dispatcher_name, problem, plan, site.limits))
     refusals = RefusalLog(lambda request: live.client(request).name)
-    live = Live(scheduler, timer, metrics, journal.write if journal else None, [refusals.observe])
-    ends = FrontEnd(ports, live, catalog, make_registry(metrics, served, scheduler.fleet))
+    known = {name: model.version for name, model in served.items()}
+    tracing = open_tracing(
+        site.config.tracing,
+        lambda request: live.client(request),  # noqa: PLW0108 (there is no `live` yet)
+        known,
+        timer.began_at,
+    )
+    observers = [refusals.observe, *([tracing.observe] if tracing else [])]
+    live = Live(scheduler, timer, metrics, journal.write if journal else None, observers)
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
-    return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s)
+    registry = make_registry(metrics, served, scheduler.fleet, executor.load_times)
+    ends = FrontEnd(ports, live, catalog, registry, partial(model_statistics, metrics, served, timer.began_at))
+    return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s, tracing)
 
 
 def _served_application(application: Application, problem: Problem) -> Served:

@@ -50,6 +50,8 @@ class Exchange:
     _form: Form
     _reader: Reader
 
+    protocol = "http"
+
     def __init__(self, connection: Connection, head: Head | None = None, *, keep_alive: bool = False) -> None:
         self._connection = connection
         self._head = head or Head("", "", 0, -1, keep_alive)

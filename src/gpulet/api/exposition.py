@@ -1,4 +1,4 @@
-"""Prometheus metrics from the core's counters, made when they are scraped: Triton's `nv_*` names and our own."""
+"""Prometheus metrics from the core's counters, made when they are scraped: our own names; Triton's are in `tritonnames`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,19 +8,24 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gpulet.api.catalog import Served
+from gpulet.api.histograms import add_histogram
+from gpulet.api.hostuse import HostUse
+from gpulet.api.tritonnames import TritonNames
 from gpulet.core.counts import Counts
 from gpulet.core.fleet import Fleet
-from gpulet.core.histogram import Histogram
+from gpulet.core.messages import Reason
 from gpulet.core.metrics import Metrics
-from gpulet.units import MS, SECOND, US
-
-_BUCKETS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+from gpulet.units import SECOND, Duration
 
 
-def make_registry(metrics: Metrics, served: Mapping[str, Served], fleet: Fleet) -> CollectorRegistry:
-    """A registry of its own, so that two servers in one process do not meet."""
+def make_registry(
+    metrics: Metrics, served: Mapping[str, Served], fleet: Fleet, load_times: Mapping[str, Duration]
+) -> CollectorRegistry:
+    """A registry of its own, so that two servers in one process do not meet. `load_times` by model, as they come."""
     registry = CollectorRegistry()
     registry.register(_Collector(metrics, served, fleet))
+    registry.register(TritonNames(metrics, served, load_times))
+    registry.register(HostUse())
     return registry
 
 
@@ -38,20 +43,18 @@ class _Collector(Collector):
         yield from self._fairness()
 
     def _per_model(self) -> Iterator[Metric]:
-        """Request, inference (rows) and execution (batches) counts as in Triton's metrics documentation."""
-        families: dict[str, Metric] = {}
-        for name, counts in self._known():
-            version = self._served[name].version
-            for metric, meaning, value in _nv(counts):
-                # Of no declared type: Triton's names lack the `_total` that the library gives every counter.
-                family = families.setdefault(metric, Metric(metric, meaning, "unknown"))
-                family.add_sample(metric, {"model": name, "version": version}, value)
-        yield from families.values()
         answers = CounterMetricFamily("gpulet_requests", "requests by what became of them", labels=("model", "outcome"))
         for name, counts in self._known():
             for outcome in ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed"):
                 answers.add_metric((name, outcome), getattr(counts, outcome))
         yield answers
+        refusals = CounterMetricFamily(
+            "gpulet_refusals", "requests without a result, by why", labels=("model", "reason")
+        )
+        for name, _ in self._known():
+            for reason in Reason:
+                refusals.add_metric((name, reason.name.lower()), self._metrics.reasons.get((name, reason), 0))
+        yield refusals
         violations = CounterMetricFamily("gpulet_violations", "late, or without a result", labels=("model",))
         for name, counts in self._known():
             violations.add_metric((name,), counts.violations)
@@ -65,11 +68,15 @@ class _Collector(Collector):
             waiting.add_metric((name,), counts.unanswered)
         yield attainment
         yield waiting
+        objective = GaugeMetricFamily("gpulet_slo_seconds", "time allowed to the answer", labels=("model",))
+        for name, served in self._served.items():
+            objective.add_metric((name,), served.model.slo / SECOND)
+        yield objective
 
     def _latency(self) -> Iterator[Metric]:
         latency = HistogramMetricFamily("gpulet_latency_seconds", "from arrival to answer", labels=("model",))
         for name, counts in self._known():
-            _add(latency, name, counts.latency)
+            add_histogram(latency, (name,), counts.latency, SECOND)
         yield latency
         mean = GaugeMetricFamily("gpulet_estimate_error_mean_seconds", "batch time over predicted", labels=("model",))
         p95 = GaugeMetricFamily("gpulet_estimate_error_p95_seconds", "its 95th percentile, from 0", labels=("model",))
@@ -98,7 +105,7 @@ class _Collector(Collector):
             predicted.add_metric((name,), use.predicted / SECOND)
             batches.add_metric((name,), use.batches)
             rows.add_metric((name,), use.rows)
-            _add(run, name, use.run)
+            add_histogram(run, (name,), use.run, SECOND)
         yield from (up, sms, busy, predicted, batches, rows, run)
 
     def _devices(self) -> Iterator[Metric]:
@@ -138,21 +145,3 @@ class _Collector(Collector):
 
     def _known(self) -> Iterator[tuple[str, Counts]]:
         return ((name, counts) for name, counts in self._metrics.models.items() if name)
-
-
-def _nv(counts: Counts) -> tuple[tuple[str, str, float], ...]:
-    failed = counts.rejected + counts.expired + counts.cancelled + counts.failed
-    return (
-        ("nv_inference_request_success", "requests answered with a result", counts.served),
-        ("nv_inference_request_failure", "requests answered without a result", failed),
-        ("nv_inference_count", "rows run", counts.rows),
-        ("nv_inference_exec_count", "batches run", counts.batches),
-        ("nv_inference_request_duration_us", "arrival to answer, summed", counts.latency.total / US),
-        ("nv_inference_queue_duration_us", "arrival to start, summed", counts.queued / US),
-        ("nv_inference_compute_infer_duration_us", "start to end of the batch, summed", counts.computed / US),
-    )
-
-
-def _add(family: HistogramMetricFamily, name: str, histogram: Histogram) -> None:
-    buckets = [(str(ms / 1000), float(histogram.within(round(ms * MS)))) for ms in _BUCKETS_MS]
-    family.add_metric((name,), [*buckets, ("+Inf", float(histogram.count))], histogram.total / SECOND)

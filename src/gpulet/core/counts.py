@@ -60,8 +60,6 @@ class Counts:
     batches: int = 0
     rows: int = 0
     latency: Histogram = field(default_factory=Histogram)
-    queued: Duration = 0
-    computed: Duration = 0
 
     @property
     def unanswered(self) -> int:
@@ -98,7 +96,7 @@ class Counts:
 
     def refuse(self, reason: Reason) -> None:
         """One request got no result."""
-        setattr(self, _FIELD[reason], getattr(self, _FIELD[reason]) + 1)
+        setattr(self, OUTCOMES[reason], getattr(self, OUTCOMES[reason]) + 1)
 
     def report(self, duration: Duration, time: ModelTime = NO_TIME) -> ModelRow:
         """The shape of `simulate --json` and `bench --json`."""
@@ -130,7 +128,7 @@ def goodput_fairness(counts: Iterable[Counts]) -> float:
     return jain(c.attainment for c in counts if c.arrived)
 
 
-_FIELD: Mapping[Reason, str] = {
+OUTCOMES: Mapping[Reason, str] = {
     Reason.UNKNOWN_MODEL: "rejected",
     Reason.TOO_LARGE: "rejected",
     Reason.QUEUE_FULL: "rejected",
@@ -142,3 +140,4 @@ _FIELD: Mapping[Reason, str] = {
     Reason.RUN_FAILED: "failed",
     Reason.WORKER_LOST: "failed",
 }
+"""What became of a request that got no result, by the counter that counts it."""

@@ -54,9 +54,14 @@ class Arrived(_Message, frozen=True):
 
 
 class Finished(_Message, frozen=True):
-    """A batch was run; its outputs are there."""
+    """A batch was run; its outputs are there.
+
+    `copied`: how long its inputs were copied to where it ran; `computed`: the time in the runtime; 0: not measured.
+    """
 
     batch: BatchId
+    copied: int = 0
+    computed: int = 0
 
 
 class RunFailed(_Message, frozen=True):

@@ -3,6 +3,7 @@
 An application has a row as a model has; its models' rows count its stage requests, which the total leaves out.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -20,6 +21,7 @@ from gpulet.core.messages import (
     Drop,
     Event,
     Fail,
+    Finished,
     Gather,
     GpuletDown,
     Reason,
@@ -29,6 +31,7 @@ from gpulet.core.messages import (
     Spawn,
     Start,
 )
+from gpulet.core.phases import Phases
 from gpulet.core.usage import NO_TIME, DeviceRow, ModelTime, Usage
 from gpulet.plan import Plan
 from gpulet.request import Request
@@ -55,6 +58,10 @@ class _Run:
     start: Start
     since: Instant
     requests: tuple[Request, ...]
+    finished: Finished
+
+
+_UNMEASURED = Finished(0)
 
 
 class Metrics:
@@ -74,6 +81,7 @@ class Metrics:
         begins: Instant = 0,
     ) -> None:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
+        self.phases: dict[str, Phases] = {name: Phases() for name in models}
         self.stages = Counts()
         self.estimates = Estimates(models)
         self._has_stages = False
@@ -95,7 +103,7 @@ class Metrics:
                 case Start():
                     self._start(now, command)
                 case Reject() | Drop() | Fail():
-                    self._refuse(command.request, command.reason)
+                    self._refuse(now, command.request, command.reason)
                 case Spawn():
                     self._open[command.request.id] = command.request
                     self._counts(command.request.model).arrived += 1
@@ -104,6 +112,7 @@ class Metrics:
                 case Gather():
                     request = self._open.pop(command.request)
                     self.models[request.model].end(request, now)
+                    self.phases[request.model].last = now
                 case _:
                     pass
 
@@ -112,6 +121,8 @@ class Metrics:
             case Arrived():
                 self._open[event.request.id] = event.request
                 self._counts(event.request.model).arrived += 1
+            case Finished():
+                self._running[event.batch].finished = event
             case RunFailed():
                 self._lose(now, [event.batch])
             case GpuletDown():
@@ -147,13 +158,20 @@ class Metrics:
             "goodput": goodput_fairness(asked.values()),
         }
 
+    def waiting(self) -> dict[str, int]:
+        """Requests of each model that have not been started; an application's own are in its stages."""
+        running = Counter[str]()
+        for run in self._running.values():
+            running[run.start.model] += len(run.requests)
+        return {n: c.unanswered - running[n] for n, c in self.models.items() if n and n not in self._applications}
+
     def _counts(self, model: str) -> Counts:
         counts = self.models.get(model)
         return counts if counts is not None else self.models.setdefault("", Counts())
 
     def _start(self, now: Instant, start: Start) -> None:
         requests = tuple([self._open[request_id] for request_id in start.requests])
-        self._running[start.batch] = _Run(start, now, requests)
+        self._running[start.batch] = _Run(start, now, requests, _UNMEASURED)
         self.usage.begin(now, start)
         counts = self.models[start.model]
         counts.batches += 1
@@ -162,21 +180,23 @@ class Metrics:
     def _answer(self, now: Instant, answer: Answer) -> None:
         run = self._running.pop(answer.batch)
         counts = self.models[run.start.model]
+        phases = self.phases[run.start.model]
         add = counts.latency.add
+        wait = phases.queue.add
         pop = self._open.pop
         since = run.since
         counts.served += len(run.requests)
-        counts.computed += (now - since) * len(run.requests)
         for request in run.requests:
             pop(request.id)
             add(now - request.arrival)
-            counts.queued += since - request.arrival
+            wait(since - request.arrival)
             if now > request.deadline:
                 counts.late += 1
         if self._has_stages:
             for request in run.requests:
                 if request.id >= FIRST_STAGE_REQUEST:
                     self.stages.end(request, now)
+        phases.end(now, now - since, run.finished, run.start.rows, len(run.requests))
         self.estimates.add(run.start, now - since)
         self.usage.end(now, run.start, now - since)
         self._use(now - since, run.start)
@@ -196,9 +216,12 @@ class Metrics:
             run = self._running.pop(batch)
             self.usage.end(now, run.start, now - run.since)
 
-    def _refuse(self, request_id: RequestId, reason: Reason) -> None:
-        model = self._open.pop(request_id).model
+    def _refuse(self, now: Instant, request_id: RequestId, reason: Reason) -> None:
+        request = self._open.pop(request_id)
+        model = request.model if request.model in self.models else ""  # what clients may make up is not kept
         self._counts(model).refuse(reason)
         if request_id >= FIRST_STAGE_REQUEST:
             self.stages.refuse(reason)
+        if model:
+            self.phases[model].refused += now - request.arrival
         self.reasons[model, reason] = self.reasons.get((model, reason), 0) + 1

@@ -14,6 +14,16 @@ class Client(Payload, Protocol):
     rows: int
     name: str
 
+    @property
+    def protocol(self) -> str:
+        """What it speaks: http, grpc."""
+        ...
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C header by which it asks for a trace of its own to be continued; empty for none."""
+        ...
+
     def answer(self, outputs: Outputs, first_row: int) -> None:
         """Take `rows` rows of the outputs from `first_row`; copy what is kept."""
         ...
@@ -34,6 +44,16 @@ class Gathering:
         self.dims: tuple[tuple[int, ...], ...] = ()
         self._leaves = {stage.name for stage in application.leaves}
         self._given: dict[str, list[Result]] = {}
+
+    @property
+    def protocol(self) -> str:
+        """As its client."""
+        return self.client.protocol
+
+    @property
+    def traceparent(self) -> str:
+        """As its client."""
+        return self.client.traceparent
 
     def part(self, stage: str) -> "Part":
         """Who waits for one request of this stage."""
@@ -63,6 +83,8 @@ class Part:
     """Who waits for one stage request: nobody is told when it is refused, since its application request is then, too."""
 
     __slots__ = ("_gathering", "_stage", "dims", "inputs", "name", "rows")
+    protocol = ""
+    traceparent = ""
 
     def __init__(self, gathering: Gathering, stage: str) -> None:
         self._gathering = gathering

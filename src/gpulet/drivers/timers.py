@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from heapq import heappop, heappush
-from time import monotonic_ns
+from time import monotonic_ns, time_ns
 from typing import Protocol
 
 from gpulet.units import SECOND, Instant
@@ -84,10 +84,11 @@ def make_alarm(loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> Ala
 
 
 class LiveTimer:
-    """Wake-ups on the loop, counted from the monotonic instant `epoch`."""
+    """Wake-ups on the loop, counted from when it was made: `began_at`, in Unix nanoseconds, for those who ask outside."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoch = monotonic_ns()
+        self.began_at = time_ns()
         self._heap: list[tuple[Instant, int, Callable[[int], None], int]] = []
         self._serial = 0
         self._alarm = make_alarm(loop, self._ring)

@@ -109,6 +109,11 @@ class Executor(Protocol):
 class LiveExecutor(Executor, Protocol):
     """An executor that holds real payloads and results."""
 
+    @property
+    def load_times(self) -> Mapping[str, Duration]:
+        """How long the last load of each model took, where that is known; changes as models come."""
+        ...
+
     def carve(self) -> None:
         """Begin to make the plan's gpulets; emits `GpuletUp` for each that is loaded, verified and warm."""
         ...

@@ -6,6 +6,7 @@ from gpulet.executors.base import Signature, Tell
 from gpulet.executors.ground import Post
 from gpulet.executors.stations import LONGEST_PAUSE_S, Station
 from gpulet.executors.wire import ModelReady, WorkerModel
+from gpulet.units import Duration
 
 
 class Shelf:
@@ -14,6 +15,7 @@ class Shelf:
     def __init__(self, models: Mapping[str, WorkerModel], tell: Tell) -> None:
         self.signatures: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
+        self.load_times: dict[str, Duration] = {}
         self._models = dict(models)
         self._quarantined: set[str] = set()
         self._tell = tell
@@ -44,6 +46,7 @@ class Shelf:
         loaded = [m for m in told if not m.error]
         station.loaded = {m.name for m in loaded}
         self.signatures.update({m.name: m.signature for m in loaded})
+        self.load_times.update({m.name: m.took for m in loaded if m.took})
         for name in station.loaded:
             self.refused.pop(name, None)
         for model in told:

@@ -87,6 +87,7 @@ class Simulated:
         interference: Interference | None = None,
         noise: Noise | None = None,
     ) -> None:
+        self.load_times: dict[str, Duration] = {}
         self._noise = noise
         self._profile = profile
         self._timer = timer

@@ -23,11 +23,12 @@ _MEMORY: Duration = 60 * SECOND
 
 @dataclass(slots=True)
 class Running:
-    """A batch that a worker runs. `is_told`: its slowness was."""
+    """A batch that a worker runs; `copied`: how long its inputs were copied. `is_told`: its slowness was."""
 
     start: Start
     payloads: Sequence[Payload]
     since: Instant
+    copied: Duration = 0
     is_told: bool = False
 
 

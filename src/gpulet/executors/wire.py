@@ -91,11 +91,12 @@ ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch | Prove
 
 
 class ModelReady(msgspec.Struct, frozen=True):
-    """One model's loading: its signature, or why it cannot be served."""
+    """One model's loading: its signature, or why it cannot be served. `took` with its warm-up; 0: not measured."""
 
     name: str
     signature: Signature
     error: str = ""
+    took: Duration = 0
 
 
 class Ready(_Message, frozen=True):

@@ -78,13 +78,14 @@ class LoadedModel:
 
 def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
     """Load and warm one model; a model that cannot be is told by name and hurts no other."""
+    before = perf_counter_ns()
     try:
         loaded = LoadedModel(model, threads)
         loaded.warm(model.max_batch, model.shapes)
     except Exception as error:  # noqa: BLE001 (the runtime raises bare exceptions; this is where they are translated)
         reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
         return ModelReady(model.name, Signature((), ()), reason.replace(model.path, Path(model.path).name)), []
-    return ModelReady(model.name, loaded.signature), [loaded]
+    return ModelReady(model.name, loaded.signature, took=perf_counter_ns() - before), [loaded]
 
 
 class Worker:

@@ -42,6 +42,7 @@ from gpulet.executors.wire import (
     WorkerModel,
 )
 from gpulet.plan import GpuletId, Plan
+from gpulet.units import Duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,11 @@ class Workers:
     def refused(self) -> dict[str, str]:
         """Models that no worker could load, and why."""
         return self.shelf.refused
+
+    @property
+    def load_times(self) -> dict[str, Duration]:
+        """How long the last load of each model took, where its worker says."""
+        return self.shelf.load_times
 
     def serves(self, model: str) -> bool:
         """Whether a worker that is up has it."""
@@ -158,13 +164,15 @@ class Workers:
         if command.model not in station.loaded:
             self._fail(command, "it is not loaded there")
             return
+        began = self.timer.now()
         try:
             is_batched = self.signatures[command.model].is_batched
             slot, shapes = station.slots.put(command.batch, payloads, command.rows, is_batched=is_batched)
         except ModelError as error:
             self._fail(command, str(error))
             return
-        station.running[command.batch] = Running(command, payloads, self.timer.now() if self._patience else 0)
+        now = self.timer.now()
+        station.running[command.batch] = Running(command, payloads, now, now - began)
         gpulet, sms = (0, command.on.size) if isinstance(command.on, Carve) else (command.on, 0)
         gpulet = 0 if station.post.is_alone else gpulet
         station.worker.send(RunBatch(command.batch, command.model, shapes, slot, command.shape, gpulet, sms))
@@ -238,7 +246,7 @@ class Workers:
             return
         self._suspects.acquit(batch)
         self._results[message.batch] = _Finished(batch.start.model, message.shapes, station.slots)
-        self.emit(Finished(message.batch))
+        self.emit(Finished(message.batch, batch.copied, message.took))
 
     def _take_back(self, station: Station, message: Returned) -> None:
         assert station.slots, "a worker has slots"

@@ -77,6 +77,8 @@ class Call:
         "traceparent",
     )
 
+    protocol = "grpc"
+
     def __init__(self, front: Front, traceparent: str) -> None:
         self._front = front
         self.traceparent = traceparent
