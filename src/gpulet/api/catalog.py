@@ -10,11 +10,15 @@ from gpulet.model import Model
 
 @dataclass(slots=True)
 class Served:
-    """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few."""
+    """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few.
+
+    `pads`: they are buckets.
+    """
 
     model: Model
     version: str
     shapes: tuple[str, ...] = ()
+    pads: bool = False
 
 
 @dataclass(slots=True)

@@ -86,7 +86,7 @@ class Front:
         signature = self.catalog.signatures[name]
         if name in self.catalog.applications:
             return GatheredReader(name, version, signature, served.model.max_batch)
-        return Reader(name, version, signature, served.model.max_batch, served.shapes)
+        return Reader(name, version, signature, served.model.max_batch, served.shapes, pads=served.pads)
 
     def status(self, reason: Reason) -> int:
         """The HTTP status of a refusal (Triton's mapping; overload is 429 unless 503 is asked for)."""

@@ -16,10 +16,11 @@ import orjson
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from gpulet.api.buckets import Classes, Fit
 from gpulet.api.documents import InputDoc, OutputDoc, RequestDoc, RequestParameters
 from gpulet.errors import RequestError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Result, Signature, Tensor
-from gpulet.units import PLAIN, US, Duration
+from gpulet.units import US, Duration
 
 _CACHE_ENTRIES: Final = 512
 _CACHEABLE_BYTES: Final = 4096
@@ -61,29 +62,37 @@ class Form:
     timeout: Duration
     priority: int
     wanted: tuple[tuple[str, bool], ...]
+    fit: Fit
     answers: dict[Any, bytes] = field(default_factory=dict)
 
     def inputs(self, body: memoryview) -> tuple[Buffer, ...]:
         """The tensors' bytes; `body` is what follows the JSON."""
         if not self.spans:
-            return self.arrays
+            return self.fit.pad(self.arrays)
         if len(body) != self.binary_bytes:
             msg = f"binary data is {len(body)} bytes, the inputs name {self.binary_bytes}"
             raise RequestError(msg)
-        return tuple([body[start:end] for start, end in self.spans])
+        return self.fit.pad(tuple([body[start:end] for start, end in self.spans]))
 
 
 class Reader:
     """Reads requests for one model; remembers the headers it has seen."""
 
     def __init__(
-        self, name: str, version: str, signature: Signature, max_batch: int, shapes: Sequence[str] = ()
+        self,
+        name: str,
+        version: str,
+        signature: Signature,
+        max_batch: int,
+        shapes: Sequence[str] = (),
+        *,
+        pads: bool = False,
     ) -> None:
         self.name = name
         self.version = version
         self.signature = signature
         self._max_batch = max_batch
-        self._shapes = frozenset(shapes)
+        self._classes = Classes(name, signature, shapes, pads=pads)
         self._inputs = {t.name: t for t in signature.inputs}
         self._forms: dict[bytes, Form] = {}
 
@@ -111,10 +120,11 @@ class Reader:
         rows = self._check_shapes(ordered)
         spans = _spans(doc.inputs)
         parameters = doc.parameters or RequestParameters()
+        fit = self._classes.fit(tuple(item.shape for item in ordered))
         return Form(
             rows,
-            self._shape_class(ordered),
-            tuple(item.shape for item in ordered),
+            fit.shape,
+            fit.dims,
             tuple(spans[item.name] for item in ordered) if spans else (),
             () if spans else tuple(self._array(item) for item in ordered),
             sum(end - start for start, end in spans.values()),
@@ -122,6 +132,7 @@ class Reader:
             _timeout(parameters),
             parameters.priority,
             self._wanted(doc.outputs, parameters),
+            fit,
         )
 
     def _check_names(self, inputs: Sequence[InputDoc], given: dict[str, InputDoc]) -> None:
@@ -169,20 +180,6 @@ class Reader:
             msg = f"input {item.name!r} of shape {list(item.shape)} is {bytes_needed} bytes, binary_data_size is {size}"
             raise RequestError(msg)
 
-    def _shape_class(self, inputs: Sequence[InputDoc]) -> str:
-        """The free dimensions beyond the rows: only requests that agree in them may share a batch."""
-        free = [
-            str(n)
-            for item in inputs
-            for n, want in zip(item.shape[1:], self._inputs[item.name].shape[1:], strict=True)
-            if want == -1
-        ]
-        found = "x".join(free) if free else PLAIN
-        if self._shapes and found not in self._shapes:
-            msg = f"model {self.name} is served with free dimensions {', '.join(sorted(self._shapes))}, not {found}"
-            raise RequestError(msg)
-        return found
-
     def _array(self, item: InputDoc) -> Buffer:
         """A tensor that stands in the JSON, flat or nested."""
         if item.datatype == "FP16":
@@ -218,6 +215,9 @@ class Reader:
 
     def answer(self, form: Form, outputs: Outputs, first_row: int) -> tuple[bytes, int, list[Buffer]]:
         """The answer's JSON, its length where binary data follows (else 0), and that data."""
+        if form.fit.is_padded:
+            mine = slice(first_row, first_row + form.rows) if self.signature.is_batched else slice(None)
+            outputs, first_row = form.fit.cut(outputs, mine), 0
         by_name = {result.tensor.name: result for result in outputs}
         chosen = [(by_name[name], is_binary) for name, is_binary in form.wanted]
         if all(is_binary for _, is_binary in chosen):

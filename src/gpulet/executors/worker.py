@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gpulet.executors.base import Signature
 from gpulet.executors.onnxsignature import signature_of
-from gpulet.executors.tensors import NUMPY_TYPES, filled
+from gpulet.executors.tensors import NUMPY_TYPES, check_shape, filled
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
     Assign,
@@ -46,6 +46,7 @@ class LoadedModel:
     """One ONNX model in this process."""
 
     def __init__(self, model: WorkerModel, threads: int) -> None:
+        self._model = model.name
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -68,6 +69,7 @@ class LoadedModel:
         A model whose outputs do not have a row for each row of its inputs (detections, say) is not batched after all.
         """
         for shape in shapes or (PLAIN,):
+            check_shape(self._model, self.signature.inputs, shape)
             if self.signature.is_batched and any(o.shape[:1] != (2,) for o in self._zeros(2, shape)):
                 self.signature = msgspec.structs.replace(self.signature, is_batched=False)
             for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
