@@ -13,6 +13,9 @@ from gpulet.api.infer import Reader
 from gpulet.errors import ModelError, RequestError
 from gpulet.executors.base import Result, Signature, Tensor
 from gpulet.executors.tensors import check_shape, class_lengths, filled
+from gpulet.executors.wire import WorkerModel
+from gpulet.executors.worker import load
+from servers import save_masked
 
 TEXT = Signature(
     tuple(Tensor(name, "INT64", (-1, -1), ("rows", "tokens")) for name in ("ids", "mask", "types")),
@@ -45,6 +48,17 @@ def test_one_size_stands_for_all_dimensions_of_one_name_and_one_for_each_is_righ
     assert filled(TEXT, 2, "16") == filled(TEXT, 2, "16x16x16") == [(2, 16)] * 3
     with pytest.raises(ModelError, match="3 free dimensions beyond its rows, 1 by name; '16x16' does not fill them"):
         check_shape("m", TEXT.inputs, "16x16")
+
+
+def test_a_worker_refuses_classes_that_do_not_fill_a_models_free_dimensions(tmp_path):
+    path = str(save_masked(tmp_path, "masked"))
+    ready, _ = load(WorkerModel("masked", path, 2, ("4", "8x8")), 1)
+    assert not ready.error
+    assert {t.dims for t in ready.signature.inputs} == {("rows", "tokens")}
+    assert [t.dims for t in ready.signature.outputs] == [("rows", ""), ("rows", "tokens")]
+    ready, loaded = load(WorkerModel("masked", path, 2, ("4", "8x8x8")), 1)
+    assert ready.error == "has 2 free dimensions beyond its rows, 1 by name; '8x8x8' does not fill them"
+    assert not loaded
 
 
 def test_dimensions_without_names_are_never_one_although_they_stand_in_one_place():

@@ -87,7 +87,8 @@ def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel
         loaded.warm(model.max_batch, model.shapes)
     except Exception as error:  # noqa: BLE001 (the runtime raises bare exceptions; this is where they are translated)
         reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-        return ModelReady(model.name, Signature((), ()), reason.replace(model.path, Path(model.path).name)), []
+        reason = reason.removeprefix(f"model {model.name} ").replace(model.path, Path(model.path).name)
+        return ModelReady(model.name, Signature((), ()), reason), []
     return ModelReady(model.name, loaded.signature), [loaded]
 
 
