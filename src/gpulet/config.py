@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from gpulet.errors import ConfigError
 
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As NVML gives it: in lower case, compared as it is."""
+_SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 
 
 class _Section(BaseModel):
@@ -81,7 +82,13 @@ class ModelSection(_Section):
     )
     shapes: list[str] = Field(
         default_factory=list,
-        description="models with free dimensions: the ones that are served, such as 224x224; each is profiled",
+        description="models with free dimensions: the ones that are served, such as 224x224; each is profiled; one size for "
+        "dimensions of one name",
+    )
+    pad: bool = Field(
+        False,
+        description="shapes are buckets: smaller requests are padded with zeros to the smallest that holds them; "
+        "the model must mask",
     )
     max_batch: int = Field(0, gt=0, description="most rows of a batch; left out: the largest profiled, at most 32")
     memory_mib: float = Field(
@@ -91,6 +98,20 @@ class ModelSection(_Section):
         0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
     )
     rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
+
+    @field_validator("pad")
+    @classmethod
+    def _check_buckets(cls, pad: bool, info: ValidationInfo) -> bool:
+        """`shapes` stand before `pad`, so they are known here unless they were refused."""
+        shapes = info.data.get("shapes")
+        if pad and shapes == []:
+            msg = "there are no buckets; list them under shapes"
+            raise ValueError(msg)
+        for shape in (shapes or []) if pad else []:
+            if not _SHAPE.fullmatch(shape):
+                msg = f"bucket {shape!r} is no size, such as 128 or 224x224"
+                raise ValueError(msg)
+        return pad
 
 
 class StageSection(_Section):

@@ -16,7 +16,7 @@ import numpy as np
 from gpulet.errors import ModelError, Unusable
 from gpulet.executors.base import Signature
 from gpulet.executors.process import CPU, Program, WorkerProcess
-from gpulet.executors.tensors import drawn
+from gpulet.executors.tensors import drawn, filled
 from gpulet.executors.wire import (
     Assign,
     Done,
@@ -108,18 +108,13 @@ class Bench:
     def fill(self, rows: int, shape_class: str) -> tuple[tuple[int, ...], ...]:
         """Put random inputs of `rows` rows into the slot; their shapes. Free dimensions are the class's, else 1."""
         random = np.random.default_rng(rows)
-        free = iter([int(n) for n in shape_class.split("x")] if shape_class else [])
         offset = 0
-        shapes: list[tuple[int, ...]] = []
-        for tensor in self.signature.inputs:
-            known = tuple(n if n > 0 else next(free, 1) for n in tensor.shape[1:])
-            first = (rows,) if self.signature.is_batched else tuple(max(1, n) for n in tensor.shape[:1])
-            shape = (*first, *known)
+        shapes = filled(self.signature, rows, shape_class)
+        for tensor, shape in zip(self.signature.inputs, shapes, strict=True):
             count = int(np.prod(shape))
             data = drawn(random, tensor.datatype, count)
             self._worker.block[offset : offset + len(data)] = data
             offset = align(offset + len(data))
-            shapes.append(shape)
         return tuple(shapes)
 
     async def run(self, shapes: tuple[tuple[int, ...], ...], shape_class: str = PLAIN) -> Duration:

@@ -85,7 +85,11 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    served = {name: Served(model, versions.get(name, "1"), shapes[name]) for name, model in problem.models.items()}
+    pads = {section.name: section.pad for section in site.sections}
+    served = {
+        name: Served(model, versions.get(name, "1"), shapes[name], pads=pads[name])
+        for name, model in problem.models.items()
+    }
     served |= {application.name: _served_application(application, problem) for application in problem.applications}
     timer = LiveTimer(asyncio.get_running_loop())
     metrics = Metrics(

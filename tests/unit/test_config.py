@@ -110,6 +110,12 @@ def test_margins_are_in_the_problems_latencies(site_of):
         ('name = "b"', 'name = "c"', "no profile for c in p.csv"),
         ("slo_ms = 66", "max_batch = 9", "model a: max_batch 9, but it is profiled for 1 to 8 rows"),
         ('profile = "p.csv"', 'profile = "q.csv"', "q.csv cannot be read"),
+        ("slo_ms = 66", "pad = true", r"line 14: models\[0\].pad = True: there are no buckets; list them under shapes"),
+        (
+            "slo_ms = 66",
+            'pad = true\nshapes = ["16", "16xN"]',
+            r"models\[0\].pad = True: bucket '16xN' is no size, such as 128 or 224x224",
+        ),
         ("count = 2", "count = = 2", r"fleet.toml: not TOML: .*line 7"),
     ],
 )

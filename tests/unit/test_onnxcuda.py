@@ -59,6 +59,12 @@ def test_each_row_is_answered_and_padding_is_cut_off(opened, models):
     assert opened.signatures["deep"].is_batched
 
 
+def test_free_dimensions_have_the_names_that_the_file_gives_them(opened):
+    opened.build(GraphKey("free", 1, LEFT, "5"))
+    signature = opened.signatures["free"]
+    assert signature.inputs[0].dims == signature.outputs[0].dims == ("N", "width")
+
+
 def test_a_shape_class_fills_free_dimensions(opened):
     key = GraphKey("free", 2, LEFT, "5")
     x = np.arange(10, dtype=np.float32).reshape(2, 5)

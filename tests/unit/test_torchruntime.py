@@ -106,7 +106,13 @@ def test_a_shape_class_fills_the_free_dimensions_of_all_inputs(opened):
     assert [t.name for t in opened.signatures["pair"].outputs] == ["pooled", "places"]
     assert pooled.shape == (2, 4)
     assert places.tolist() == [list(range(1, 8))] * 2
+    expected = pooled.copy()
     opened.check(key)
+    ids_dims, mask_dims = (t.dims for t in opened.signatures["pair"].inputs)
+    assert ids_dims == mask_dims == opened.signatures["pair"].outputs[1].dims
+    assert len(set(ids_dims)) == 2
+    by_name, _ = answers(opened, GraphKey("pair", 2, LEFT, "7"), 2, ids, mask)
+    np.testing.assert_array_equal(by_name, expected)
     with pytest.raises(ModelError, match="model pair has 2 free dimensions"):
         opened.build(GraphKey("pair", 2, LEFT, "7"))
     with pytest.raises(ModelError, match="pair x 2 of 7x9"):
@@ -190,6 +196,10 @@ def test_torchscript_is_served_by_its_sidecar(torch_models, tmp_path):
         ({"inputs": []}, "signature.json: Object missing required field"),
         ({"inputs": [{"name": "x", "datatype": "BF16", "shape": [-1]}], "outputs": []}, "x of BF16"),
         ({"inputs": [], "outputs": [{"name": "y", "datatype": "FP32", "shape": [0]}]}, r"y of FP32 \[0\]"),
+        (
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, -1], "dims": ["n"]}], "outputs": []},
+            "x has 2 dimensions and names for 1",
+        ),
     ],
 )
 def test_torchscript_without_a_usable_sidecar_says_what_is_needed(torch_models, tmp_path, sidecar, words):

@@ -20,12 +20,14 @@ class Served:
     """One model of the catalog; `version` is the only one that serves, `shapes` its shape classes where they are few.
 
     `labels` are names of outputs' elements, for the classification extension.
+    `pads`: they are buckets.
     """
 
     model: Model
     version: str
     shapes: tuple[str, ...] = ()
     labels: Labels = field(default_factory=dict)
+    pads: bool = False
 
 
 @dataclass(slots=True)

@@ -9,11 +9,12 @@ from math import prod
 from typing import Any, Final, TypeAlias
 
 from gpulet.api.asking import Asked, Given, Place, Wanted
+from gpulet.api.buckets import Classes, Fit
 from gpulet.api.regions import Regions
 from gpulet.errors import RequestError
-from gpulet.executors.base import DATATYPE_SIZES, Buffer, Signature, Tensor
+from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Signature, Tensor
 from gpulet.executors.bytestrings import STRINGS, ends, unpack
-from gpulet.units import PLAIN, US, Duration
+from gpulet.units import US, Duration
 
 _LARGEST_TIMEOUT_US: Final = 2**53
 
@@ -39,6 +40,7 @@ class Form:
     timeout: Duration
     priority: int
     wanted: tuple[Wanted, ...]
+    fit: Fit
     is_plain: bool = False
     answers: dict[Any, bytes] = field(default_factory=dict)
 
@@ -58,7 +60,13 @@ class Form:
         """The tensors' bytes, in the signature's order; raises `RequestError`."""
         if self.is_plain:
             return tuple([raws[source] for source in self.sources])  # type: ignore[index] # as `is_plain` says
-        return tuple([self._fetch(place, raws, regions) for place in range(len(self.sources))])
+        return self.fit.pad(tuple([self._fetch(place, raws, regions) for place in range(len(self.sources))]))
+
+    def own(self, outputs: Outputs, first_row: int, *, is_batched: bool) -> tuple[Outputs, int]:
+        """The outputs and where this request's rows begin in them, less what padding added."""
+        if not self.fit.is_padded:
+            return outputs, first_row
+        return self.fit.cut(outputs, slice(first_row, first_row + self.rows) if is_batched else slice(None)), 0
 
     def _fetch(self, place: int, raws: Sequence[memoryview], regions: Regions) -> Buffer:
         source, count = self.sources[place], self.strings[place]
@@ -91,13 +99,15 @@ def _whole_strings(data: memoryview, count: int) -> Buffer:
 
 
 class Checker:
-    """Makes forms for one model. `shapes`: the only shape classes that are served, where there are any."""
+    """Makes forms for one model. `shapes`: the only shape classes that are served, where there are any; `pads`: as buckets."""
 
-    def __init__(self, name: str, signature: Signature, max_batch: int, shapes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, signature: Signature, max_batch: int, shapes: Sequence[str] = (), *, pads: bool = False
+    ) -> None:
         self.name = name
         self.signature = signature
         self._max_batch = max_batch
-        self._shapes = frozenset(shapes)
+        self._classes = Classes(name, signature, shapes, pads=pads)
         self._inputs: Mapping[str, Tensor] = {t.name: t for t in signature.inputs}
         self._outputs = {t.name: t for t in signature.outputs}
 
@@ -109,11 +119,12 @@ class Checker:
         rows = self._check_shapes(ordered)
         raw = {item.name: number for number, item in enumerate(i for i in asked.inputs if i.size is not None)}
         sources = tuple(raw[i.name] if i.size is not None else self._source(i) for i in ordered)
+        fit = self._classes.fit(tuple(item.shape for item in ordered))
         strings = tuple(prod(i.shape) if i.datatype == STRINGS else -1 for i in ordered)
         return Form(
             rows,
-            self._shape_class(ordered),
-            tuple(item.shape for item in ordered),
+            fit.shape,
+            fit.dims,
             sources,
             strings,
             tuple(self._raw_size(given[name]) for name in raw),
@@ -121,7 +132,8 @@ class Checker:
             _timeout(asked),
             _priority(asked),
             self._wanted(asked),
-            is_plain=len(raw) == len(ordered) and max(strings, default=-1) < 0,
+            fit,
+            is_plain=len(raw) == len(ordered) and max(strings, default=-1) < 0 and not fit.is_padded,
         )
 
     def raw(self, body_bytes: int) -> Form:
@@ -190,20 +202,6 @@ class Checker:
             msg = f"input {item.name!r} has neither data nor binary_data_size"
             raise RequestError(msg)
         return item.read()
-
-    def _shape_class(self, inputs: Sequence[Given]) -> str:
-        """The free dimensions beyond the rows: only requests that agree in them may share a batch."""
-        free = [
-            str(n)
-            for item in inputs
-            for n, want in zip(item.shape[1:], self._inputs[item.name].shape[1:], strict=True)
-            if want == -1
-        ]
-        found = "x".join(free) if free else PLAIN
-        if self._shapes and found not in self._shapes:
-            msg = f"model {self.name} is served with free dimensions {', '.join(sorted(self._shapes))}, not {found}"
-            raise RequestError(msg)
-        return found
 
     def _wanted(self, asked: Asked) -> tuple[Wanted, ...]:
         if not asked.outputs:

@@ -92,7 +92,7 @@ class Front:
 
     def _make(self, name: str, version: str, signature: Signature, labels: Labels) -> Readers:
         served = self.catalog.models[name]
-        checker = Checker(name, signature, served.model.max_batch, served.shapes)
+        checker = Checker(name, signature, served.model.max_batch, served.shapes, pads=served.pads)
         if name in self.catalog.applications:
             return Readers(signature, GatheredReader(version, checker), GatheredRpcReader(version, checker))
         return Readers(signature, Reader(version, checker, labels), RpcReader(version, checker, labels))

@@ -53,6 +53,7 @@ class Reader:
         self, form: Form, outputs: Outputs, first_row: int, regions: Regions
     ) -> tuple[bytes, int, Sequence[Buffer]]:
         """The answer's JSON, its length where binary data follows (else 0), and that data. Raises `RequestError`."""
+        outputs, first_row = form.own(outputs, first_row, is_batched=self.signature.is_batched)
         plain = self._plain(form, outputs, first_row)
         if plain is not None:
             return plain

@@ -35,11 +35,16 @@ DATATYPE_SIZES: Mapping[str, int] = {
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One input or output: an OIP datatype and a shape in which -1 is any size (the first is the rows)."""
+    """One input or output: an OIP datatype and a shape in which -1 is any size (the first is the rows).
+
+    `dims` are names of the dimensions, where the model gives any: what has the same name has the same length. A dimension
+    without one has "".
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    dims: tuple[str, ...] = ()
 
 
 class Signature(msgspec.Struct, frozen=True):

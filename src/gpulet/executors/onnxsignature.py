@@ -52,4 +52,5 @@ def _tensor(node: Node) -> Tensor:
         msg = f"tensor {node.name} is a {node.type}, which is not served"
         raise ValueError(msg)
     shape = tuple(n if isinstance(n, int) and n >= 0 else -1 for n in node.shape)
-    return Tensor(node.name, _ONNX_TYPES[node.type], shape)
+    names = tuple(n if isinstance(n, str) else "" for n in node.shape)
+    return Tensor(node.name, _ONNX_TYPES[node.type], shape, names if any(names) else ())

@@ -20,7 +20,7 @@ from gpulet.executors import onnxvalues
 from gpulet.executors.base import Signature
 from gpulet.executors.onnxsignature import signature_of
 from gpulet.executors.onnxvalues import blank, stored
-from gpulet.executors.tensors import filled
+from gpulet.executors.tensors import check_shape, filled
 from gpulet.executors.wire import (
     LARGEST_MESSAGE,
     Assign,
@@ -47,6 +47,7 @@ class LoadedModel:
     """One ONNX model in this process."""
 
     def __init__(self, model: WorkerModel, threads: int) -> None:
+        self._model = model.name
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -66,6 +67,7 @@ class LoadedModel:
         A model whose outputs do not have a row for each row of its inputs (detections, say) is not batched after all.
         """
         for shape in shapes or (PLAIN,):
+            check_shape(self._model, self.signature.inputs, shape)
             if self.signature.is_batched and any(o.shape[:1] != (2,) for o in self._zeros(2, shape)):
                 self.signature = msgspec.structs.replace(self.signature, is_batched=False)
             for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
@@ -84,7 +86,8 @@ def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel
         loaded.warm(model.max_batch, model.shapes)
     except Exception as error:  # noqa: BLE001 (the runtime raises bare exceptions; this is where they are translated)
         reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-        return ModelReady(model.name, Signature((), ()), reason.replace(model.path, Path(model.path).name)), []
+        reason = reason.removeprefix(f"model {model.name} ").replace(model.path, Path(model.path).name)
+        return ModelReady(model.name, Signature((), ()), reason), []
     return ModelReady(model.name, loaded.signature, took=perf_counter_ns() - before), [loaded]
 
 

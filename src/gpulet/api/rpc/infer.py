@@ -125,6 +125,7 @@ class RpcReader:
 
     def answer(self, form: Form, outputs: Outputs, first_row: int, regions: Regions) -> list[Buffer]:
         """The parts of a ModelInferResponse; raises `RequestError`."""
+        outputs, first_row = form.own(outputs, first_row, is_batched=self.signature.is_batched)
         plain = self._plain(form, outputs, first_row)
         if plain is not None:
             return plain

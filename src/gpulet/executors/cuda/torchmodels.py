@@ -143,6 +143,9 @@ def read_signature(model: str, path: Path) -> Signature:
         if tensor.datatype not in NUMPY_TYPES or any(n < 1 and n != -1 for n in tensor.shape):
             msg = f"model {model}: {path.name}: {tensor.name} of {tensor.datatype} {list(tensor.shape)} is not served"
             raise ModelError(msg)
+        if len(tensor.dims) not in {0, len(tensor.shape)}:
+            msg = f"model {model}: {path.name}: {tensor.name} has {len(tensor.shape)} dimensions and names for {len(tensor.dims)}"
+            raise ModelError(msg)
     is_batched = all(t.shape[:1] == (-1,) for t in (*found.inputs, *found.outputs))
     return Signature(found.inputs, found.outputs, is_batched, "pytorch_libtorch")
 
@@ -188,7 +191,8 @@ def _tensor(model: str, name: object, value: torch.Tensor) -> Tensor:
         msg = f"model {model}: tensor {name} is a {value.dtype}, which is not served"
         raise ModelError(msg)
     shape = tuple(n if isinstance(n, int) else -1 for n in value.shape)
-    return Tensor(str(name), DTYPES[value.dtype], shape)
+    dims = tuple("" if isinstance(n, int) else str(n) for n in value.shape)  # a free dimension's name, as `s0`
+    return Tensor(str(name), DTYPES[value.dtype], shape, dims if any(dims) else ())
 
 
 def _held(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
