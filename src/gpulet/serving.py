@@ -64,6 +64,7 @@ class LiveServer:
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
+        self.ends.leave()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.ends.close()
