@@ -30,6 +30,7 @@ from gpulet.grounds import ground_of, program_of
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.repository.declared import Declared
 from gpulet.systems import make_scheduler
 from gpulet.units import MIB, PLAIN
 from gpulet.useful import useful_sizes
@@ -100,6 +101,10 @@ class LiveServer:
         """Wait until the plan is carved, loaded, verified and warm."""
         while not self.catalog.is_carved:  # noqa: ASYNC110 (once in a life)
             await asyncio.sleep(0.01)
+        for name in self.catalog.models:
+            self.catalog.is_ready(
+                name
+            )  # a model that is not as its file says is told of now, not when it is first wanted
 
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
@@ -172,7 +177,9 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
     workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
-    catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
+    declarations = {name: artifact.declaration for name, artifact in site.artifacts.items()}
+    catalog.signatures = Declared(workers.signatures, declarations, workers.refused, tell)
+    catalog.refused, catalog.serves = workers.refused, workers.serves
     return workers
 
 

@@ -1,0 +1,54 @@
+"""What a fleet's repositories offer: the models to load at the start, those that may be loaded later, those that cannot be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from gpulet.config import ModelSection, ServerSection
+from gpulet.errors import ConfigError
+from gpulet.repository.artifact import Artifact
+from gpulet.repository.controlling import Control, at_start
+from gpulet.repository.scanning import NOTHING, Scan, scan
+from gpulet.units import to_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """`start` are the models to load at the start, of all those that `found` has."""
+
+    found: Scan
+    start: Mapping[str, Artifact]
+
+    def is_left_out(self, name: str) -> bool:
+        """Whether a model is in the repositories and is not to be loaded at the start: refused, or loaded when asked for."""
+        return name not in self.start and (name in self.found.refused or name in self.found.artifacts)
+
+
+EMPTY = Offer(Scan(NOTHING, MappingProxyType({}), MappingProxyType({})), NOTHING)
+
+
+def offer_of(server: ServerSection, folder: Path, formats: Sequence[str]) -> Offer:
+    """What `[server]` names, relative to `folder`; raises `ConfigError` where there is nothing at all, or a name is not there."""
+    if not server.repositories:
+        return EMPTY
+    found = scan([folder / name for name in server.repositories], formats)
+    if not found.artifacts and not found.refused:
+        where = ", ".join(str(folder / name) for name in server.repositories)
+        msg = f"model repository {where} holds no <model>/<version>/{' or '.join(formats)}"
+        raise ConfigError(msg)
+    there = [*found.artifacts, *found.refused]
+    start = at_start(Control(server.model_control), there, server.load_models)
+    return Offer(found, {name: found.artifacts[name] for name in start if name in found.artifacts})
+
+
+def wished(section: ModelSection, artifact: Artifact | None) -> ModelSection:
+    """A model's section with what its own configuration says: its objective counts more than the section's."""
+    if artifact is None:
+        return section
+    wishes, said = artifact.wishes, {}
+    if wishes.slo:
+        said["slo_ms"] = to_ms(wishes.slo)
+    if wishes.shapes and not section.shapes:
+        return section.model_copy(update={**said, "shapes": list(wishes.shapes)})
+    return section.model_copy(update=said)
