@@ -163,20 +163,10 @@ class ServerSection(_Section):
 
     repository: str | list[str] = Field("", description="model repository, or several, relative to this file")
     model_control: Literal["none", "explicit", "poll"] = Field(
-        "none",
-        description="what is loaded: none: all at the start; explicit: load_models, others when asked to; "
-        "poll: as the repository changes",
+        "none", description="none: all is loaded at the start; explicit: load_models; poll: as the repository changes"
     )
-    load_models: list[str] = Field(
-        default_factory=list, description='model_control explicit: models to load at the start; "*": all'
-    )
-    poll_s: float = Field(
-        15.0,
-        gt=0,
-        le=86400,
-        allow_inf_nan=False,
-        description="model_control poll: seconds between looks at the repository",
-    )
+    load_models: list[str] = Field([], description='model_control explicit: models to load at the start; "*": all')
+    poll_s: float = Field(15.0, gt=0, le=86400, description="model_control poll: seconds between looks at it")
     host: str = Field("127.0.0.1", description="address to bind; loopback by default")
     http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
     metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
@@ -189,12 +179,6 @@ class ServerSection(_Section):
         "left out: none is touched",
     )
     log_format: Literal["text", "json"] = Field("text", description="one structured line per event")
-
-    @property
-    def repositories(self) -> tuple[str, ...]:
-        """The model repositories, however many."""
-        named = [self.repository] if isinstance(self.repository, str) else self.repository
-        return tuple(name for name in named if name)
 
     @field_validator("carve_mig")
     @classmethod

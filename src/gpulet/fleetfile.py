@@ -110,7 +110,7 @@ def wanted(target: Path) -> Wanted:
     """Before any profile is needed; raises `ConfigError`. Without a repository models are not looked at."""
     config, folder = _read_target(target)
     devices, executor = _devices(config.devices), _executor(config.devices)
-    has_models = executor in {"gpu", "rehearsal"} and config.server.repositories
+    has_models = executor in {"gpu", "rehearsal"} and config.server.repository
     return Wanted(devices, executor, site_of(config, folder, source=str(target)) if has_models else None)
 
 
@@ -131,7 +131,8 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         if executor == "cpu" or artifacts:
             _refuse_absent(source, sections, artifacts)
     if not sections:
-        raise ConfigError(_nothing(source, offer))
+        msg = f"{source}: {offer.why_empty()}"
+        raise ConfigError(msg)
     sections = tuple(wished(s, artifacts.get(s.name)) for s in sections)
     return Site(
         config,
@@ -147,15 +148,6 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         _store(devices, executor),
         offer,
     )
-
-
-def _nothing(source: str, offer: Offer) -> str:
-    refused = "; ".join(f"{name}: {why}" for name, why in offer.found.refused.items())
-    if refused:
-        return f"{source}: no model is left to serve; refused were {refused}"
-    if offer.found.artifacts:
-        return f"{source}: no models: [server] load_models names none, and a plan needs one"
-    return f"{source}: no models: write [[models]] or name a repository under [server]"
 
 
 def _store(devices: tuple[Device, ...], executor: ExecutorName) -> ProfileStore:

@@ -139,6 +139,9 @@ REFUSED = {
     'platform: "pytorch_libtorch"': "pytorch_libtorch: these devices serve model.onnx",
     "version_policy { specific { versions: [ 7, 8 ] } }": "version_policy asks for 7, 8; there is 1",
     'parameters { key: "gpulet.slo_ms" value { string_value: "soon" } }': "'soon' is not a number of milliseconds",
+    'parameters { key: "gpulet.slo_ms" value { string_value: "" } }': "'' is not a number of milliseconds",
+    'parameters { key: "gpulet.slo_ms" value { string_value: "1e300" } }': "an objective of 1e+297 s is longer than a day",
+    "dynamic_batching { default_queue_policy { default_timeout_microseconds: 18446744073709551615 } }": "than a day",
     'parameters { key: "gpulet.slo_ms" value { string_value: "nan" } }': "'nan' is not a number of milliseconds",
     'parameters { key: "gpulet.shapes" value { string_value: "16,ax2" } }': "'ax2' is no shape",
     'input { name: "x" dims: 4 allow_ragged_batch: true }': "input.allow_ragged_batch: ragged",
@@ -236,6 +239,12 @@ def test_a_version_without_a_file_is_none(tmp_path):
     assert found.refused == {"only-a-note": "no version of it holds model.onnx"}
 
 
+def test_a_model_may_be_a_folder_with_its_weights(tmp_path):
+    (tmp_path / "m" / "1" / "model.onnx").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx" / "model.onnx").write_bytes(b"x")
+    assert scan([tmp_path]).artifacts["m"].version == "1"
+
+
 def test_a_platform_chooses_among_files_and_a_name_of_its_own_is_found(tmp_path):
     for file in ("model.onnx", "model.pt2", "net.onnx"):
         (tmp_path / "m" / "1").mkdir(parents=True, exist_ok=True)
@@ -260,6 +269,16 @@ def test_a_model_in_two_repositories_is_refused_with_both_places(tmp_path):
     assert found.refused == {"m": "found twice: a/m, b/m"}
 
 
+def test_files_that_cannot_be_read_are_a_reason_without_their_folders(tmp_path):
+    put(tmp_path, "m", config="")
+    (tmp_path / "m" / "config.pbtxt").write_bytes(b"\xff")
+    put(tmp_path, "n", config="#" * 2_000_000)
+    assert scan([tmp_path]).refused == {
+        "m": "config.pbtxt is not UTF-8: byte 0 invalid start byte",
+        "n": "config.pbtxt is larger than 1048576 bytes",
+    }
+
+
 def test_named_configurations_are_not_read(tmp_path):
     put(tmp_path, "m")
     (tmp_path / "m" / "configs").mkdir()
@@ -276,7 +295,7 @@ def test_labels_are_read_when_they_are_wanted(tmp_path):
     assert labels["y"] == ("c", "d")
     (tmp_path / "m" / "l.txt").write_bytes(b"\xff")
     labels = scan([tmp_path]).artifacts["m"].labels
-    with pytest.raises(ModelError, match=r"labels l.txt of output y cannot be read"):
+    with pytest.raises(ModelError, match=r"^l.txt is not UTF-8: byte 0 invalid start byte$"):
         labels["y"]
 
 
@@ -327,6 +346,9 @@ def test_settings_of_mlserver_are_read_as_the_same_configuration(tmp_path):
         ({"parameters": {"uri": "none.onnx"}}, "parameters.uri 'none.onnx' is no file of a model"),
         ({"parameters": {"uri": "model-settings.json"}}, "'model-settings.json' is no file of a model"),
         ({"max_batch_size": "many"}, "model-settings.json: Expected `int`, got `str`"),
+        ({"max_batch_size": 2**31}, "model-settings.json: Expected `int` <= 2147483647"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**63]}]}, "model-settings.json: "),
+        ({"parameters": 5}, "model-settings.json: "),
         ({"inputs": [{"name": "x", "datatype": "FP33", "shape": [1]}]}, "tensor x is a 'FP33'"),
     ],
 )
@@ -463,19 +485,21 @@ def test_json_has_the_shape_of_tritons_with_numbers_as_numbers():
 
 
 def test_what_changed_between_two_looks(tmp_path):
-    for name in ("gone", "same", "touched", "file", "config", "version"):
+    for name in ("gone", "same", "touched", "file", "config", "version", "weights"):
         put(tmp_path, name, config="max_batch_size: 1")
     before = scan([tmp_path]).artifacts
     (tmp_path / "gone" / "1" / "model.onnx").unlink()
     put(tmp_path, "new")
     os.utime(tmp_path / "touched" / "1" / "model.onnx", (1, 1))
     (tmp_path / "file" / "1" / "model.onnx").write_bytes(b"other")
+    (tmp_path / "weights" / "1" / "model.onnx.data").write_bytes(b"kept apart")
     (tmp_path / "config" / "config.pbtxt").write_text("max_batch_size: 2")
     (tmp_path / "version" / "2").mkdir()
     (tmp_path / "version" / "2" / "model.onnx").write_bytes(b"version 1")
     after = scan([tmp_path], known=before).artifacts
     found = {change.artifact.name: type(change) for change in changes(before, after)}
-    assert found == {"gone": Removed, "new": Added, "file": Changed, "config": Changed, "version": Changed}
+    changed = dict.fromkeys(("file", "config", "version", "weights"), Changed)
+    assert found == {"gone": Removed, "new": Added, **changed}
 
 
 def test_a_file_that_did_not_change_is_not_read_again(tmp_path):
@@ -527,7 +551,8 @@ def test_objective_batch_and_queue_of_a_configuration_reach_the_plan(tmp_path, s
     put(tmp_path / "models", "m", config=WHOLE, **{"labels.txt": ""})
     put(tmp_path / "models", "n")
     put(tmp_path / "models", "o", config="max_batch_size: 64")
-    models = problem_of(site_of("[limits]\nmax_queue = 12\n")).models
+    rates = "".join(f'[[models]]\nname = "{name}"\nrate = 10\n' for name in "mno")
+    models = problem_of(site_of(f"[limits]\nmax_queue = 12\n{rates}")).models
     assert (models["m"].slo, models["m"].max_batch, models["m"].max_queue) == (25 * MS, 8, 12)
     assert (models["n"].max_batch, models["n"].max_queue) == (32, 0)
     assert models["o"].max_batch == 32  # no more is profiled
@@ -536,7 +561,8 @@ def test_objective_batch_and_queue_of_a_configuration_reach_the_plan(tmp_path, s
 def test_a_configuration_is_heard_before_the_fleet_file_and_the_smaller_batch_counts(tmp_path, site_of):
     put(tmp_path / "models", "m", config=WHOLE, **{"labels.txt": ""})
     put(tmp_path / "models", "n")
-    fleet = '[[models]]\nname = "m"\nslo_ms = 90\nmax_batch = 32\n[[models]]\nname = "n"\nslo_ms = 90\nmax_batch = 2\n'
+    said = "rate = 10\nslo_ms = 90\nmax_batch ="
+    fleet = f'[[models]]\nname = "m"\n{said} 32\n[[models]]\nname = "n"\n{said} 2\n'
     models = problem_of(site_of(fleet)).models
     assert (models["m"].slo, models["m"].max_batch) == (25 * MS, 8)
     assert (models["n"].slo, models["n"].max_batch) == (90 * MS, 2)
@@ -573,6 +599,10 @@ def test_explicit_control_loads_what_is_named_and_knows_the_others(tmp_path, sit
     site = site_of('model_control = "explicit"\nload_models = ["n"]\n[[models]]\nname = "m"\n[[models]]\nname = "n"\n')
     assert [s.name for s in site.sections] == ["n"]
     assert list(site.offer.found.artifacts) == ["m", "n", "o"]
+    put(tmp_path / "models", "p")
+    (change,) = changes(site.offer.found.artifacts, site.offer.again(site.offer.found.artifacts).artifacts)
+    assert isinstance(change, Added)
+    assert change.artifact.name == "p"
     with pytest.raises(ConfigError, match="load_models names none, and a plan needs one"):
         site_of('model_control = "explicit"\n')
 

@@ -4,18 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
-from gpulet.errors import ModelError
 from gpulet.modelconfig import ModelConfig
+from gpulet.repository.files import Stamp, read_text
 from gpulet.units import Duration
 
 CPU_FORMATS = ("model.onnx",)
 GPU_FORMATS = ("model.pt2", "model.pt", "model.onnx", "model.plan")
 """The first that a version's folder has is served: torch.export, TorchScript, ONNX; TensorRT plans are refused by name."""
-Stamp: TypeAlias = tuple[str, int, int]
-"""Path, bytes and time of change of a file: while they stay, the file is taken for unchanged."""
 
 
 class Batching(StrEnum):
@@ -59,13 +56,13 @@ class Labels(Mapping[str, tuple[str, ...]]):
     def __getitem__(self, output: str) -> tuple[str, ...]:
         """One for each line; raises `ModelError` where the file cannot be read."""
         if output not in self._read:
-            path = self._files[output]
-            try:
-                self._read[output] = tuple(path.read_text(encoding="utf-8").splitlines())
-            except (OSError, UnicodeDecodeError) as error:
-                msg = f"labels {path.name} of output {output} cannot be read: {error}"
-                raise ModelError(msg) from None
+            self._read[output] = tuple(read_text(self._files[output]).splitlines())
         return self._read[output]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where they are."""
+        return tuple(self._files.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -84,7 +81,8 @@ class Labels(Mapping[str, tuple[str, ...]]):
 class Artifact:
     """One model on disk: `digest` is the SHA-256 of its file, `version` the folder it stands in.
 
-    `idle` are other versions that its policy makes available and nobody serves; `stamp` tells cheaply whether the file changed.
+    `idle` are other versions that its policy makes available and nobody serves. `stamp` tells cheaply whether the file
+    changed, `beside` whether any did that belongs to it: weights kept apart, a signature, labels.
     """
 
     name: str
@@ -93,6 +91,7 @@ class Artifact:
     digest: str
     declaration: Declaration = field(default_factory=Declaration)
     wishes: Wishes = NO_WISHES
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Labels = field(default_factory=lambda: Labels({}))
     idle: tuple[str, ...] = ()
     stamp: Stamp = ("", 0, 0)
+    beside: tuple[Stamp, ...] = ()

@@ -63,7 +63,7 @@ def at_start(control: Control, there: Collection[str], load_models: Sequence[str
 def changes(before: Mapping[str, Artifact], after: Mapping[str, Artifact]) -> list[Change]:
     """What a scan found that the one before it had not, in order of names.
 
-    A file that was only touched is no change: digests are compared, not times.
+    A model file that was only touched is no change: its digest is compared, not its time.
     """
     found: list[Change] = []
     for name in sorted({*before, *after}):
@@ -82,9 +82,9 @@ def _differ(one: Artifact, other: Artifact) -> bool:
 
 def _key(artifact: Artifact) -> tuple[object, ...]:
     return (
-        artifact.version,
-        artifact.digest,
         artifact.path,
+        artifact.digest,
+        artifact.beside,
         artifact.declaration.batching,
         artifact.labels,
         artifact.idle,

@@ -5,13 +5,14 @@ MLServer's shapes have the rows in them; where every one begins with -1 they are
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gpulet.errors import ModelError
 from gpulet.modelconfig import DATA_TYPES, ModelConfig
 from gpulet.repository.artifact import Batching, Declaration
+from gpulet.repository.files import read_text
 from gpulet.repository.taking import Report, check_inside
 
 SETTINGS = "model-settings.json"
@@ -25,10 +26,13 @@ _NOT_USED_PARAMETERS = frozenset(
 )
 
 
+_Size = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+
+
 class _Tensor(msgspec.Struct):
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: tuple[_Size, ...]
 
 
 class _Parameters(msgspec.Struct):
@@ -40,7 +44,7 @@ class _Settings(msgspec.Struct):
     name: str
     implementation: str
     parameters: _Parameters | None = None
-    max_batch_size: int = 0
+    max_batch_size: _Size = 0
     inputs: tuple[_Tensor, ...] = ()
     outputs: tuple[_Tensor, ...] = ()
 
@@ -57,11 +61,11 @@ class Settings(msgspec.Struct, frozen=True):
 
 def read_settings(path: Path) -> Settings:
     """Raises `ModelError` for what is not settings, or not of a model that we serve."""
+    text = read_text(path)
     try:
-        data = path.read_bytes()
-        settings = msgspec.json.decode(data, type=_Settings)
-        document = msgspec.json.decode(data)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        settings = msgspec.json.decode(text, type=_Settings)
+        document = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
         msg = f"{SETTINGS}: {error}"
         raise ModelError(msg) from None
     if "onnx" not in settings.implementation.lower():
@@ -82,8 +86,8 @@ def read_settings(path: Path) -> Settings:
 def name_of(path: Path, otherwise: str) -> str:
     """What a settings file calls its model, for a message about what is wrong in it."""
     try:
-        return str(msgspec.json.decode(path.read_bytes(), type=dict[str, Any])["name"])
-    except (OSError, KeyError, msgspec.MsgspecError, RecursionError):
+        return str(msgspec.json.decode(read_text(path), type=dict[str, Any])["name"])
+    except (ModelError, KeyError, msgspec.MsgspecError, RecursionError):
         return otherwise
 
 

@@ -19,6 +19,20 @@ class Offer:
 
     found: Scan
     start: Mapping[str, Artifact]
+    repositories: tuple[Path, ...] = ()
+    formats: tuple[str, ...] = ()
+
+    def again(self, known: Mapping[str, Artifact]) -> Scan:
+        """The repositories as they are now; files that are as they were in `known` are not read."""
+        return scan(self.repositories, self.formats, known)
+
+    def why_empty(self) -> str:
+        """Why there is nothing to serve."""
+        if self.found.refused:
+            return f"no model is left to serve; refused were {'; '.join(map(': '.join, self.found.refused.items()))}"
+        if self.found.artifacts:
+            return "no models: [server] load_models names none, and a plan needs one"
+        return "no models: write [[models]] or name a repository under [server]"
 
     def is_left_out(self, name: str) -> bool:
         """Whether a model is in the repositories and is not to be loaded at the start: refused, or loaded when asked for."""
@@ -30,16 +44,18 @@ EMPTY = Offer(Scan(NOTHING, MappingProxyType({}), MappingProxyType({})), NOTHING
 
 def offer_of(server: ServerSection, folder: Path, formats: Sequence[str]) -> Offer:
     """What `[server]` names, relative to `folder`; raises `ConfigError` where there is nothing at all, or a name is not there."""
-    if not server.repositories:
+    named = [server.repository] if isinstance(server.repository, str) else server.repository
+    repositories = tuple(folder / name for name in named if name)
+    if not repositories:
         return EMPTY
-    found = scan([folder / name for name in server.repositories], formats)
+    found = scan(repositories, formats)
     if not found.artifacts and not found.refused:
-        where = ", ".join(str(folder / name) for name in server.repositories)
-        msg = f"model repository {where} holds no <model>/<version>/{' or '.join(formats)}"
+        msg = f"model repository {', '.join(map(str, repositories))} holds no <model>/<version>/{' or '.join(formats)}"
         raise ConfigError(msg)
     there = [*found.artifacts, *found.refused]
     start = at_start(Control(server.model_control), there, server.load_models)
-    return Offer(found, {name: found.artifacts[name] for name in start if name in found.artifacts})
+    loaded = {name: found.artifacts[name] for name in start if name in found.artifacts}
+    return Offer(found, loaded, repositories, tuple(formats))
 
 
 def wished(section: ModelSection, artifact: Artifact | None) -> ModelSection:

@@ -9,22 +9,14 @@ from google.protobuf import text_format
 from gpulet.errors import ModelError
 from gpulet.modelconfig import PACKAGE, ModelConfig
 from gpulet.repository.artifact import Batching, Declaration
+from gpulet.repository.files import read_text
 
 CONFIG = "config.pbtxt"
-_LARGEST = 1 << 20
 
 
 def read_pbtxt(path: Path) -> tuple[Declaration, tuple[str, ...]]:
     """What a file declares, and the fields in it that nobody knows; raises `ModelError` with line and column."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            msg = f"{path.name} is larger than {_LARGEST} bytes"
-            raise ModelError(msg)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path.name} cannot be read: {error}"
-        raise ModelError(msg) from None
-    return parse_pbtxt(text)
+    return parse_pbtxt(read_text(path))
 
 
 def parse_pbtxt(text: str) -> tuple[Declaration, tuple[str, ...]]:

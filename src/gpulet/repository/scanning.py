@@ -3,7 +3,6 @@
 A model that cannot be served is refused by name, with a reason of one line; its neighbours are not touched.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gpulet.errors import ConfigError, ModelError
-from gpulet.repository.artifact import CPU_FORMATS, Artifact, Declaration, Stamp
+from gpulet.repository.artifact import CPU_FORMATS, Artifact, Declaration
+from gpulet.repository.files import digest_of, stamp_of
 from gpulet.repository.mlserver import SETTINGS, name_of, read_settings
 from gpulet.repository.pbtxt import CONFIG, read_pbtxt
 from gpulet.repository.taking import NO_REPORT, Report, file_names, labels_of, refuse, report_of, wishes_of
@@ -89,6 +89,8 @@ def _model(folder: Path, formats: Sequence[str], known: Mapping[str, Artifact]) 
             yield _Found(name, folder, _versioned(folder, Declaration(), formats, known))
     except ModelError as error:
         yield _Found(name, folder, None, str(error))
+    except OSError as error:  # of the folder itself, or of what was taken away while we looked
+        yield _Found(name, folder, None, f"its folder cannot be read: {error.strerror}")
 
 
 def _versioned(
@@ -105,7 +107,9 @@ def _versioned(
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    """A model may also be a folder that has the file and its weights (Triton's way with large ONNX models)."""
+    paths = [path for name in names for path in (folder / name, folder / name / name)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _settled(folder: Path, formats: Sequence[str], known: Mapping[str, Artifact]) -> _Found:
@@ -128,21 +132,9 @@ def _artifact(
     idle: tuple[str, ...] = (),
 ) -> Artifact:
     """With its digest, computed only where the file has changed."""
-    stamp = _stamp(path)
-    digest = known[name].digest if name in known and known[name].stamp == stamp else _digest(path)
+    stamp = stamp_of(path)
+    digest = known[name].digest if name in known and known[name].stamp == stamp else digest_of(path)
     labels = labels_of(folder, declaration.config)
-    return Artifact(name, version, path, digest, declaration, wishes_of(declaration), labels, idle, stamp)
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        msg = f"{path.name} cannot be read: {error.strerror}"
-        raise ModelError(msg) from None
+    others = {p for p in path.parent.iterdir() if p.is_file() and p.name != SETTINGS} - {path} | {*labels.files}
+    beside = tuple(stamp_of(p) for p in sorted(others))
+    return Artifact(name, version, path, digest, declaration, wishes_of(declaration), labels, idle, stamp, beside)

@@ -9,11 +9,12 @@ from typing import Any
 from gpulet.errors import ModelError
 from gpulet.repository.artifact import Batching, Declaration, Labels, Wishes
 from gpulet.repository.verdicts import VERDICTS, Use, verdicts_of
-from gpulet.units import US, from_ms
+from gpulet.units import SECOND, US, from_ms
 
 SLO_KEY = "gpulet.slo_ms"
 SHAPES_KEY = "gpulet.shapes"
 _OURS = "gpulet."
+_LONGEST = 86_400 * SECOND
 _ENDINGS = {
     "onnxruntime_onnx": (".onnx",),
     "onnxruntime": (".onnx",),
@@ -89,14 +90,17 @@ def wishes_of(declaration: Declaration) -> Wishes:
     """Objective, batch, queue and shapes; raises `ModelError` for a parameter that makes no sense."""
     config = declaration.config
     policy = config.dynamic_batching.default_queue_policy
-    text = config.parameters[SLO_KEY].string_value if SLO_KEY in config.parameters else ""
-    slo = _milliseconds(text) if text else policy.default_timeout_microseconds * US
+    is_said = SLO_KEY in config.parameters
+    slo = _slo(config.parameters[SLO_KEY].string_value) if is_said else policy.default_timeout_microseconds * US
+    if slo > _LONGEST:
+        msg = f"an objective of {slo / SECOND:.3g} s is longer than a day"
+        raise ModelError(msg)
     is_written = declaration.batching is Batching.AS_WRITTEN
     shapes = config.parameters[SHAPES_KEY].string_value if SHAPES_KEY in config.parameters else ""
     return Wishes(slo, max(1, config.max_batch_size) if is_written else 0, policy.max_queue_size, _shapes(shapes))
 
 
-def _milliseconds(text: str) -> int:
+def _slo(text: str) -> int:
     try:
         value = float(text)
     except ValueError:
