@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -260,13 +261,15 @@ def test_a_platform_chooses_among_files_and_a_name_of_its_own_is_found(tmp_path)
         assert scan([tmp_path], GPU_FORMATS).artifacts["m"].path.name == file
 
 
-def test_a_model_in_two_repositories_is_refused_with_both_places(tmp_path):
+def test_a_model_in_two_repositories_is_refused_with_both_places(tmp_path, monkeypatch):
     put(tmp_path / "a", "m")
     put(tmp_path / "b", "m")
     put(tmp_path / "b", "n")
     found = scan([tmp_path / "a", tmp_path / "b"])
     assert list(found.artifacts) == ["n"]
     assert found.refused == {"m": "found twice: a/m, b/m"}
+    monkeypatch.chdir(tmp_path)
+    assert scan([Path("a"), tmp_path / "b"]).refused == found.refused
 
 
 def test_files_that_cannot_be_read_are_a_reason_without_their_folders(tmp_path):
@@ -441,6 +444,10 @@ def test_a_model_is_as_its_file_says(text):
             'max_batch_size: 8 input { name: "x" data_type: TYPE_FP16 dims: 4 }',
             "input x: expected TYPE_FP16, the model has",
         ),
+        (
+            'output { name: "y" data_type: TYPE_FP32 dims: [ 6, 2 ] }',
+            "y: the model's first dimension counts rows, dims has 6",
+        ),
         ('max_batch_size: 8 output { name: "y" data_type: TYPE_FP32 dims: 3 }', "output y: expected shape [-1, 3]"),
     ],
 )
@@ -585,6 +592,15 @@ def test_a_refused_model_leaves_the_others_and_says_why(tmp_path, site_of):
     assert "backend 'python' is not served" in site.refused["m"]
     with pytest.raises(ConfigError, match="no model is left to serve; refused were m: backend 'python' is not served"):
         site_of('[[models]]\nname = "m"\n')
+
+
+def test_a_plan_without_a_refused_model_says_so(tmp_path, site_of, gpulet):
+    put(tmp_path / "models", "m", config='backend: "python"')
+    put(tmp_path / "models", "n")
+    site_of('[[models]]\nname = "n"\nrate = 10\n[[models]]\nname = "m"\n')
+    code, out, err = gpulet("plan", tmp_path / "fleet.toml", "--json")
+    assert (code, list(json.loads(out)["models"])) == (0, ["n"])
+    assert "model m refused: backend 'python' is not served" in err
 
 
 def test_several_repositories_are_one(tmp_path, site_of):

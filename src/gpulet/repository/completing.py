@@ -44,6 +44,16 @@ def check(declaration: Declaration, signature: Signature) -> None:
     if config.input and missing:
         msg = f"input {missing[0]} of the model is not in its configuration"
         raise ModelError(msg)
+    if signature.is_batched and not has_rows:
+        _refuse_rows(config)
+
+
+def _refuse_rows(config: Any) -> None:
+    """Without batching a request of such a model has one row: more of them in one request would be its batch."""
+    for tensor in (*config.input, *config.output):
+        if tensor.dims[0] not in {-1, 1}:
+            msg = f"{tensor.name}: the model's first dimension counts rows, dims has {tensor.dims[0]}: "
+            raise ModelError(msg + "write it as max_batch_size, and the other dims without it")
 
 
 def _check(kind: str, given: Iterable[Any], tensors: Iterable[Tensor], *, has_rows: bool) -> None:

@@ -36,6 +36,18 @@ class _Found:
     report: Report = NO_REPORT
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a model's file is and what is said of it; `folder` is the model's, where its labels are."""
+
+    folder: Path
+    name: str
+    version: str
+    path: Path
+    declaration: Declaration
+    idle: tuple[str, ...] = ()
+
+
 NOTHING: Mapping[str, Artifact] = MappingProxyType({})
 
 
@@ -60,8 +72,9 @@ def scan(
 
 
 def _twice(places: Sequence[Path]) -> str:
-    base = os.path.commonpath([place.parent for place in places])
-    return f"found twice: {', '.join(os.path.relpath(place, base) for place in places)}"
+    whole = [place.absolute() for place in places]
+    base = os.path.commonpath([place.parent for place in whole])
+    return f"found twice: {', '.join(os.path.relpath(place, base) for place in whole)}"
 
 
 def _models(repository: Path, formats: Sequence[str], known: Mapping[str, Artifact]) -> Iterator[_Found]:
@@ -103,7 +116,8 @@ def _versioned(
         msg = f"no version of it holds {' or '.join(names)}"
         raise ModelError(msg)
     serves, *idle = available(tuple(files), declaration.config.version_policy)
-    return _artifact(folder, folder.name, str(serves), files[serves], declaration, known, tuple(map(str, idle)))
+    source = _Source(folder, folder.name, str(serves), files[serves], declaration, tuple(map(str, idle)))
+    return _artifact(source, known)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
@@ -118,23 +132,25 @@ def _settled(folder: Path, formats: Sequence[str], known: Mapping[str, Artifact]
     if path.suffix not in {Path(name).suffix for name in formats} or not path.is_file():
         msg = f"parameters.uri {settings.uri!r} is no file of a model that these devices serve"
         raise ModelError(msg)
-    artifact = _artifact(folder, settings.name, settings.version, path, settings.declaration, known)
-    return _Found(settings.name, folder, artifact, report=settings.report)
+    source = _Source(folder, settings.name, settings.version, path, settings.declaration)
+    return _Found(settings.name, folder, _artifact(source, known), report=settings.report)
 
 
-def _artifact(
-    folder: Path,
-    name: str,
-    version: str,
-    path: Path,
-    declaration: Declaration,
-    known: Mapping[str, Artifact],
-    idle: tuple[str, ...] = (),
-) -> Artifact:
+def _artifact(source: _Source, known: Mapping[str, Artifact]) -> Artifact:
     """With its digest, computed only where the file has changed."""
-    stamp = stamp_of(path)
-    digest = known[name].digest if name in known and known[name].stamp == stamp else digest_of(path)
-    labels = labels_of(folder, declaration.config)
+    path, declaration = source.path, source.declaration
+    stamp, before = stamp_of(path), known.get(source.name)
+    labels = labels_of(source.folder, declaration.config)
     others = {p for p in path.parent.iterdir() if p.is_file() and p.name != SETTINGS} - {path} | {*labels.files}
-    beside = tuple(stamp_of(p) for p in sorted(others))
-    return Artifact(name, version, path, digest, declaration, wishes_of(declaration), labels, idle, stamp, beside)
+    return Artifact(
+        source.name,
+        source.version,
+        path,
+        before.digest if before and before.stamp == stamp else digest_of(path),
+        declaration,
+        wishes_of(declaration),
+        labels,
+        source.idle,
+        stamp,
+        tuple(stamp_of(p) for p in sorted(others)),
+    )
