@@ -472,9 +472,7 @@ def slow_request(parameters=""):
 
 def test_every_way_to_say_how_long_one_waits_binds_in_the_queue_and_is_counted_apart(tmp_path):
     """A run takes 300 ms: whoever waits less behind it is given up in the queue, none of them runs."""
-    (tmp_path / "p.csv").write_text(
-        "model,size,batch,mean_ms\nslow,1,1,300\nslow,1,2,600\n"
-    )
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nslow,1,1,300\nslow,1,2,600\n")
     path = fleet(tmp_path, {"slow": (20000, 1)}, device='executor = "simulated"\ncount = 1\ncores = 1')
     short = [
         ({}, ', "parameters": {"timeout": 100000}'),
@@ -504,5 +502,7 @@ def wait_until(is_so):
 def outcomes(server):
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    found = re.findall(r'^gpulet_requests_total\{model="slow",outcome="(\w+)"\} ([\d.]+)$', "\n".join(lines), re.MULTILINE)
+    found = re.findall(
+        r'^gpulet_requests_total\{model="slow",outcome="(\w+)"\} ([\d.]+)$', "\n".join(lines), re.MULTILINE
+    )
     return {outcome: int(float(count)) for outcome, count in found}
