@@ -5,7 +5,6 @@ from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from starlette.routing import Route
 
 from gpulet import __version__
 from gpulet.api.catalog import Catalog, Served
+from gpulet.api.exposition import expose
 from gpulet.executors.base import Tensor
 
 EXTENSIONS = ("binary_tensor_data", "parameters")
@@ -44,8 +44,8 @@ def make_metrics_app(registry: CollectorRegistry) -> Starlette:
     """The ASGI app of the metrics port."""
 
     async def metrics(request: Request) -> Response:
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), media_type=kind)
+        text, kind = await expose(registry, request.headers.get("accept", ""))
+        return Response(text, media_type=kind)
 
     return Starlette(routes=[Route("/metrics", metrics)], exception_handlers={HTTPException: _error})
 
