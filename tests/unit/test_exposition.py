@@ -156,6 +156,14 @@ def test_rejected_expired_cancelled_and_failed_are_counted_apart_by_a_real_core(
     assert sum(s.value for s in refusals) == sum(outcomes.values())
 
 
+def test_a_model_that_is_served_no_more_does_not_break_a_scrape(two_batches):
+    del two_batches.served["m0"]
+    two_batches.served["m9"] = two_batches.served["m1"]
+    registry = two_batches.registry({"m0": SECOND})
+    seen = {s.labels["model"] for m in registry.collect() if m.name.startswith("nv_inf") for s in m.samples}
+    assert seen == {"m1"}
+
+
 def test_names_that_clients_make_up_are_not_kept():
     fold = Fold()
     for n in range(100):
