@@ -54,6 +54,11 @@ class Site:
         return replace(self, sections=left, artifacts=artifacts)
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The files that a model of its repository may be."""
+        return CPU_FORMATS if self.executor in {"cpu", "simulated"} else GPU_FORMATS
+
+    @property
     def limits(self) -> Limits:
         """What the scheduler keeps by itself."""
         return Limits(self.config.limits.max_queue, self.system.drops_early)

@@ -2,10 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec.structs import replace
 
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exchange import Front, HttpLimits
@@ -30,8 +32,10 @@ from gpulet.grounds import ground_of, program_of
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.repository import Artifact, Finder
+from gpulet.residency import Found, Residency, Rules, Surroundings, WorkerLoader
 from gpulet.systems import make_scheduler
-from gpulet.units import MIB, PLAIN
+from gpulet.units import MIB, PLAIN, SECOND
 from gpulet.useful import useful_sizes
 
 _FLUSH_S = 1.0
@@ -89,10 +93,15 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
+    residency: Residency | None
+    """Who loads and unloads models; emulated devices have none."""
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
         self.executor.carve()
+        if self.residency:
+            assert isinstance(self.executor, Workers), "who else has models loaded"
+            self.residency.begin(WorkerLoader(self.executor, round(self.drain_s * SECOND)))
         await self.http.open()
         self.catalog.is_open = True
 
@@ -104,6 +113,8 @@ class LiveServer:
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
+        if self.residency:
+            await self.residency.close()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.http.close()
@@ -113,10 +124,17 @@ class LiveServer:
             self.journal.close()
 
 
-def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, str] | None = None) -> LiveServer:
+def make_server(
+    site: Site,
+    problem: Problem,
+    plan: Plan,
+    refused: Mapping[str, str] | None = None,
+    start: Collection[str] | None = None,
+) -> LiveServer:
     """Put a server together and bind its ports; nothing runs yet. Call it on the loop.
 
-    `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
+    `refused` are models that could not be loaded, and why: requests for them are told so. `start`: the models to load at
+    first, the others are loaded by name; left out: all. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
     plan = plan.unfolded()
     server = site.config.server
@@ -144,10 +162,65 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
-    executor = _executor(site, problem, plan, live, catalog)
+    residency = None
+    if site.executor != "simulated":
+        residency = _residency(site, problem, plan, front, start)
+        catalog.asleep, catalog.wake = live.door.asleep, residency.wake
+    executor = _executor(site, problem, plan, live, catalog, residency)
     catalog.refused.update(refused or {})
     live.attach(executor)
-    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s)
+    return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s, residency)
+
+
+def _residency(
+    site: Site, problem: Problem, plan: Plan, front: Front, start: Collection[str] | None = None
+) -> Residency:
+    """The models of the plan that are loaded, by the fleet file's rules."""
+    live, limits, server = front.live, site.config.limits, site.config.server
+    live.door.patience, live.door.most = round(server.load_wait_s * SECOND), limits.max_queue
+    finder = Finder(site.folder / server.repository, site.formats, site.artifacts.values())
+    workers = _files(site, problem, plan)
+
+    def found(artifact: Artifact) -> Found:
+        file = replace(workers[artifact.name], path=str(artifact.path), digest=artifact.digest)
+        return Found(artifact.version, file, artifact.path.stat().st_size)
+
+    def changed(name: str, version: str) -> None:
+        front.forget(name)
+        front.catalog.models[name].version = version
+
+    around = Surroundings(
+        live.timer,
+        live.door,
+        live.holds,
+        lambda name: live.metrics.models[name].arrived,
+        lambda name: found(finder.find(name)),
+        changed,
+        tell,
+        site.store.read_memory(),
+        site.store.write_memory,
+    )
+    rules = Rules(
+        round(limits.memory_mib * MIB),
+        round(server.idle_unload_s * SECOND),
+        round(server.drain_s * SECOND),
+        frozenset(section.name for section in site.sections if section.pin),
+        {name: len(plan.hosts(name)) or 1 for name in problem.models},
+    )
+    return Residency({name: found(artifact) for name, artifact in site.artifacts.items()}, rules, around, start)
+
+
+def _files(site: Site, problem: Problem, plan: Plan) -> dict[str, WorkerModel]:
+    """What workers load, each warmed for the largest batch that it is planned with."""
+    largest = {
+        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
+        for name, model in problem.models.items()
+    }
+    shapes = {section.name: tuple(section.shapes) for section in site.sections}
+    return {
+        name: WorkerModel(name, str(item.path), largest[name], shapes[name] or (PLAIN,), item.digest)
+        for name, item in site.artifacts.items()
+    }
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -156,19 +229,16 @@ def _served_application(application: Application, problem: Problem) -> Served:
     return Served(Model(application.name, application.slo, most_rows), "1")
 
 
-def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
-    if site.executor == "simulated":
+def _executor(
+    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency | None
+) -> LiveExecutor:
+    if residency is None:
         whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
         catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
         return Simulated(
             problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
         )
-    largest = {
-        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
-        for name, model in problem.models.items()
-    }
-    shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n] or (PLAIN,)) for n, a in site.artifacts.items()}
+    files = residency.wanted
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
     workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)

@@ -78,8 +78,13 @@ class Front:
             reader = self._readers[head.model] = self._make_reader(head.model, served.version)
         return reader
 
+    def forget(self, model: str) -> None:
+        """Another file of it is served from now on."""
+        self._readers.pop(model, None)
+
     def _make_reader(self, name: str, version: str) -> Reader:
         if name not in self.catalog.signatures:
+            self.catalog.wake(name)
             msg = f"model {name} is still loading"
             raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
         served = self.catalog.models[name]
@@ -97,7 +102,7 @@ class Front:
                 return HTTPStatus.BAD_REQUEST
             case Reason.QUEUE_FULL | Reason.LATE:
                 return self.limits.overload_status
-            case Reason.EXPIRED | Reason.STOPPED | Reason.WORKER_LOST:
+            case Reason.EXPIRED | Reason.STOPPED | Reason.WORKER_LOST | Reason.NOT_LOADED:
                 return HTTPStatus.SERVICE_UNAVAILABLE
             case Reason.RUN_FAILED:
                 return HTTPStatus.INTERNAL_SERVER_ERROR
