@@ -5,94 +5,30 @@ that was unloaded by name stays away until it is loaded by name.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from http import HTTPStatus
 
 from gpulet.api.control import Control, IndexRow, State
-from gpulet.core.residents import Loaded, affordable, idle, room_for
+from gpulet.core.residents import idle, room_for
 from gpulet.drivers.door import Door
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError, ModelError, RequestError
-from gpulet.executors.base import Signature, Tell
-from gpulet.executors.recutting import reload
+from gpulet.executors.base import Tell
+from gpulet.executors.loading import Loader
 from gpulet.executors.wire import WorkerModel
-from gpulet.executors.workers import Workers
-from gpulet.units import MIB, SECOND, Duration, Instant
+from gpulet.roster import Entry, Found, Roster, Rules
+from gpulet.units import MIB, SECOND, Duration
 
 _LOOK: Duration = SECOND // 2
 _POLL_S = 0.01
 
 
-class Loader(Protocol):
-    """Who has models loaded; `signatures` and `refused` tell which ever were, and which cannot be."""
-
-    @property
-    def signatures(self) -> Mapping[str, Signature]: ...
-
-    @property
-    def refused(self) -> MutableMapping[str, str]: ...
-
-    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
-        """Have exactly these loaded; raises `GpuletError`: then it is as before."""
-        ...
-
-    def forgive(self, model: str) -> None:
-        """One that was refused may be tried again."""
-        ...
-
-    def bytes_of(self, model: str) -> int:
-        """What all its copies take."""
-        ...
-
-
-class WorkerLoader:
-    """Worker processes: each post's next worker comes up beside the one that serves."""
-
-    def __init__(self, workers: Workers, patience: Duration) -> None:
-        self._workers = workers
-        self._patience = patience
-        self.signatures = workers.signatures
-        self.refused = workers.refused
-
-    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
-        """As the port says."""
-        await reload(self._workers, wanted, self._patience)
-
-    def forgive(self, model: str) -> None:
-        """As the port says."""
-        self._workers.shelf.forgive(model)
-
-    def bytes_of(self, model: str) -> int:
-        """As its workers measured."""
-        return self._workers.shelf.bytes_of(model, self._workers.stations)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A model's file as it is now, and its bytes."""
-
-    version: str
-    file: WorkerModel
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """`memory` bounds the bytes of all that is loaded and `idle` how long it is kept unasked; 0: not. `copies` by the plan."""
-
-    memory: int = 0
-    idle: Duration = 0
-    patience: Duration = 10 * SECOND
-    pinned: frozenset[str] = frozenset()
-    copies: Mapping[str, int] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a residency asks and tells: `find` reads files and blocks, as `remember` does; `arrivals` counts requests.
+    """What a residency asks and tells. `find` reads files and `remember` writes one: both block.
 
-    `sizes` are bytes of a copy by digest, as measured before; `changed` hears of another version in force.
+    `arrivals` counts requests; `changed` hears of another version in force; `sizes` are bytes of a copy by digest.
     """
 
     timer: LiveTimer
@@ -103,63 +39,35 @@ class Surroundings:
     changed: Callable[[str, str], None]
     tell: Tell
     sizes: dict[str, int] = field(default_factory=dict)
-    remember: Callable[[str, int], None] = field(default=lambda _digest, _size: None)
-
-
-@dataclass(slots=True)
-class _Model:
-    """`is_given`: workers are to have it, and do unless they are just starting or refuse it."""
-
-    found: Found
-    size: int
-    is_given: bool = True
-    state: State = State.LOADING
-    reason: str = ""
-    arrivals: int = 0
-    used: Instant = 0
+    remember: Callable[[Mapping[str, int]], None] = field(default=lambda _: None)
 
 
 class Residency:
-    """The states of models and the one task at a time that changes them. `start`: those to be loaded at first; None: all.
-
-    Where not all that shall be loaded fits the memory, the rest sleeps.
-    """
+    """One task at a time changes what is loaded. `start`: the models to begin with; None: all."""
 
     def __init__(
-        self,
-        found: Mapping[str, Found],
-        rules: Rules,
-        around: Surroundings,
-        start: Iterable[str] | None = None,
+        self, found: Mapping[str, Found], rules: Rules, around: Surroundings, start: Iterable[str] | None = None
     ) -> None:
         self._rules = rules
         self._around = around
-        self._models = {name: _Model(item, self._expected(name, item)) for name, item in found.items()}
-        self._lock = asyncio.Lock()
+        self._roster = Roster(found, rules, around.sizes, found if start is None else start)
+        self._lock, self._writing = asyncio.Lock(), asyncio.Lock()
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loader: Loader
-        asked = tuple(self._models) if start is None else tuple(start)
-        fits = asked
-        if rules.memory:
-            fits = affordable({name: self._models[name].size for name in asked}, rules.pinned, rules.memory)
-        self._sleeping_first = tuple(name for name in asked if name not in fits)
-        for name in self._models.keys() - set(fits):
-            model = self._models[name]
-            model.is_given, model.state, model.reason = False, State.UNAVAILABLE, "unloaded"
 
     @property
     def wanted(self) -> dict[str, WorkerModel]:
-        """The files that workers should have loaded now."""
-        return {name: model.found.file for name, model in self._models.items() if model.is_given}
+        """The files that workers are to have loaded."""
+        return self._roster.given
 
     def begin(self, loader: Loader) -> None:
         """Who loads is there, and was given `wanted`."""
         self._loader = loader
         door = self._around.door
-        for name, model in self._models.items():
-            if model.state is State.UNAVAILABLE:
-                door.close(name, sleeps=name in self._sleeping_first)
+        for name, entry in self._roster.entries.items():
+            if not entry.is_given:
+                door.close(name, sleeps=name in self._roster.sleeping)
         door.wake = self.wake
         self._do(self._watch())
 
@@ -169,24 +77,24 @@ class Residency:
         task = self._loads.get(name)
         if task is None:
             task = self._loads[name] = self._do(self._load(name))
-            task.add_done_callback(lambda task: self._loaded_or_not(name, task))
+            task.add_done_callback(lambda task: self._ended(name, task))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
             msg = f"failed to load '{name}', the server stops"
-            raise RequestError(msg, 503) from None
+            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE) from None
 
     async def unload(self, name: str) -> None:
         """As `Control` says. It is refused from now on, even where another load is still going on."""
-        model = self._known(name, "unload")
+        entry = self._known(name, "unload")
         self._around.door.close(name, sleeps=False)
         async with self._lock:
             self._learn()
-            if model.state is State.UNAVAILABLE:
+            if not entry.is_given:
                 self._around.door.close(name, sleeps=False)
-                model.reason = "unloaded"
+                entry.leave("unloaded")
                 return
             try:
                 await self._take_off((name,), "unloaded", sleeps=False)
@@ -197,7 +105,7 @@ class Residency:
     def index(self, *, ready: bool = False) -> list[IndexRow]:
         """As `Control` says."""
         self._learn()
-        rows = [IndexRow(n, m.found.version, m.state, m.reason) for n, m in sorted(self._models.items())]
+        rows = self._roster.index()
         return [row for row in rows if row.state is State.READY] if ready else rows
 
     def wake(self, name: str) -> None:
@@ -212,8 +120,8 @@ class Residency:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _loaded_or_not(self, name: str, task: asyncio.Task[None]) -> None:
-        """Whoever waited may have gone: the error is told to those who stayed."""
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        """Who asked may have gone: the error is told to those who stayed."""
         del self._loads[name]
         if not task.cancelled():
             task.exception()
@@ -228,91 +136,84 @@ class Residency:
     async def _load(self, name: str) -> None:
         async with self._lock:
             self._learn()
-            model = self._models[name]
+            entry = self._roster.entries[name]
             try:
                 item = await asyncio.to_thread(self._around.find, name)
-                if model.state is State.READY and item == model.found:
-                    return
-                await self._load_file(name, model, item)
+                if entry.state is not State.READY or item != entry.found:
+                    await self._load_file(name, entry, item)
+                else:
+                    self._around.door.open(name)  # an unload that waits for its turn has closed it
             except GpuletError as error:
-                msg = str(error).removeprefix(f"model {name}: ")
-                raise RequestError(f"failed to load '{name}', {msg}") from error  # noqa: EM102, TRY003 (Triton's words)
+                msg = f"failed to load '{name}', {_why(name, error)}"
+                raise RequestError(msg) from error
 
-    async def _load_file(self, name: str, model: _Model, item: Found) -> None:
-        """A file that cannot be loaded leaves what serves; where nothing does, it is refused by name."""
-        began, old = self._around.timer.now(), model.state
-        await self._make_room(name, self._expected(name, item))
-        known, refused = self._loader.signatures.get(name), self._loader.refused.get(name, "")
-        model.state = State.READY if old is State.READY else State.LOADING
-        self._loader.forgive(name)
-        try:
-            await self._loader.bring({**self.wanted, name: item.file})
-        except BaseException as error:
-            model.state = old
-            if refused:
-                self._loader.refused[name] = refused
-            if isinstance(error, ModelError) and old is not State.READY:
-                self._refuse(name, model, str(error))
-            raise
-        self._admit(name, model, item)
-        await self._shrink(name)
+    async def _load_file(self, name: str, entry: Entry, item: Found) -> None:
+        began, known = self._around.timer.now(), self._loader.signatures.get(name)
+        await self._make_room(name, self._roster.expected(name, item))
+        await self._bring_in(name, entry, item)
+        self._measure(name)
+        self._around.changed(name, item.version)
+        await self._make_fit(name, entry)
         if known not in {None, self._loader.signatures[name]}:
             self._around.door.refuse(name)  # who waits has sent what the file before it took
         self._around.door.open(name)
         took_s = round((self._around.timer.now() - began) / SECOND, 3)
-        self._around.tell("model_loaded", model=name, version=item.version, took_s=took_s, bytes=model.size)
+        self._around.tell("model_loaded", model=name, version=item.version, took_s=took_s, bytes=entry.size)
 
-    def _admit(self, name: str, model: _Model, item: Found) -> None:
-        model.found, model.is_given, model.state, model.reason = item, True, State.READY, ""
-        self._measure(name, model)
-        model.used = self._around.timer.now()
-        self._around.changed(name, item.version)
-
-    def _refuse(self, name: str, model: _Model, why: str) -> None:
-        model.reason = why.removeprefix(f"model {name}: ")
-        self._loader.refused[name] = model.reason
-        self._around.door.close(name, sleeps=False)
+    async def _bring_in(self, name: str, entry: Entry, item: Found) -> None:
+        """A file that cannot be loaded leaves what serves; where nothing does, the model is refused by name."""
+        old, refused = entry.state, self._loader.refused.get(name, "")
+        entry.state = State.READY if old is State.READY else State.LOADING
+        self._loader.forgive(name)
+        try:
+            await self._loader.bring({**self.wanted, name: item.file})
+        except BaseException as error:
+            entry.state = old
+            if isinstance(error, ModelError) and not entry.is_given:
+                refused = entry.reason = _why(name, error)
+                self._around.door.close(name, sleeps=False)
+            if refused:
+                self._loader.refused[name] = refused
+            raise
+        entry.arrive(item, self._around.timer.now())
 
     async def _make_room(self, name: str, needs: int) -> None:
         """For what it is expected to take; raises `RequestError` with the numbers where that cannot be had."""
         if not self._rules.memory:
             return
-        others = [model for model in self._loaded() if model.name != name]
+        self._see()
+        others = [model for model in self._roster.loaded(self._around.holds) if model.name != name]
         room = room_for(needs, others, self._rules.memory)
         if room.lacks:
-            held = sum(model.bytes for model in others)
-            msg = (
-                f"it takes {needs / MIB:.0f} MiB; others that are pinned or in use hold {held / MIB:.0f} of "
-                f"{self._rules.memory / MIB:.0f} MiB, {room.lacks / MIB:.0f} are lacking"
-            )
-            raise RequestError(msg)
+            held, most = sum(model.bytes for model in others), self._rules.memory
+            msg = f"it takes {_mib(needs)} of {_mib(most)} MiB, the others hold {_mib(held)}; with those unloaded that are "
+            raise RequestError(msg + f"neither pinned nor in use {_mib(room.lacks)} are lacking")
         if room.unload:
             await self._take_off(room.unload, "unloaded to make room", sleeps=True)
 
-    async def _shrink(self, name: str) -> None:
-        """It took more than was expected: others go, or it does itself."""
+    async def _make_fit(self, name: str, entry: Entry) -> None:
+        """Where it took more than was expected, others go, or it does itself."""
         try:
-            await self._make_room(name, self._models[name].size)
+            await self._make_room(name, entry.size)
         except RequestError:
             await self._take_off((name,), "unloaded, for it does not fit", sleeps=True)
             raise
 
     async def _take_off(self, names: tuple[str, ...], why: str, *, sleeps: bool) -> None:
-        for name in names:
+        entries = [self._roster.entries[name] for name in names]
+        for name, entry in zip(names, entries, strict=True):
             self._around.door.close(name, sleeps=sleeps)
-            self._models[name].state = State.UNLOADING
-        await self._drained(names)
-        left = {name: file for name, file in self.wanted.items() if name not in names}
+            entry.state = State.UNLOADING
         try:
-            await self._loader.bring(left)
+            await self._drained(names)
+            await self._loader.bring({name: file for name, file in self.wanted.items() if name not in names})
         except BaseException:
-            for name in names:
-                self._models[name].state = State.READY
+            for name, entry in zip(names, entries, strict=True):
+                entry.state = State.READY
                 self._around.door.open(name)
             raise
-        for name in names:
-            model = self._models[name]
-            model.is_given, model.state, model.reason = False, State.UNAVAILABLE, why
+        for name, entry in zip(names, entries, strict=True):
+            entry.leave(why)
             self._around.tell("model_unloaded", model=name, why=why)
 
     async def _drained(self, names: tuple[str, ...]) -> None:
@@ -328,77 +229,65 @@ class Residency:
     async def _watch(self) -> None:
         """Look who is asked for, and let go who is not."""
         while True:
-            await asyncio.sleep(min(_LOOK, self._rules.idle / 4 or _LOOK) / SECOND)
+            await asyncio.sleep(min(_LOOK, self._rules.idle // 4 or _LOOK) / SECOND)
             self._learn()
-            self._see()
-            if self._rules.idle and self._idle():
+            if self._idle():
                 async with self._lock:
-                    names = self._idle()
-                    if names:
-                        await self._let_go(names)
+                    await self._let_go(self._idle())
 
     async def _let_go(self, names: tuple[str, ...]) -> None:
         try:
-            await self._take_off(names, "unloaded, for nobody asked for it", sleeps=True)
+            if names:
+                await self._take_off(names, "unloaded, for nobody asked for it", sleeps=True)
         except GpuletError as error:
             self._around.tell("unload_failed", models=names, error=str(error))
 
     def _idle(self) -> tuple[str, ...]:
-        return idle(self._loaded(), self._around.timer.now(), self._rules.idle)
+        self._see()
+        if not self._rules.idle:
+            return ()
+        return idle(self._roster.loaded(self._around.holds), self._around.timer.now(), self._rules.idle)
 
     def _see(self) -> None:
-        now = self._around.timer.now()
-        for name, model in self._models.items():
-            count = self._around.arrivals(name)
-            if count != model.arrivals:
-                model.arrivals, model.used = count, now
-
-    def _loaded(self) -> list[Loaded]:
-        self._see()
-        pinned, holds = self._rules.pinned, self._around.holds
-        return [
-            Loaded(name, model.size, model.used, name in pinned, holds(name))
-            for name, model in self._models.items()
-            if model.state is State.READY
-        ]
+        self._roster.see(self._around.arrivals, self._around.timer.now())
 
     def _learn(self) -> None:
-        """What workers said meanwhile: of the models to begin with, and of those that went into quarantine."""
-        for name, model in self._models.items():
-            if model.is_given and name in self._loader.refused:
-                model.is_given, model.state, model.reason = False, State.UNAVAILABLE, self._loader.refused[name]
-                self._around.door.close(name, sleeps=False)
-            elif model.is_given and model.state is State.LOADING and name in self._loader.signatures:
-                model.state = State.READY
-                model.used = self._around.timer.now()
-                self._measure(name, model)
+        risen, refused = self._roster.learn(self._loader, self._around.timer.now())
+        for name in risen:
+            self._measure(name)
+        for name in refused:
+            self._around.door.close(name, sleeps=False)
 
-    def _measure(self, name: str, model: _Model) -> None:
-        size = self._loader.bytes_of(name)
-        if not size:
-            return
-        model.size, each = size, size // self._rules.copies.get(name, 1)
-        digest = model.found.file.digest
-        if digest and abs(each - self._around.sizes.get(digest, 0)) > MIB:
-            self._around.sizes[digest] = each
-            self._do(asyncio.to_thread(self._around.remember, digest, each))
+    def _measure(self, name: str) -> None:
+        if self._roster.measure(name, self._loader):
+            self._do(self._remember())
 
-    def _expected(self, name: str, item: Found) -> int:
-        """As measured before, else what its file has: weights are most of it."""
-        each = self._around.sizes.get(item.file.digest, 0) or item.size
-        return each * self._rules.copies.get(name, 1)
+    async def _remember(self) -> None:
+        async with self._writing:
+            try:
+                await asyncio.to_thread(self._around.remember, dict(self._around.sizes))
+            except OSError as error:
+                self._around.tell("sizes_not_kept", error=str(error))
 
-    def _known(self, name: str, verb: str) -> _Model:
-        if name not in self._models:
+    def _known(self, name: str, verb: str) -> Entry:
+        if name not in self._roster.entries:
             msg = f"failed to {verb} '{name}', no version is available"
             raise RequestError(msg)
-        return self._models[name]
+        return self._roster.entries[name]
 
     def _do(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _why(name: str, error: BaseException) -> str:
+    return str(error).removeprefix(f"model {name}: ")
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f}"
 
 
 _FITS: type[Control] = Residency

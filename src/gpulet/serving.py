@@ -23,6 +23,7 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, GpuletError
 from gpulet.executors.base import LiveExecutor
+from gpulet.executors.loading import WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
@@ -33,7 +34,8 @@ from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.repository import Artifact, Finder
-from gpulet.residency import Found, Residency, Rules, Surroundings, WorkerLoader
+from gpulet.residency import Residency, Surroundings
+from gpulet.roster import Found, Rules
 from gpulet.systems import make_scheduler
 from gpulet.units import MIB, PLAIN, SECOND
 from gpulet.useful import useful_sizes

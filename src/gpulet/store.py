@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,9 +99,9 @@ class ProfileStore:
         path = self._memory_path
         return msgspec.json.decode(path.read_bytes(), type=dict[str, int]) if path.exists() else {}
 
-    def write_memory(self, digest: str, size: int) -> None:
-        """Keep what a copy of a model takes."""
-        _replace(self._memory_path, msgspec.json.encode({**self.read_memory(), digest: size}).decode())
+    def write_memory(self, sizes: Mapping[str, int]) -> None:
+        """Replace what is known of it."""
+        _replace(self._memory_path, msgspec.json.encode(sizes).decode())
 
     @property
     def _memory_path(self) -> Path:

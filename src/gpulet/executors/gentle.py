@@ -91,15 +91,14 @@ def _set(thread: int, policy: int) -> None:
 
 
 def main() -> None:
-    """As above; the worker finds its arguments where it would have them."""
-    del sys.argv[0]
+    """As above."""
     name = Path("/proc/self/comm")
     before = name.read_text(encoding="ascii")
     name.write_text(_IMPORTING, encoding="ascii")
-    module = gently(lambda: import_module(sys.argv[0]))
+    module = gently(lambda: import_module(sys.argv[1]))
     restore()
     name.write_text(before, encoding="ascii")
-    module.main()
+    module.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -218,12 +218,11 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """`worker CHANNEL_FD BLOCK_FD`: both inherited from the front-end."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    block = mmap.mmap(int(sys.argv[2]), 0)
-    Worker(channel, block).serve()
+    channel, block = map(int, arguments)
+    Worker(socket.socket(fileno=channel), mmap.mmap(block, 0)).serve()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -75,6 +75,7 @@ class Workers:
         self.emit = emit
         self.tell = tell
         self.batch_ended = asyncio.Event()
+        self.carved = asyncio.Event()
         self.timer = timer
         self.shelf = Shelf(models, tell)
         self._crew = Crew(program, tell)
@@ -122,6 +123,7 @@ class Workers:
                 if self.shelf.for_post(station.post) or not station.post.is_alone:
                     self.man(station, self.plan)
             self._crew.stand_by()
+            self.carved.set()
         except Exception as error:  # noqa: BLE001 (whatever it is, a server that never carves must not look as if it would)
             self._give_up(error)
 
