@@ -75,7 +75,6 @@ async def serve(folder: Path, layout: str) -> None:
     server = planned(folder, layout)
     await server.open()
     await server.ready()
-    assert server.residency, "real workers"
     await server.residency.unload(HEAVY)
     print(server.http.http_port, flush=True)
     while await asyncio.to_thread(sys.stdin.readline):

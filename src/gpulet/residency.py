@@ -22,6 +22,7 @@ from gpulet.units import MIB, SECOND, Duration
 
 _LOOK: Duration = SECOND // 2
 _POLL_S = 0.01
+_LONGEST_START: Duration = 60 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,12 @@ class Residency:
         """The files that workers are to have loaded."""
         return self._roster.given
 
-    def begin(self, loader: Loader) -> None:
-        """Who loads is there, and was given `wanted`."""
+    def attach(self, loader: Loader) -> None:
+        """Say who loads, and was given `wanted`."""
         self._loader = loader
+
+    def begin(self) -> None:
+        """From now on requests may come."""
         door = self._around.door
         for name, entry in self._roster.entries.items():
             if not entry.is_given:
@@ -134,9 +138,10 @@ class Residency:
             self._around.door.refuse(name)
 
     async def _load(self, name: str) -> None:
+        entry = self._roster.entries[name]
+        await self._started(name, entry)
         async with self._lock:
             self._learn()
-            entry = self._roster.entries[name]
             try:
                 item = await asyncio.to_thread(self._around.find, name)
                 if entry.state is not State.READY or item != entry.found:
@@ -147,6 +152,16 @@ class Residency:
                 msg = f"failed to load '{name}', {_why(name, error)}"
                 raise RequestError(msg) from error
 
+    async def _started(self, name: str, entry: Entry) -> None:
+        """Workers that are just starting may have it already."""
+        give_up = self._around.timer.now() + _LONGEST_START
+        while entry.is_given and entry.state is State.LOADING:
+            if self._around.timer.now() >= give_up:
+                msg = f"failed to load '{name}', its worker has been starting for {_LONGEST_START / SECOND:g} s"
+                raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
+            self._learn()
+            await asyncio.sleep(_POLL_S)
+
     async def _load_file(self, name: str, entry: Entry, item: Found) -> None:
         began, known = self._around.timer.now(), self._loader.signatures.get(name)
         await self._make_room(name, self._roster.expected(name, item))
@@ -154,7 +169,7 @@ class Residency:
         self._measure(name)
         self._around.changed(name, item.version)
         await self._make_fit(name, entry)
-        if known not in {None, self._loader.signatures[name]}:
+        if known not in {None, self._loader.signatures.get(name)}:
             self._around.door.refuse(name)  # who waits has sent what the file before it took
         self._around.door.open(name)
         took_s = round((self._around.timer.now() - began) / SECOND, 3)
@@ -201,6 +216,7 @@ class Residency:
 
     async def _take_off(self, names: tuple[str, ...], why: str, *, sleeps: bool) -> None:
         entries = [self._roster.entries[name] for name in names]
+        before = [entry.state for entry in entries]
         for name, entry in zip(names, entries, strict=True):
             self._around.door.close(name, sleeps=sleeps)
             entry.state = State.UNLOADING
@@ -208,8 +224,8 @@ class Residency:
             await self._drained(names)
             await self._loader.bring({name: file for name, file in self.wanted.items() if name not in names})
         except BaseException:
-            for name, entry in zip(names, entries, strict=True):
-                entry.state = State.READY
+            for name, entry, state in zip(names, entries, before, strict=True):
+                entry.state = state
                 self._around.door.open(name)
             raise
         for name, entry in zip(names, entries, strict=True):

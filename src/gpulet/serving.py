@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from msgspec.structs import replace
-
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exchange import Front, HttpLimits
 from gpulet.api.exposition import make_registry
@@ -23,7 +21,7 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import BadInput, GpuletError
 from gpulet.executors.base import LiveExecutor
-from gpulet.executors.loading import WorkerLoader
+from gpulet.executors.loading import EmulatedLoader, WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
@@ -95,15 +93,12 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
-    residency: Residency | None
-    """Who loads and unloads models; emulated devices have none."""
+    residency: Residency
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
         self.executor.carve()
-        if self.residency:
-            assert isinstance(self.executor, Workers), "who else has models loaded"
-            self.residency.begin(WorkerLoader(self.executor, round(self.drain_s * SECOND)))
+        self.residency.begin()
         await self.http.open()
         self.catalog.is_open = True
 
@@ -115,8 +110,7 @@ class LiveServer:
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
-        if self.residency:
-            await self.residency.close()
+        await self.residency.close()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.http.close()
@@ -164,11 +158,13 @@ def make_server(
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
-    residency = None
-    if site.executor != "simulated":
-        residency = _residency(site, problem, plan, front, start)
-        catalog.asleep, catalog.wake = live.door.asleep, residency.wake
+    residency = _residency(site, problem, plan, front, start)
+    catalog.asleep, catalog.wake = live.door.asleep, residency.wake
     executor = _executor(site, problem, plan, live, catalog, residency)
+    if isinstance(executor, Workers):
+        residency.attach(WorkerLoader(executor, round(server.drain_s * SECOND)))
+    else:
+        residency.attach(EmulatedLoader(catalog.signatures))
     catalog.refused.update(refused or {})
     live.attach(executor)
     return LiveServer(live, executor, catalog, http, metrics, timer, journal, server.drain_s, residency)
@@ -180,12 +176,7 @@ def _residency(
     """The models of the plan that are loaded, by the fleet file's rules."""
     live, limits, server = front.live, site.config.limits, site.config.server
     live.door.patience, live.door.most = round(server.load_wait_s * SECOND), limits.max_queue
-    finder = Finder(site.folder / server.repository, site.formats, site.artifacts.values())
-    workers = _files(site, problem, plan)
-
-    def found(artifact: Artifact) -> Found:
-        file = replace(workers[artifact.name], path=str(artifact.path), digest=artifact.digest)
-        return Found(artifact.version, file, artifact.path.stat().st_size)
+    found, find = _files(site, problem, plan)
 
     def changed(name: str, version: str) -> None:
         front.forget(name)
@@ -196,7 +187,7 @@ def _residency(
         live.door,
         live.holds,
         lambda name: live.metrics.models[name].arrived,
-        lambda name: found(finder.find(name)),
+        find,
         changed,
         tell,
         site.store.read_memory(),
@@ -209,20 +200,26 @@ def _residency(
         frozenset(section.name for section in site.sections if section.pin),
         {name: len(plan.hosts(name)) or 1 for name in problem.models},
     )
-    return Residency({name: found(artifact) for name, artifact in site.artifacts.items()}, rules, around, start)
+    return Residency(found, rules, around, start)
 
 
-def _files(site: Site, problem: Problem, plan: Plan) -> dict[str, WorkerModel]:
-    """What workers load, each warmed for the largest batch that it is planned with."""
-    largest = {
-        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
-        for name, model in problem.models.items()
-    }
-    shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    return {
-        name: WorkerModel(name, str(item.path), largest[name], shapes[name] or (PLAIN,), item.digest)
-        for name, item in site.artifacts.items()
-    }
+def _files(site: Site, problem: Problem, plan: Plan) -> tuple[dict[str, Found], Callable[[str], Found]]:
+    """What there is to load, each to be warmed for the largest batch that it is planned with; and how to look again."""
+    if site.executor == "simulated":
+        emulated = {
+            name: Found("1", WorkerModel(name, "", model.max_batch), 0) for name, model in problem.models.items()
+        }
+        return emulated, emulated.__getitem__
+    shapes = {section.name: tuple(section.shapes) or (PLAIN,) for section in site.sections}
+    finder = Finder(site.folder / site.config.server.repository, site.formats, site.artifacts.values())
+
+    def found(item: Artifact) -> Found:
+        turns = (turn for gpulet in plan.hosts(item.name) for turn in gpulet.turns if turn.model == item.name)
+        largest = max((turn.batch for turn in turns), default=problem.models[item.name].max_batch)
+        file = WorkerModel(item.name, str(item.path), largest, shapes[item.name], item.digest)
+        return Found(item.version, file, item.path.stat().st_size)
+
+    return {name: found(item) for name, item in site.artifacts.items()}, lambda name: found(finder.find(name))
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -232,9 +229,9 @@ def _served_application(application: Application, problem: Problem) -> Served:
 
 
 def _executor(
-    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency | None
+    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency
 ) -> LiveExecutor:
-    if residency is None:
+    if site.executor == "simulated":
         whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
         catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
         return Simulated(

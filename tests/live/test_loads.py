@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import servers
 from gpulet.api.control import State
 from gpulet.device import Size
 from gpulet.errors import RequestError
@@ -177,7 +178,7 @@ def test_models_that_nobody_asks_for_sleep_and_wake_with_the_next_request(tmp_pa
         save_model(tmp_path / "models", name)
 
     async def run():
-        async with served(tmp_path, ("a", "b"), idle_unload_s=0.3, pinned="a") as here:
+        async with served(tmp_path, ("a", "b"), idle_unload_s=0.3, pinned="a", journal="journal") as here:
             await here.until(lambda: here.states["b"] is State.UNAVAILABLE)
             assert here.states["a"] is State.READY
             assert (await here.client.get("/v2/models/b/ready")).json()["ready"], "who asks is served"
@@ -185,6 +186,8 @@ def test_models_that_nobody_asks_for_sleep_and_wake_with_the_next_request(tmp_pa
             assert (await here.ask("b"))[0] == 200
 
     asyncio.run(run())
+    code, out, _ = servers.run("replay", tmp_path / "journal")
+    assert (code, "0 differ" in out) == (0, True), out
 
 
 def test_the_memory_bound_lets_the_least_recently_used_go_and_never_who_is_pinned(tmp_path):

@@ -69,7 +69,8 @@ class World:
         )
         self.residency = Residency({name: self.find(name) for name in names}, rules, around, start)
         self.loader = Notes(self.residency.wanted, dict.fromkeys(names, 10 * MIB))
-        self.residency.begin(self.loader)
+        self.residency.attach(self.loader)
+        self.residency.begin()
         self.count = 0
 
     def find(self, name):
@@ -370,5 +371,20 @@ def test_a_server_that_stops_ends_a_load_and_leaves_nobody_waiting():
             with pytest.raises(RequestError, match="the server stops"):
                 await asked
             assert w.arrived() == [number]
+
+    asyncio.run(run())
+
+
+def test_a_load_of_what_workers_are_just_starting_with_waits_for_them():
+    async def run():
+        async with world() as w:
+            w.loader.signatures.clear()
+            asked = asyncio.ensure_future(w.residency.load("a"))
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+            w.loader.signatures["a"] = SIGNATURE
+            await asked
+            assert not w.loader.brought
+            assert w.states()["b"] is State.LOADING
 
     asyncio.run(run())

@@ -52,5 +52,23 @@ class WorkerLoader:
         return self._workers.shelf.bytes_of(model, self._workers.stations)
 
 
-_FITS: type[Loader] = WorkerLoader
+class EmulatedLoader:
+    """Emulated devices have nothing to load: models come and go at once."""
+
+    def __init__(self, signatures: Mapping[str, Signature]) -> None:
+        self.signatures = signatures
+        self.refused: MutableMapping[str, str] = {}
+
+    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
+        """Nothing is to be done."""
+
+    def forgive(self, model: str) -> None:
+        """Nothing was refused."""
+
+    def bytes_of(self, model: str) -> int:
+        """Nothing."""
+        return 0
+
+
+_FITS: tuple[type[Loader], ...] = (WorkerLoader, EmulatedLoader)
 """The type checker's proof."""
