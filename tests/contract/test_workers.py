@@ -566,6 +566,7 @@ def test_models_of_a_share_come_and_go_beside_serving_and_other_shares_keep_thei
             assert bench.workers.pids == pids
             await reload(bench.workers, every)
             await bench.serves(1, "deep")
+            assert bench.workers.shelf.bytes_of("deep", bench.workers.stations) > 0
             await reload(bench.workers, {})
             assert not bench.workers.pids
             assert {(await bench.until(GpuletDown)).gpulet for _ in range(2)} == {0, 1}

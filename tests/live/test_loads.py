@@ -33,7 +33,7 @@ HEAVY = {"width": 1024, "layers": 8}
 class Served:
     """A server in this process; its gpulets share the first core unless they are told apart."""
 
-    def __init__(self, folder, layout, start, pinned, memory_mib, **options):
+    def __init__(self, folder, layout, start, pinned, memory_mib, cores, **options):
         names = [name for names in layout for name in names]
         path = fleet(folder, dict.fromkeys(names, (2000, 20)), repository=folder / "models", **options)
         text = path.read_text() + f"[limits]\nmemory_mib = {memory_mib}\n"
@@ -41,7 +41,7 @@ class Served:
         site = open_site(path)
         problem = make_problem(site, load_profile(site))
         turns = [tuple(Turn(name, 4, 10.0, MS) for name in mine) for mine in layout]
-        size = Size(1, 100 / len(usable_cores()))
+        size = Size(cores, 100 * cores / len(usable_cores()))
         gpulets = tuple(Gpulet(n, 0, size, n, 10 * MS, mine) for n, mine in enumerate(turns))
         self.folder = folder / "models"
         self.server = make_server(site, problem, Plan(site.devices, gpulets), start=start)
@@ -69,8 +69,8 @@ class Served:
 
 
 @asynccontextmanager
-async def served(folder, *layout, start=None, pinned="", memory_mib=0, **options):
-    made = Served(folder, layout, start, pinned, memory_mib, **options)
+async def served(folder, *layout, start=None, pinned="", memory_mib=0, cores=1, **options):
+    made = Served(folder, layout, start, pinned, memory_mib, cores, **options)
     await made.server.open()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{made.server.http.http_port}", timeout=20) as client:
@@ -258,6 +258,21 @@ def test_a_server_that_stops_during_a_load_leaves_no_process(tmp_path):
             with pytest.raises(RequestError, match="the server stops"):
                 await loading
         assert not any(gentle.threads_of(pid) for pid in hired)
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="needs two cores")
+def test_operator_threads_of_a_model_that_was_loaded_in_idle_time_serve_as_any_other(tmp_path):
+    save_model(tmp_path / "models", "m", **HEAVY)
+
+    async def run():
+        async with served(tmp_path, ("m",), start=(), cores=2) as here:
+            await here.residency.load("m")
+            threads = gentle.threads_of(here.workers.pids[0])
+            assert len(threads) > 1
+            assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+            assert (await here.ask("m", width=1024))[0] == 200
 
     asyncio.run(run())
 

@@ -107,7 +107,7 @@ class _Built:
     """What posts that re-cut themselves said, and which worker is to serve the new plan at each new post and at those."""
 
     answers: Sequence[Recutted]
-    holders: Mapping[Station, WorkerProcess]
+    holders: Mapping[Station, WorkerProcess | None]
 
 
 def _match(workers: Workers, posts: Iterable[Post], aim: Aim) -> _Change:
@@ -182,7 +182,7 @@ async def _build(
     if aim.gentle_s:
         await _hurry(workers, change.manned, aim)
     await _answers([station.asked for station in change.manned if station.asked])
-    holders = {station: station.worker for station in change.manned if station.worker}
+    holders = {station: station.worker for station in change.manned}
     done: list[Recutted] = []
 
     async def move(station: Station) -> None:
@@ -213,10 +213,10 @@ async def _hurry(workers: Workers, stations: Iterable[Station], aim: Aim) -> Non
             workers.man(station, aim.plan, aim.wanted)
 
 
-def _refuse_dead(holders: Mapping[Station, WorkerProcess]) -> None:
+def _refuse_dead(holders: Mapping[Station, WorkerProcess | None]) -> None:
     """A new post whose worker died since is manned by nobody; one that re-cut itself has a successor in the old plan."""
     for station, worker in holders.items():
-        if station.worker is not worker:
+        if worker is None or station.worker is not worker:
             names = ", ".join(str(gpulet.id) for gpulet in station.post.gpulets)
             msg = f"re-cut given up: the new worker of gpulet {names} died before the swap"
             raise Unusable(msg)
@@ -275,7 +275,7 @@ def _swap(workers: Workers, change: _Change, old: Plan, aim: Aim) -> Duration:
     workers.plan = plan
     workers.take_over((*staying, *change.fresh))
     if aim.wanted is not None:
-        workers.shelf.wanted = dict(aim.wanted)
+        workers.shelf.want(aim.wanted)
     for station in change.manned:
         workers.shelf.learn(station, station.told, workers.stations)
     known, planned = {g.id for g in old.gpulets}, {g.id for g in plan.gpulets}

@@ -29,6 +29,10 @@ class Shelf:
         names = dict.fromkeys(model for gpulet in post.gpulets for model in gpulet.models)
         return tuple(wanted[name] for name in names if name in wanted)
 
+    def want(self, wanted: Mapping[str, WorkerModel]) -> None:
+        """These from now on, but for what has been quarantined meanwhile."""
+        self.wanted = {name: model for name, model in wanted.items() if name not in self._quarantined}
+
     def bytes_of(self, name: str, stations: Iterable[Station]) -> int:
         """What its copies take together, as the workers that loaded them measured."""
         return sum(ready.bytes for station in stations for ready in station.told if ready.name == name)

@@ -103,9 +103,9 @@ def load_all(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
 
 def load_gently(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
     """In idle time. A model of several threads starts them as it is loaded: they must be allowed to come back from there."""
-    if message.threads > 1 and not may_return():
-        return load_all(message)
     pin(message.spare or message.cores)
+    if message.threads > 1 and not may_return():
+        return [load(model, message.threads) for model in message.models]
     results = gently(lambda: [load(model, message.threads) for model in message.models])
     restore()
     return results
