@@ -3,7 +3,7 @@
 A process that may not do everything can go there and not return, and a thread passes its policy on to those that it starts:
 so such work has a thread of its own, and what must serve later may not be started by it.
 
-`python -m gpulet.executors.gentle MODULE ...` imports that worker so, then is it.
+`python gentle.py MODULE ...` imports that worker so, then is it: little may be imported here.
 """
 
 import os
@@ -12,23 +12,19 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
-from typing import TypeVar
 
-Made = TypeVar("Made")
 _IMPORTING = "gpulet-imports"
 _NO_PRIORITY = os.sched_param(0)
 
 
-def gently(call: Callable[[], Made]) -> Made:
-    """The call's result, made by a thread that only runs while its core has nothing else to do."""
-    made: list[Made] = []
+def gently(call: Callable[[], object]) -> None:
+    """Make the call by a thread that only runs while its core has nothing else to do, and wait for it."""
     failed: list[BaseException] = []
 
     def work() -> None:
         _set(threading.get_native_id(), os.SCHED_IDLE)
         try:
-            made.append(call())
+            call()
         except BaseException as error:  # noqa: BLE001 (it is raised where it was called for)
             failed.append(error)
 
@@ -37,20 +33,15 @@ def gently(call: Callable[[], Made]) -> Made:
     thread.join()
     if failed:
         raise failed[0]
-    return made[0]
 
 
 def may_return() -> bool:
     """Whether threads of this process may leave SCHED_IDLE again (CAP_SYS_NICE, or RLIMIT_NICE of 20 and more)."""
-
-    def tried() -> bool:
-        try:
-            _set(threading.get_native_id(), os.SCHED_OTHER)
-        except PermissionError:
-            return False
-        return True
-
-    return gently(tried)
+    try:
+        gently(lambda: _set(threading.get_native_id(), os.SCHED_OTHER))
+    except PermissionError:
+        return False
+    return True
 
 
 def restore() -> None:
@@ -73,7 +64,7 @@ def calm(pid: int) -> None:
 def is_importing(pid: int) -> bool:
     """Whether a process that begins gently is still at it."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip() == _IMPORTING
+        return _name(pid) == _IMPORTING
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -81,9 +72,19 @@ def is_importing(pid: int) -> bool:
 def threads_of(pid: int) -> list[int]:
     """As the OS numbers them; none where the process is gone."""
     try:
-        return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 (pathlib takes 5 ms)
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _name(pid: int | str) -> str:
+    with open(f"/proc/{pid}/comm", encoding="ascii") as file:  # noqa: PTH123 (as above)
+        return file.read().strip()
+
+
+def _rename(name: str) -> None:
+    with open("/proc/self/comm", "w", encoding="ascii") as file:  # noqa: PTH123 (as above)
+        file.write(name)
 
 
 def _set(thread: int, policy: int) -> None:
@@ -92,13 +93,12 @@ def _set(thread: int, policy: int) -> None:
 
 def main() -> None:
     """As above."""
-    name = Path("/proc/self/comm")
-    before = name.read_text(encoding="ascii")
-    name.write_text(_IMPORTING, encoding="ascii")
-    module = gently(lambda: import_module(sys.argv[1]))
+    before = _name("self")
+    _rename(_IMPORTING)
+    gently(lambda: import_module(sys.argv[1]))
     restore()
-    name.write_text(before, encoding="ascii")
-    module.main(sys.argv[2:])
+    _rename(before)
+    sys.modules[sys.argv[1]].main(sys.argv[2:])
 
 
 if __name__ == "__main__":

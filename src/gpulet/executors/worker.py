@@ -108,7 +108,8 @@ def load_gently(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
     pin(message.spare or message.cores)
     if message.threads > 1 and not may_return():
         return [load(model, message.threads) for model in message.models]
-    results = gently(lambda: [load(model, message.threads) for model in message.models])
+    results: list[tuple[ModelReady, list[LoadedModel]]] = []
+    gently(lambda: results.extend(load(model, message.threads) for model in message.models))
     restore()
     return results
 
@@ -147,8 +148,7 @@ class Worker:
         results = load_gently(message) if message.is_gentle else load_all(message)
         pin(message.cores)
         self._models = {ready.name: loaded for ready, models in results for loaded in models}
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # `load` has collected: here it would be at full priority
         return Ready(tuple(ready for ready, _ in results), allowed_cores())
 
     def _run(self, message: RunBatch) -> FromWorker:
