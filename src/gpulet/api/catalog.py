@@ -72,7 +72,8 @@ class Catalog:
         signature = self.signatures.get(name)
         if signature is None:
             self.wake(name)
-            msg = f"model {name} is still loading"
+            is_shut = name in self.fleet.closed and name not in self.asleep
+            msg = f"model {name} is {'not loaded' if is_shut else 'still loading'}"
             raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
         return signature
 
