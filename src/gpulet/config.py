@@ -98,6 +98,7 @@ class ModelSection(_Section):
         0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
     )
     rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
+    pin: bool = Field(False, description="never unloaded to make room, nor for being idle")
 
     @field_validator("pad")
     @classmethod
@@ -177,12 +178,20 @@ class LimitsSection(_Section):
     max_body_mib: float = Field(64.0, gt=0, le=2048, allow_inf_nan=False, description="largest request body")
     max_header_kib: int = Field(16, gt=0, le=1024, description="largest request head")
     max_connections: int = Field(4096, gt=0, description="open connections, HTTP and gRPC")
+    memory_mib: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="memory of all loaded models, as workers measure it; 0: not bounded"
+    )
 
 
 class ServerSection(_Section):
     """The server: `[server]`."""
 
-    repository: str = Field("", description="model repository, relative to this file")
+    repository: str | list[str] = Field("", description="model repository, or several, relative to this file")
+    model_control: Literal["none", "explicit", "poll"] = Field(
+        "none", description="none: all is loaded at the start; explicit: load_models; poll: as the repository changes"
+    )
+    load_models: list[str] = Field([], description='model_control explicit: models to load at the start; "*": all')
+    poll_s: float = Field(15.0, gt=0, le=86400, description="model_control poll: seconds between looks at it")
     host: str = Field("127.0.0.1", description="address to bind; loopback by default")
     http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
     grpc: bool = Field(True, description="serve OIP v2 over gRPC as well")
@@ -193,6 +202,16 @@ class ServerSection(_Section):
     metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
     overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
     drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")
+    idle_unload_s: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="unload a model after so long without a request for it; 0: never"
+    )
+    load_wait_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="longest wait of a request for a model that was unloaded so",
+    )
     journal: str = Field("", description="write every step to this file, for `gpulet replay`")
     token_file: str = Field(
         "", description="a file whose only line is the bearer token that clients must send; relative to this file"

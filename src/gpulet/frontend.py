@@ -8,16 +8,17 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry
 
 from gpulet.api.catalog import Catalog
-from gpulet.api.control import NoControl
+from gpulet.api.control import Control
 from gpulet.api.front import ApiLimits, Front
 from gpulet.api.h2.server import H2Server
-from gpulet.api.info import Document, Info, config_by
+from gpulet.api.info import Document, Info
 from gpulet.api.regions import Regions
 from gpulet.api.rpc.service import Service
 from gpulet.api.server import HttpServer, bind_ports
 from gpulet.api.tls import Tls
 from gpulet.drivers.live import Live
 from gpulet.errors import ConfigError, Unusable
+from gpulet.executors.base import Signature
 from gpulet.fleetfile import Site
 from gpulet.units import MIB
 
@@ -77,17 +78,19 @@ class FrontEnd:
         ports: Ports,
         live: Live,
         catalog: Catalog,
+        control: Control,
         registry: CollectorRegistry,
         statistics: Callable[[str, str], Document],
+        configs: Callable[[str, Signature], Document],
     ) -> None:
         regions = Regions(is_allowed=ports.allow_client_shm, most_bytes=ports.limits.body)
         front = Front(live, catalog, ports.limits, regions, ports.token)
         info = Info(
             catalog,
             regions,
-            NoControl(catalog),
+            control,
             statistics,
-            lambda name, signature: config_by(name, signature, catalog.models[name].model.max_batch),
+            configs,
         )
         self._regions = regions
         self._http = HttpServer(front, info, registry, ports.sockets, ports.tls.context() if ports.tls else None)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpulet.api.catalog import Catalog, Served
+from gpulet.api.control import ReadOnly
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
+from gpulet.api.info import Document
 from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
 from gpulet.core.journal import Header, encode_header
@@ -17,22 +19,25 @@ from gpulet.core.ports import Problem
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
-from gpulet.executors.base import LiveExecutor
+from gpulet.executors.base import LiveExecutor, Signature
+from gpulet.executors.loading import EmulatedLoader, WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
-from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.fleetfile import Site
 from gpulet.frontend import FrontEnd, bind
 from gpulet.grounds import ground_of, program_of
 from gpulet.journalfile import JournalFile
+from gpulet.loads import Files, Poller, make_residency
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.repository.completing import as_json, complete
+from gpulet.residency import Residency
 from gpulet.systems import make_scheduler
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
-from gpulet.units import PLAIN
+from gpulet.units import SECOND
 from gpulet.useful import useful_sizes
 
 
@@ -48,12 +53,17 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
+    residency: Residency
+    poller: Poller | None = None
     tracing: Tracing | None = None
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
         self.executor.carve()
+        self.residency.begin()
         await self.ends.open()
+        if self.poller:
+            self.poller.begin()
         self.catalog.is_open = True
 
     async def ready(self) -> None:
@@ -65,6 +75,9 @@ class LiveServer:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
         self.ends.leave()
+        if self.poller:
+            await self.poller.close()
+        await self.residency.close()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.ends.close()
@@ -81,14 +94,18 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
 
     `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
-    plan = plan.unfolded()
+    plan, server = plan.unfolded(), site.config.server
     ports = bind(site)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
+    labels = {
+        section.name: dict(site.artifacts[section.name].labels) if section.name in site.artifacts else {}
+        for section in site.sections
+    }
     pads = {section.name: section.pad for section in site.sections}
     served = {
-        name: Served(model, versions.get(name, "1"), shapes[name], pads=pads[name])
+        name: Served(model, versions.get(name, "1"), shapes[name], labels[name], pads=pads[name])
         for name, model in problem.models.items()
     }
     served |= {application.name: _served_application(application, problem) for application in problem.applications}
@@ -116,12 +133,28 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
-    executor = _executor(site, problem, plan, live, catalog)
+    files = Files(site, problem, plan)
+    residency = make_residency(site, plan, files, live, catalog)
+    catalog.asleep, catalog.wake = live.door.asleep, residency.wake
+    executor = _executor(site, problem, plan, live, catalog, residency, files)
+    if isinstance(executor, Workers):
+        residency.attach(WorkerLoader(executor, round(server.drain_s * SECOND)))
+    else:
+        residency.attach(EmulatedLoader(catalog.signatures))
     catalog.refused.update(refused or {})
     live.attach(executor)
+
+    def configs(name: str, signature: Signature) -> Document:
+        return as_json(complete(files.declaration(name), name, signature, served[name].model.max_batch))
+
     registry = make_registry(metrics, served, scheduler.fleet, executor.load_times)
-    ends = FrontEnd(ports, live, catalog, registry, partial(model_statistics, metrics, served, timer.began_at))
-    return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s, tracing)
+    control = residency if server.model_control == "explicit" else ReadOnly(residency)
+    statistics = partial(model_statistics, metrics, served, timer.began_at)
+    ends = FrontEnd(ports, live, catalog, control, registry, statistics, configs)
+    poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
+    return LiveServer(
+        live, executor, catalog, ends, metrics, timer, journal, server.drain_s, residency, poller, tracing
+    )
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -130,22 +163,21 @@ def _served_application(application: Application, problem: Problem) -> Served:
     return Served(Model(application.name, application.slo, most_rows), "1")
 
 
-def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
+def _executor(
+    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency, files: Files
+) -> LiveExecutor:
     if site.executor == "simulated":
         whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
         catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
         return Simulated(
             problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
         )
-    largest = {
-        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
-        for name, model in problem.models.items()
-    }
-    shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n] or (PLAIN,)) for n, a in site.artifacts.items()}
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
+    workers = Workers(
+        plan, residency.wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience
+    )
+    workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     return workers
 

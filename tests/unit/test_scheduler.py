@@ -1,14 +1,18 @@
+from dataclasses import replace
+
 import pytest
 
 from gpulet.core.messages import (
     Answer,
     Arrived,
     Cancelled,
+    Closed,
     Drop,
     Fail,
     Finished,
     GpuletDown,
     GpuletUp,
+    Opened,
     Reason,
     Reject,
     Start,
@@ -62,6 +66,14 @@ def test_queues_are_bounded_per_model():
     full = [c.request for c in commands if isinstance(c, Reject) and c.reason is Reason.QUEUE_FULL]
     assert full == [3, 4, 5, 6, 7]
     assert not [c for c in step(w, 1, Arrived(request(8, model="m1"))) if isinstance(c, Reject)]
+
+
+def test_a_model_may_have_a_bound_of_its_own():
+    models = [replace(model, max_queue=most) for model, most in zip(models_of(2), (1, 0), strict=True)]
+    w = World(models, tiny_plan([((8, ("m0", "m1")),)], ["m0", "m1"]), SHAPES["idle picks"], Limits(max_queue=2))
+    for model, taken in (("m0", 1), ("m1", 2)):
+        commands = step(w, 0, *(Arrived(request(n, model=model)) for n in range(taken * 10, taken * 10 + 4)))
+        assert sum(isinstance(c, Reject) and c.reason is Reason.QUEUE_FULL for c in commands) == 4 - taken
 
 
 def test_what_still_waits_at_its_deadline_is_dropped_without_any_event():
@@ -137,6 +149,18 @@ def test_unequal_shapes_wait_in_queues_of_their_own():
     step(w, 0, *(Arrived(request(n, shape=s)) for n, s in ((2, "7"), (3, "9"), (4, "7"))))
     (_, start) = step(w, 1, Finished(1))
     assert (start.shape, start.requests) == ("7", (2, 4))
+
+
+def test_a_closed_model_refuses_what_arrives_serves_what_is_here_and_opens_again():
+    w = world(SHAPES["idle picks"])
+    (first,) = step(w, 0, Arrived(request(1)))
+    assert step(w, 1, Arrived(request(2)), Closed("m0"), Arrived(request(3))) == [Reject(3, Reason.NOT_LOADED)]
+    assert w.scheduler.holds("m0")
+    assert isinstance(step(w, 2, Finished(first.batch))[-1], Start)
+    assert step(w, 3, Finished(first.batch + 1)) == [Answer(first.batch + 1, (2,))]
+    assert not w.scheduler.holds("m0")
+    assert isinstance(step(w, 4, Arrived(request(4, model="m1")))[0], Start)
+    assert isinstance(step(w, 5, Finished(first.batch + 2), Opened("m0"), Arrived(request(5)))[-1], Start)
 
 
 class Careless:
