@@ -10,7 +10,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from gpulet.api.h2 import frames
 from gpulet.api.h2.events import Drained, Ended, Event, Opened, Received
-from gpulet.api.h2.fields import Field, FieldReader, Malformed
+from gpulet.api.h2.fields import Field, FieldReader, Malformed, check_trailers
 from gpulet.api.h2.frames import MOST_ID, Code, ConnectionFault, StreamFault
 from gpulet.api.h2.streams import Limits, Stream, Streams
 
@@ -82,7 +82,9 @@ class Connection(Streams, Generic[_Head]):
         return events
 
     def _read(self, data: bytes, events: "list[Event[_Head]]") -> None:
-        at, size = 0 if self._is_greeted else self._greet(data), len(data)
+        if not self._is_greeted:
+            data = self._greet(data)
+        at, size = 0, len(data) if self._is_greeted else 0
         unpack = frames.HEAD.unpack_from
         while size - at >= frames.HEAD_BYTES:
             high, low, kind, flags, stream = unpack(data, at)
@@ -95,15 +97,14 @@ class Connection(Streams, Generic[_Head]):
             at = end
         self._rest = data[at:]
 
-    def _greet(self, data: bytes) -> int:
-        """Behind the preface; 0 where it has not all come."""
+    def _greet(self, data: bytes) -> bytes:
+        """What is behind the preface, or what there is of it."""
         if not data.startswith(frames.PREFACE[: len(data)]):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "not HTTP/2")
         if len(data) < len(frames.PREFACE):
-            self._rest = data
-            return 0
+            return data
         self._is_greeted = True
-        return len(frames.PREFACE)
+        return data[len(frames.PREFACE) :]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes, events: "list[Event[_Head]]") -> None:
         if self._block is not None and kind != frames.CONTINUATION:
@@ -210,11 +211,12 @@ class Connection(Streams, Generic[_Head]):
         stream = self.streams.get(number)
         if stream is None and number not in self._ended_by_us:
             raise ConnectionFault(Code.STREAM_CLOSED, f"HEADERS on stream {number}, which is closed")
-        self._fields.trailers(block)
+        fields = self._fields.trailers(block)
         if stream is None:
             return
         if stream.is_received:
             raise StreamFault(number, Code.STREAM_CLOSED)
+        check_trailers(fields)
         if not is_last:
             raise StreamFault(number, Code.PROTOCOL_ERROR)
         self._received(stream)

@@ -51,11 +51,8 @@ class FieldReader(Generic[_Head]):
         return head
 
     def trailers(self, block: bytes) -> list[Field]:
-        """What follows a request's data."""
-        _, fields = self._read(block)
-        for name, value in fields:
-            check_field(name, value)
-        return fields
+        """What follows a request's data, as it came."""
+        return self._read(block)[1]
 
     def _read(self, block: bytes) -> tuple[bool, list[Field]]:
         is_stable = keeps_table(block)
@@ -135,6 +132,12 @@ def request_fields(fields: list[Field]) -> dict[bytes, bytes]:
         msg = "a request needs :method, :scheme and :path"
         raise Malformed(msg)
     return found
+
+
+def check_trailers(fields: list[Field]) -> None:
+    """What follows a request's data; raises `Malformed`."""
+    for name, value in fields:
+        check_field(name, value)
 
 
 def check_field(name: bytes, value: bytes) -> None:

@@ -58,8 +58,9 @@ class Streams:
             Setting.INITIAL_WINDOW_SIZE: limits.window,
             Setting.MAX_HEADER_LIST_SIZE: limits.head,
         }
-        grown = frames.window_update(0, limits.whole_window - frames.WINDOW)
-        self.sender.out += (frames.settings(said), grown)
+        self.sender.out.append(frames.settings(said))
+        if limits.whole_window > frames.WINDOW:
+            self.sender.out.append(frames.window_update(0, limits.whole_window - frames.WINDOW))
 
     def respond(self, number: int, head: bytes, parts: Sequence[Buffer], size: int, trailers: bytes) -> None:
         """A whole response: blocks around `size` bytes of data, which are copied."""
