@@ -16,6 +16,7 @@ from gpulet.errors import RequestError, Unusable
 from gpulet.units import SECOND, Duration
 
 _ENDLESS_S: Final = 365 * 86400.0
+_GRACE_S: Final = 0.5
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -44,8 +45,8 @@ class RpcServer:
         """Clients are told to go elsewhere by `close` alone: grpcio would refuse new calls at once."""
 
     async def close(self) -> None:
-        """Accept no more; end the calls that are open."""
-        await self._server.stop(0)
+        """Accept no more; end the calls that are open, once what was answered in this very turn has left."""
+        await self._server.stop(_GRACE_S)
 
 
 def _options(body: int) -> list[tuple[str, int]]:
