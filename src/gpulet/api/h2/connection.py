@@ -6,7 +6,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from gpulet.api.h2 import frames
 from gpulet.api.h2.events import Drained, Ended, Event, Opened, Received
@@ -49,18 +49,6 @@ class Connection(Streams, Generic[_Head]):
         self._rest = b""
         self._is_greeted = self._has_settings = False
         self._block: _Block | None = None
-        self._takers: dict[int, Callable[[int, int, bytes, list[Event[_Head]]], None]] = {
-            frames.DATA: self._data,
-            frames.HEADERS: self._headers,
-            frames.PRIORITY: self._priority,
-            frames.RST_STREAM: self._rst_stream,
-            frames.SETTINGS: self._settings,
-            frames.PUSH_PROMISE: self._push_promise,
-            frames.PING: self._ping,
-            frames.GOAWAY: self._goaway,
-            frames.WINDOW_UPDATE: self._window_update,
-            frames.CONTINUATION: self._continuation,
-        }
 
     @property
     def is_incomplete(self) -> bool:
@@ -111,12 +99,12 @@ class Connection(Streams, Generic[_Head]):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "header fields were interrupted by another frame")
         if not self._has_settings and (kind != frames.SETTINGS or flags & frames.ACK):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame was not SETTINGS")
-        take = self._takers.get(kind)
+        take = self._TAKERS.get(kind)
         if take is None:  # to be ignored (section 5.5)
             self._spend_control()
             return
         try:
-            take(flags, stream, payload, events)
+            take(self, flags, stream, payload, events)
         except StreamFault as fault:
             self._spend_reset()
             if fault.stream in self.streams:
@@ -288,6 +276,19 @@ class Connection(Streams, Generic[_Head]):
         else:
             self._check_not_idle(number, "WINDOW_UPDATE")
         self._close_finished()
+
+    _TAKERS: ClassVar[dict[int, Callable[..., None]]] = {
+        frames.DATA: _data,
+        frames.HEADERS: _headers,
+        frames.PRIORITY: _priority,
+        frames.RST_STREAM: _rst_stream,
+        frames.SETTINGS: _settings,
+        frames.PUSH_PROMISE: _push_promise,
+        frames.PING: _ping,
+        frames.GOAWAY: _goaway,
+        frames.WINDOW_UPDATE: _window_update,
+        frames.CONTINUATION: _continuation,
+    }
 
 
 def _check(payload: bytes, size: int, what: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
@@ -27,8 +26,10 @@ OK_TRAILERS: Final = literal(b"grpc-status", b"0")
 
 @dataclass(frozen=True, slots=True)
 class RpcHead:
-    """A call. `timeout` is how long its client waits, 0: it does not say, below: no longer; `refusal`: why there will be no answer, and
-    `status` is HTTP's, not 200 where it is no gRPC at all.
+    """A call. `timeout` is how long its client waits, 0: it does not say, below: no longer.
+
+    `refusal` is the whole response to one that is refused, and not the error: heads are kept, and an error holds on to the
+    stack where it was raised.
     """
 
     path: str
@@ -37,18 +38,16 @@ class RpcHead:
     encoding: str = ""
     traceparent: str = ""
     content_length: int = -1
-    refusal: RequestError | None = None
-    status: int = HTTPStatus.OK
+    refusal: bytes = b""
 
 
 def rpc_head(service: Service, fields: list[Field]) -> RpcHead:
     """Of a request's fields; raises `Malformed` for what is no HTTP request."""
     found = request_fields(fields)
-    path = found[b":path"].decode("latin-1")
-    length = _content_length(found)
-    status = _http_status(found)
-    if status != HTTPStatus.OK:
-        return RpcHead(path, content_length=length, status=status)
+    path, length = found[b":path"].decode("latin-1"), _content_length(found)
+    refusal = _no_rpc(found)
+    if refusal:
+        return RpcHead(path, content_length=length, refusal=refusal)
     try:
         if path not in service.kinds:
             msg = f"unknown method {path[:256]}"
@@ -65,15 +64,16 @@ def rpc_head(service: Service, fields: list[Field]) -> RpcHead:
             length,
         )
     except RequestError as error:
-        return RpcHead(path, content_length=length, refusal=error)
+        return RpcHead(path, content_length=length, refusal=trailers_only(status_of(error), str(error)))
 
 
-def _http_status(found: dict[bytes, bytes]) -> int:
-    """Of what is no gRPC; proxies drop `te`, so that its absence is no sign."""
+def _no_rpc(found: dict[bytes, bytes]) -> bytes:
+    """The response to what is HTTP and no gRPC, empty for what is; proxies drop `te`, so that its absence is no sign."""
     if found[b":method"] != b"POST":
-        return HTTPStatus.METHOD_NOT_ALLOWED
-    is_grpc = _CONTENT_TYPE.fullmatch(found.get(b"content-type", b""))
-    return HTTPStatus.OK if is_grpc else HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        return literal(b":status", b"405") + literal(b"allow", b"POST")
+    if not _CONTENT_TYPE.fullmatch(found.get(b"content-type", b"")):
+        return literal(b":status", b"415")
+    return b""
 
 
 def _content_length(found: dict[bytes, bytes]) -> int:
@@ -112,14 +112,6 @@ def trailers(status: Status, message: str) -> bytes:
 def trailers_only(status: Status, message: str) -> bytes:
     """The whole response of a call that fails."""
     return OK_HEAD + trailers(status, message)
-
-
-def refusal(head: RpcHead) -> bytes:
-    """The whole response to a call that is refused by its head, or to what is no gRPC."""
-    if head.refusal:
-        return trailers_only(status_of(head.refusal), str(head.refusal))
-    allow = literal(b"allow", b"POST") if head.status == HTTPStatus.METHOD_NOT_ALLOWED else b""
-    return literal(b":status", str(int(head.status)).encode()) + allow
 
 
 def _encoded(message: str) -> bytes:

@@ -62,8 +62,9 @@ class H2Protocol(asyncio.Protocol):
         """It does again."""
         self._is_paused = False
         self._paused_s = 0
-        self._transport.resume_reading()
-        self._wake()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._wake()
 
     def flush(self) -> None:
         """Write what this turn has brought; see `Front.flush_soon`."""

@@ -15,7 +15,6 @@ from gpulet.errors import RequestError
 from gpulet.executors.base import Buffer
 from gpulet.units import Duration, Instant
 
-_HTTP_OK: Final = 200
 _LEAST_HELD: Final = 1 << 28
 _STOPPED: Final = RpcError("the server stopped", Status.UNAVAILABLE)
 
@@ -101,8 +100,8 @@ class Rpcs:
                 call.drained()
 
     def _open(self, stream: int, head: RpcHead, *, is_ended: bool) -> None:
-        if head.refusal or head.status != _HTTP_OK:
-            self.connection.finish(stream, heads.refusal(head))
+        if head.refusal:
+            self.connection.finish(stream, head.refusal)
             return
         call = self._calls[stream] = self._make(self, stream, head)
         if is_ended:
@@ -151,7 +150,8 @@ class Rpcs:
             raise RpcError(msg, Status.RESOURCE_EXHAUSTED)
 
     def cancel(self) -> None:
-        """The connection is gone."""
+        """The connection is gone; nothing of it is left to the collector of cycles."""
+        self._wake = _nobody
         for call in list(self._calls.values()):
             self._drop(call)
 
@@ -164,3 +164,7 @@ class Rpcs:
         """A second has passed."""
         for call in list(self._calls.values()):
             call.tick()
+
+
+def _nobody() -> None:
+    """Where nobody is left to write."""

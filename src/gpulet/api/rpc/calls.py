@@ -94,7 +94,7 @@ class Call:
     def fail(self, error: RequestError) -> None:
         """It has no result."""
         if not self.is_over:
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames hold this call
             self._end()
 
     def cancel(self) -> None:
