@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import gzip
+import random
+import re
 import struct
 import weakref
 import zlib
@@ -61,6 +64,8 @@ class Service:
 
     def begin(self, message, limit, traceparent, done):
         self.calls.append(Call(message, limit, done))
+        if message.startswith(b"bad"):
+            self.calls[-1].fail(RequestError("bad at once"))
         return self.calls[-1]
 
     def echo(self, message):
@@ -256,15 +261,17 @@ def test_tokens_are_asked_for():
 def test_nothing_of_a_lost_connection_waits_for_the_collector_of_cycles():
     def play():
         wire = Wire()
-        raw = call(1, "/i") + call(3, "/nothing") + call(5, "/u", b"no") + head(7, "/s") + call(9, "/w")
-        wire.hear(HELLO + raw + call(11, "/u", b"x", (b"grpc-timeout", b"soon")))
+        raw = call(1, "/i") + call(3, "/nothing") + call(5, "/u", b"no") + call(7, "/s", last=False) + call(9, "/w")
+        wire.hear(HELLO + raw + call(11, "/u", b"x", (b"grpc-timeout", b"soon")) + call(13, "/i"))
+        wire.calls[2].answer(b"")
         wire.protocol.connection_lost(None)
+        found = [weakref.ref(each) for each in (wire.protocol, *wire.calls)]
         wire.calls.clear()  # which the driver would have let go
-        return weakref.ref(wire.protocol)
+        return found
 
     gc.disable()
     try:
-        assert play()() is None
+        assert [found() for found in play()] == [None] * 4
     finally:
         gc.enable()
 
@@ -323,6 +330,29 @@ def test_a_stream_that_ends_within_a_message_is_refused_after_its_answers(wire):
     assert b"grpc-status" not in wire.transport.raw
     wire.calls[0].answer(b"A")
     assert b"grpc-status\x013" in wire.transport.raw
+
+
+def test_large_packed_requests_of_a_stream_are_answered_in_order_though_threads_unpack_them():
+    async def ask():
+        wire = Wire(body=1 << 20)
+        noise = random.Random(1).randbytes(30_000)
+        wire.hear(HELLO + head(1, "/s", (b"grpc-encoding", b"gzip")))
+        raw = b"".join(
+            b"\x01" + len(packed).to_bytes(4, "big") + packed
+            for packed in (gzip.compress(start + noise) for start in (b"first", b"bad", b"third", b"bad"))
+        )
+        for at in range(0, len(raw), 16000):
+            wire.hear(data(1, raw[at : at + 16000], last=at + 16000 >= len(raw)))
+        while b"grpc-status" not in wire.transport.raw:
+            await asyncio.sleep(0.001)
+            for each in wire.calls:
+                if each.message[:3] != b"bad" and not each.parts:
+                    each.answer(each.message[:5])
+        raw = wire.transport.raw
+        marks = [m.group() for m in re.finditer(b"first|third|bad at once|grpc-status.0", raw, re.DOTALL)]
+        assert marks == [b"first", b"bad at once", b"third", b"bad at once", b"grpc-status\x010"]
+
+    asyncio.run(ask())
 
 
 def test_health_is_told_when_it_changes(wire):

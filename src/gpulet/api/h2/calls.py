@@ -26,7 +26,8 @@ class _Infer(One):
         self._call: Call | None = None
 
     def _begin(self, message: bytes) -> None:
-        self._call = self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done)
+        call = self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done)
+        self._call = None if self.is_over else call
 
     def _done(self, call: Call) -> None:
         if self.is_over:
@@ -40,6 +41,7 @@ class _Infer(One):
         super().over()
         if self._call:
             self._call.cancel()
+            self._call = None  # which holds this one: the collector of cycles would have work with every request
 
 
 class _Document(One):

@@ -45,6 +45,8 @@ class H2Server:
             self._ticking.cancel()
         if self._server:
             self._server.close()
+        else:
+            self._socket.close()
         for peer in list(self._peers):
             peer.stop()
         await self._see_off()

@@ -75,13 +75,15 @@ class InferStream(Reading):
         return True
 
     def _begin(self, message: bytes) -> None:
-        call = self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done)
-        self._calls.append(call)
+        was_at_it, self._is_at_it = self._is_at_it, True  # a call that fails at once is in its place first
+        self._calls.append(self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done))
+        self._is_at_it = was_at_it
         self._go_on()
 
     def _done(self, call: Call) -> None:
-        self._ready[call] = streamed(call)
-        self._go_on()
+        if not self.is_over:
+            self._ready[call] = streamed(call)
+            self._go_on()
 
     def _send(self) -> None:
         while self._calls and self._calls[0] in self._ready:
@@ -99,3 +101,5 @@ class InferStream(Reading):
         super().over()
         for call in self._calls:
             call.cancel()
+        self._calls.clear()
+        self._ready.clear()
