@@ -1,6 +1,6 @@
 """A load generator for gRPC that costs little: requests are bytes made once, answers are counted by their frames.
 
-One connection, so many calls in flight; a call's frames are the same bytes but for the stream's number. It knows of HTTP/2
+So many connections with so many calls in flight each; a call's frames are the same bytes but for the stream's number. It knows of HTTP/2
 what it needs against servers that behave: SETTINGS and PING are acknowledged, windows are given back, the connection's
 window is kept and everything that would be an error is one.
 """
@@ -101,19 +101,21 @@ class Caller(asyncio.Protocol):
                 sys.exit(f"the server ended it: {payload!r}")
 
 
-async def load(port: int, in_flight: int, seconds: float, width: int) -> tuple[int, int]:
-    """Answers and failures."""
+async def load(port: int, connections: int, in_flight: int, seconds: float, width: int) -> tuple[int, int]:
+    """Answers and failures; so many calls in flight on each connection."""
     block, body = request_frames("/inference.GRPCInferenceService/ModelInfer", identity(width))
     loop = asyncio.get_running_loop()
-    _, caller = await loop.create_connection(lambda: Caller(block, body, in_flight), "127.0.0.1", port)
+    callers = [Caller(block, body, in_flight) for _ in range(connections)]
+    for caller in callers:
+        await loop.create_connection(lambda caller=caller: caller, "127.0.0.1", port)  # type: ignore[misc] # mypy knows no defaults here
     await asyncio.sleep(seconds)
-    return caller.answers, caller.failures
+    return sum(c.answers for c in callers), sum(c.failures for c in callers)
 
 
-def main(port: str, in_flight: str, seconds: str, width: str) -> None:
+def main(port: str, connections: str, in_flight: str, seconds: str, width: str) -> None:
     """Print answers, failures and our own CPU seconds."""
     began = getrusage(RUSAGE_SELF)
-    answers, failures = uvloop.run(load(int(port), int(in_flight), float(seconds), int(width)))
+    answers, failures = uvloop.run(load(int(port), int(connections), int(in_flight), float(seconds), int(width)))
     ended = getrusage(RUSAGE_SELF)
     print(answers, failures, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
 

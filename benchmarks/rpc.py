@@ -1,5 +1,7 @@
 """Server CPU per request over gRPC: an identity-sized model, 64 calls in flight, closed loop; both planes and a bare peer.
 
+The calls share one connection, or have one each (`apart`).
+
 CPU is the user and system time of the server and all its workers, divided by the answers. Beside the planes, in turn and in
 the same run: an echo of the same answer on a bare `grpc.aio` server, and our own plane's front-end process alone. The load
 generator (`h2load.py`) is a process of its own, is not counted, and prints its own CPU.
@@ -57,9 +59,10 @@ def own_seconds(pid: int) -> float:
     return cpu_seconds(pid) - sum(cpu_seconds(int(child)) for child in children)
 
 
-def drive(pid: int, port: int) -> dict[str, float]:
+def drive(pid: int, port: int, connections: int) -> dict[str, float]:
     """Microseconds of CPU per request, of all processes, of the front end alone, of the generator; requests per second."""
-    generator = [sys.executable, str(HERE / "h2load.py"), str(port), str(IN_FLIGHT), str(SECONDS), str(WIDTH)]
+    asked = (port, connections, IN_FLIGHT // connections, SECONDS, WIDTH)
+    generator = [sys.executable, str(HERE / "h2load.py"), *map(str, asked)]
     before, before_own = cpu_seconds(pid), own_seconds(pid)
     done = subprocess.run(generator, capture_output=True, text=True, check=True)
     used, used_own = cpu_seconds(pid) - before, own_seconds(pid) - before_own
@@ -86,8 +89,11 @@ def measure(folder: Path) -> dict[str, object]:
     answer = identity(WIDTH).hex()
     bare = subprocess.Popen([sys.executable, __file__, "echo", answer], stdout=subprocess.PIPE, text=True)
     assert bare.stdout is not None
-    ports = {plane: (s.process.pid, int(s.grpc.rpartition(":")[2])) for plane, s in servers.items()}
-    ports["bare"] = (bare.pid, int(bare.stdout.readline()))
+    ends = {plane: (s.process.pid, int(s.grpc.rpartition(":")[2])) for plane, s in servers.items()}
+    ends["bare"] = (bare.pid, int(bare.stdout.readline()))
+    ports = {name: (*end, 1) for name, end in ends.items()} | {
+        f"{name}_apart": (*ends[name], IN_FLIGHT) for name in ("own", "bare")
+    }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
     try:
         for end in ports.values():
@@ -111,12 +117,9 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
     for name, each in runs.items():
         told[name] = {key: round(median(run[key] for run in each), 1) for key in each[0]}
         told[f"{name}_spread"] = [round(f(run["all"] for run in each), 1) for f in (min, max)]
-    ratios = {
-        "own_to_bare": [o["all"] / b["all"] for o, b in zip(runs["own"], runs["bare"], strict=True)],
-        "grpcio_to_bare": [g["all"] / b["all"] for g, b in zip(runs["grpcio"], runs["bare"], strict=True)],
-        "own_to_grpcio": [o["all"] / g["all"] for o, g in zip(runs["own"], runs["grpcio"], strict=True)],
-    }
-    told |= {name: [round(f(each), 3) for f in (min, median, max)] for name, each in ratios.items()}
+    for one, other in (("own", "bare"), ("grpcio", "bare"), ("own", "grpcio"), ("own_apart", "bare_apart")):
+        ratios = [a["all"] / b["all"] for a, b in zip(runs[one], runs[other], strict=True)]
+        told[f"{one}_to_{other}"] = [round(f(ratios), 3) for f in (min, median, max)]
     return told
 
 
