@@ -34,7 +34,7 @@ from gpulet.units import MS, SECOND
 from gpulet.workload import drawn, poisson
 from servers import command, save_model
 
-ROWS = 16
+ROWS = 64
 SERVED, HEAVY = Model("served", 250 * MS, max_batch=ROWS), "heavy"
 SHARE = 0.7
 CONNECTIONS = 4
@@ -42,7 +42,7 @@ CONNECTIONS = 4
 
 def prepare(folder: Path) -> None:
     """Both models, a fleet of the machine's cores, and their profile."""
-    save_model(folder / "models", SERVED.name, width=512, layers=24)
+    save_model(folder / "models", SERVED.name, width=128, layers=100)
     save_model(folder / "models", HEAVY, width=1024, layers=25)
     sections = "".join(
         f'[[models]]\nname = "{name}"\nslo_ms = {slo}\nrate = 1.0\nmax_batch = {ROWS}\n'
