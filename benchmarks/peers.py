@@ -9,6 +9,7 @@ Every piece is written down (JSON lines) before the next begins. `--quick` only 
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from common import HERE, record
 from peers import venvs
 from peers.ledger import Ledger
 from peers.processes import Unavailable, adopt_orphans
-from peers.report import Report, claims, show, summary
+from peers.report import WAYS, Report, claims, show, summary
 from peers.table import PEERS, peers_root
 from peers.workloads import BATCHED, ECHO, OURS, QUICK, SHAPES, Bench, Pace
 
@@ -87,6 +88,7 @@ def _run(a: argparse.Namespace) -> int:
     path = a.resume or a.out or _DRAFTS / f"peers-{'quick-' * a.quick}{stamp}.jsonl"
     ledger = Ledger(path, monotonic() + 60 * a.minutes)
     adopt_orphans()
+    signal.signal(signal.SIGTERM, _leave)
     peers = [name for name in a.peers if _is_ready(name)]
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         bench = Bench(peers, _pace(a), ledger, Path(folder))
@@ -97,6 +99,11 @@ def _run(a: argparse.Namespace) -> int:
         record("peers", _summary(ledger))
     print(f"pieces: {path}; where some are missing, `--resume {path}`")
     return 1 if ledger.failures() else 0
+
+
+def _leave(number: int, _: object) -> None:
+    """Told to end: by the way on which servers are stopped."""
+    sys.exit(128 + number)
 
 
 def _is_ready(name: str) -> bool:
@@ -119,7 +126,7 @@ def _asked(ledger: Ledger) -> tuple[Report, list[str], list[str]]:
     """The report, its servers, the shapes of W4."""
     names = [OURS, *dict.fromkeys(n for peer in PEERS for n in ((peer, BATCHED) if peer == "mosec" else (peer,))), ECHO]
     shapes = [shape.name for shape in SHAPES]
-    late = sorted({key.split("/")[2] for key in ledger.keys if key.startswith("W4/")} - {*shapes, "-"})
+    late = sorted({key.split("/")[2] for key in ledger.keys if key.startswith("W4/")} - {*shapes, *WAYS})
     return Report(ledger), names, [*shapes, *late]
 
 

@@ -11,6 +11,7 @@ from peers.table import QUOTED
 _ENOUGH = 0.99
 _NEARLY = 0.97
 _BEYOND = 8
+WAYS = ("cut", "whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,12 @@ def claims(report: Report, peers: Iterable[str], shapes: Iterable[str]) -> list[
     """What the issue says must be shown, as far as it is about peers."""
     single, *_ = shapes = list(shapes)
     levels = {(p, s): found[0] for p in peers for s in shapes if (found := report.level(p, s))}
-    ours = report.level("gpulet", "-")
-    level = ours[0] if ours else None
+    ways = {way: found[0] for way in WAYS if (found := report.level("gpulet", way))}
+    way = max(ways, key=ways.__getitem__, default=WAYS[0])
+    level = ways.get(way)
     best = max(levels.values(), default=None)
-    light = report.value("light", "W4", "gpulet", "-", "L8")
-    heavy, capacity = report.value("heavy_goodput", "W4", "gpulet", "-", "L8"), report.value("per_second", "raw")
+    light = report.value("light", "W4", "gpulet", way, "L8")
+    heavy, capacity = report.value("heavy_goodput", "W4", "gpulet", way, "L8"), report.value("per_second", "raw")
     share = heavy.median / capacity.median if heavy and capacity else None
     lines = [
         Claim("W1 HTTP: CPU per request / mosec's", report.ratio("http_server_cpu_us", _W1, ("W1", "mosec")), 0.45),
@@ -151,7 +153,7 @@ def sections(report: Report, names: list[str], shapes: list[str]) -> list[str]:
 
     w1 = [[n, *(report.value(k, "W1", n) for k in _W1_KEYS), *(ratio("W1", k, n) for k in _W1_CPU)] for n in names]
     w2 = [[n, *(report.value(k, "W2", n) for k in _W2_KEYS), *(ratio("W2", k, n) for k in _W2_KEYS[:2])] for n in names]
-    w4 = [[f"{n} {s}", *_level_row(report, n, s)] for n in names for s in ["-", *shapes]]
+    w4 = [[f"{n} {s}", *_level_row(report, n, s)] for n in names for s in [*WAYS, *shapes]]
     return [
         "W1 identity 64 B, 64 in flight; CPU in us of the server per answer, of the load generator (gen.)",
         table(["server", *_W1_HEAD, "ours/its HTTP CPU", "ours/its gRPC CPU"], w1),
@@ -188,7 +190,7 @@ def summary(report: Report, names: list[str], shapes: list[str], found: list[Cla
         rows = {n: {k: s for k in keys if (s := report.value(k, workload, n))} for n in names}
         return {n: {k: [s.median, s.least, s.most, s.runs] for k, s in row.items()} for n, row in rows.items() if row}
 
-    levels = {f"{n} {s}": report.level(n, s) for n in names for s in ["-", *shapes]}
+    levels = {f"{n} {s}": report.level(n, s) for n in names for s in [*WAYS, *shapes]}
     return {
         "W1": medians("W1", _W1_KEYS),
         "W2": medians("W2", _W2_KEYS),

@@ -21,17 +21,22 @@ _IMPORTED_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a peer serves: rows of a batch; processes and threads of the heavy model; its own time-out, 0: its default."""
+    """How a peer serves: rows of a batch; processes and threads of the heavy model; its own time-out, 0: its default.
+
+    Of gpulet only `way` counts: `cut`, a core for each gpulet, or `whole`, every model on all cores.
+    """
 
     batch: int = 1
     instances: int = 1
     threads: int = 1
     deadline_ms: int = 0
+    way: str = ""
 
     @property
     def name(self) -> str:
         """As in result lines."""
-        return f"{self.instances}x{self.threads}" + (f" {self.deadline_ms} ms" if self.deadline_ms else "")
+        late = f" {self.deadline_ms} ms" if self.deadline_ms else ""
+        return self.way or f"{self.instances}x{self.threads}{late}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from peers import raw
 from peers.ledger import Ledger, Result
 from peers.live import Live
 from peers.onnxfiles import IDENTITY, LENET, RESNET50, Network
-from peers.ours import fleet_file, served_by_us
+from peers.ours import Rates, fleet_file, planned_file, served_by_us
 from peers.search import highest_level, largest_rate, settled_level
 from peers.table import PEERS
 from peers.theirs import Shape, served_by_echo, served_by_peer
@@ -27,13 +27,15 @@ LEVELS = 8
 FULL_MINUTES = 45
 LIGHT_RATE, HEAVY_RATE = 250.0, 5.0
 SINGLE = Shape(batch=32)
+CUT, WHOLE = Shape(way="cut"), Shape(way="whole")
 SHAPES = (SINGLE, Shape(32, 1, 2), Shape(32, 2, 1), Shape(32, 2, 2))
 CHIEF = 2
 """So many peers, the first of the table, are probed in every shape before the rest is probed in one."""
 _NEARLY = 0.97
 _HOPELESS = 0.95
 _RETRIES = 4
-_PLANNED_RATE = 2000.0
+_MOST = 512
+_PLANNED_RATE = 1000.0
 _START_S = 12.0
 
 
@@ -118,10 +120,10 @@ class Bench:
             return served_by_echo(folder)
         if name != OURS:
             return served_by_peer(self._peer(name), networks, shape, folder)
-        fleet = folder / "fleet.toml"
-        if not (folder / "planned").exists():
-            fleet = fleet_file(networks, _planned(networks), folder, self.pace.profile_s)
-            (folder / "planned").touch()
+        way = shape.way or CUT.way
+        fleet = folder / f"{way}.toml"
+        if not planned_file(fleet).exists():
+            fleet = fleet_file(networks, _planned(networks), way, folder, self.pace.profile_s)
         return served_by_us(networks, fleet)
 
     def w2(self) -> None:
@@ -164,14 +166,16 @@ class Bench:
         return {"rate": 0.0, **seen, "probes": probes}
 
     def _open(self, live: Live, rates: dict[Network, float], seconds: float, seed: int = 1) -> dict[str, Any]:
-        """A job for the load generator. Connections enough that a server's own queue is the one that fills."""
+        """A job for the load generator: connections enough for twice what may be under way within the objective, and for a
+        heavy model beyond capacity, so that a server's own queue is the one that fills.
+        """
         streams = [
             {
                 "model": network.name,
                 "slo_ms": network.slo_ms,
                 "rate": rate,
                 "requests": live.saved(network),
-                "connections": 512,
+                "connections": _MOST if network.is_heavy else round(max(32, min(_MOST, 0.002 * network.slo_ms * rate))),
             }
             for network, rate in rates.items()
         ]
@@ -181,14 +185,15 @@ class Bench:
         """LeNet and ResNet-50, levels 1 to 8: probed, confirmed for gpulet and the best, beyond capacity; then the rest."""
         chief, rest = self.peers[:CHIEF], self.peers[CHIEF:]
         self.raw(0)
-        ours = self._probed(OURS, SINGLE, 3)
+        ways = {way: self._probed(OURS, way, 3) for way in (CUT, WHOLE)}
+        ours = max(ways, key=ways.__getitem__)
         probed = {(name, shape): self._probed(name, shape, 2) for name in chief for shape in SHAPES}
         probed |= {(name, SINGLE): self._probed(name, SINGLE, 1) for name in rest}
-        self._settled(OURS, SINGLE, ours, self.pace.runs)
+        self._settled(OURS, ours, ways[ours], self.pace.runs)
         best = max(probed, key=probed.__getitem__, default=None)
         if best:
             self._settled(*best, probed[best], self.pace.runs)
-        self._beyond(OURS, SINGLE, self.pace.runs)
+        self._beyond(OURS, ours, self.pace.runs)
         if best:
             # Its own time-out set to the heavy objective is the best that a FIFO server can do about overload.
             self._beyond(*best)
@@ -236,9 +241,9 @@ class Bench:
 
     def _level(self, name: str, shape: Shape, level: int, key: str, seconds: float) -> Result:
         expected = _START_S + seconds + (10 if level == LEVELS else 0)
-        where = f"W4/{name}/{shape.name}/{key}" if name != OURS else f"W4/{name}/-/{key}"
         seed = int(key.rpartition("/")[2]) + 1 if "/" in key else 1
-        return self.ledger.once(where, expected, lambda: self._mixed(name, shape, level, seconds, seed))
+        piece = f"W4/{name}/{shape.name}/{key}"
+        return self.ledger.once(piece, expected, lambda: self._mixed(name, shape, level, seconds, seed))
 
     def _mixed(self, name: str, shape: Shape, level: int, seconds: float, seed: int) -> Result:
         with self.served(name, [LENET, RESNET50], shape) as live:
@@ -254,11 +259,11 @@ def _named(prefix: str, result: Result) -> Result:
     return {f"{prefix}_{key}": value for key, value in result.items()}
 
 
-def _planned(networks: Sequence[Network]) -> list[dict[str, float]]:
-    """Rates to plan for, the first that has a plan: of two models, those of a level, from the highest down."""
+def _planned(networks: Sequence[Network]) -> Rates:
+    """Rates to plan for: of two models, those of a level."""
     if len(networks) == 1:
-        return [{networks[0].name: _PLANNED_RATE}]
-    return [{LENET.name: LIGHT_RATE * level, RESNET50.name: HEAVY_RATE * level} for level in range(LEVELS, 0, -1)]
+        return lambda level: {networks[0].name: _PLANNED_RATE * level}
+    return lambda level: {LENET.name: LIGHT_RATE * level, RESNET50.name: HEAVY_RATE * level}
 
 
 def _least(seen: Result) -> float:

@@ -94,7 +94,8 @@ def test_claims_hold_fail_or_were_not_measured(tmp_path):
     pieces = [
         ("W2/gpulet/0", {"rate": 9.0, "server_cpu_us": 10.0}),
         ("W2/mosec/0", {"rate": 10.0, "server_cpu_us": 20.0}),
-        ("W4/gpulet/-/L4/0", level(1, 1, 4)),
+        ("W4/gpulet/whole/L4/0", level(1, 1, 4)),
+        ("W4/gpulet/cut/L3/0", level(1, 1, 3)),
         ("W4/mosec/1x1/L2/0", level(1, 1, 2)),
         ("W4/mosec/1x2/L5/0", level(1, 1, 5)),
     ]
