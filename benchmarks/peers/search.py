@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 _STEP = 1.5
-_LEAST = 5.0
-_MOST = 200_000.0
+_RANGE = 30.0
 
 
 def largest_rate(holds: Callable[[float], bool], guess: float, precision: float) -> float:
-    """By steps from a guess until one holds and the next does not, then by halves of what lies between; 0: none does."""
+    """By steps from a guess until one holds and the next does not, then by halves of what lies between.
+
+    0 where not even a thirtieth of the guess holds.
+    """
     good, bad = 0.0, 0.0
     rate = guess
     while not (good and bad):
@@ -18,7 +20,7 @@ def largest_rate(holds: Callable[[float], bool], guess: float, precision: float)
         else:
             bad = rate
             rate /= _STEP
-        if not _LEAST <= rate <= _MOST:
+        if not guess / _RANGE <= rate <= guess * _RANGE:
             return good
     while bad / good > 1 + precision:
         middle = (bad * good) ** 0.5
