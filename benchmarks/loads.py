@@ -21,9 +21,9 @@ from typing import Any
 import uvloop
 from common import record
 
-from gpulet.client import random_requests
 from gpulet.device import Size
 from gpulet.fleetfile import open_site, usable_cores
+from gpulet.httpwire import random_requests
 from gpulet.loadgen import Stream, drive
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Turn
@@ -49,7 +49,7 @@ def prepare(folder: Path) -> None:
         for name, slo in ((SERVED.name, SERVED.slo / MS), (HEAVY, 1000.0))
     )
     text = f'[[devices]]\nkind = "cpu"\ncores = {min(2, len(usable_cores()))}\n{sections}'
-    (folder / "fleet.toml").write_text(text + '[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\n')
+    (folder / "fleet.toml").write_text(text + '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\n')
     subprocess.run(command("profile", folder / "fleet.toml", "--budget", "0.3"), check=True, stdout=subprocess.DEVNULL)
 
 
@@ -76,7 +76,7 @@ async def serve(folder: Path, layout: str) -> None:
     await server.open()
     await server.ready()
     await server.residency.unload(HEAVY)
-    print(server.http.http_port, flush=True)
+    print(server.ends.http_port, flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         end = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
         took: list[float] = []

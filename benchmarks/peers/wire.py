@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from gpulet.client import binary_request, http_request
+from gpulet.httpwire import binary_request, http_request
 from peers.onnxfiles import Floats, Network
 
 HOST = "127.0.0.1"
