@@ -68,7 +68,8 @@ class Files:
     def _found(self, item: Artifact) -> Found:
         turns = (turn for gpulet in self._plan.hosts(item.name) for turn in gpulet.turns if turn.model == item.name)
         largest = max((turn.batch for turn in turns), default=self._models[item.name].max_batch)
-        file = WorkerModel(item.name, str(item.path), largest, self._shapes[item.name], item.digest)
+        shapes, batches = self._shapes[item.name], item.declaration.batches
+        file = WorkerModel(item.name, str(item.path), largest, shapes, item.digest, batches)
         return Found(item.version, file, item.path.stat().st_size)
 
 

@@ -20,13 +20,17 @@ LARGEST_MESSAGE = 1 << 17
 
 
 class WorkerModel(msgspec.Struct, frozen=True):
-    """A model a worker loads: its file, the largest batch and the shape classes it is warmed for; `digest` of its contents."""
+    """A model a worker loads: its file, the largest batch and the shape classes it is warmed for; `digest` of its contents.
+
+    Without `batches` its first dimension does not count rows, whatever it looks like (heeded by workers of cores).
+    """
 
     name: str
     path: str
     max_batch: int
     shapes: tuple[str, ...] = (PLAIN,)
     digest: str = ""
+    batches: bool = True
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):

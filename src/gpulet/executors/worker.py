@@ -58,7 +58,8 @@ class LoadedModel:
         # A spinning thread burns a core that a neighbour or the front-end needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
-        self.signature = signature_of(self._session)
+        signature = signature_of(self._session)
+        self.signature = msgspec.structs.replace(signature, is_batched=signature.is_batched and model.batches)
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         """One run of the session."""
