@@ -219,11 +219,11 @@ class Connection(Streams, Generic[_Head]):
             raise StreamFault(number, Code.FRAME_SIZE_ERROR)
 
     def _rst_stream(self, flags: int, number: int, payload: bytes, events: "list[Event[_Head]]") -> None:
-        self._spend_control()
         _check(payload, 4, "RST_STREAM")
         stream = self.streams.pop(number, None)
         if stream is None:
             self._check_not_idle(number, "RST_STREAM")
+            self._spend_control()
             return
         self._spend_reset()
         self.sender.forget(stream)

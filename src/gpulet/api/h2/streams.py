@@ -14,7 +14,10 @@ _MOST_REMEMBERED: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may do: `head` bytes of header fields, `window` bytes under way to a stream; a second refills budgets."""
+    """What a peer may do: `head` bytes of header fields, `window` bytes under way to a stream; a second refills budgets.
+
+    Clients whose deadlines pass reset as many streams as they open: in overload that is honest, and what waits is bounded.
+    """
 
     head: int
     streams: int = 1024
@@ -22,8 +25,8 @@ class Limits:
     whole_window: int = 1 << 24
     controls: int = 10_000
     controls_per_second: int = 5_000
-    resets: int = 1_000
-    resets_per_second: int = 200
+    resets: int = 10_000
+    resets_per_second: int = 5_000
 
 
 class Stream(Outlet):
