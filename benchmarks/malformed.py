@@ -1,0 +1,331 @@
+"""Malformed infer and control requests over HTTP, drawn by family; for `fuzz.py`.
+
+Bytes that may by chance be a good request, or leave it open where a request ends, say so in their `Case`.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+REGION: Final = "fuzz"
+REGION_BYTES: Final = 4096
+_DIGITS: Final = "5000 digits"
+_HUGE: Final = (2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, -1, -(2**63), _DIGITS)
+_DATATYPES: Final = ("FP32", "FP64", "INT64", "BYTES", "BOOL", "FP16", "BF16", "INT128", "", "fp32", "FP32\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`is_cut`: it ends early, so nothing is answered. `may_pass`: it may be good. `closes`: what follows is not framed."""
+
+    data: bytes
+    is_cut: bool = False
+    may_pass: bool = False
+    closes: bool = False
+
+
+def post(path: str, body: bytes, *headers: str, length: int | str | None = None) -> bytes:
+    """A request with a body; another `length` than its own where one is given."""
+    lines = [f"POST {path} HTTP/1.1", "Host: fuzz", f"Content-Length: {len(body) if length is None else length}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode("utf-8", "surrogateescape") + body
+
+
+def infer(document: Any, model: str = "tiny", tail: bytes = b"", *headers: str) -> bytes:
+    """An infer request of this JSON, or of these bytes in its place."""
+    head = document if isinstance(document, bytes) else _dumped(document)
+    more = (f"Inference-Header-Content-Length: {len(head)}",) if tail else ()
+    return post(f"/v2/models/{model}/infer", head + tail, *more, *headers)
+
+
+def _dumped(document: Any) -> bytes:
+    """JSON, with a number that Python itself would not spell."""
+    return json.dumps(document).replace(f'"{_DIGITS}"', "9" * 5000).encode()
+
+
+def x(**changes: Any) -> dict[str, Any]:
+    """An input of `tiny`; what is None is left out."""
+    item = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4], **changes}
+    return {key: value for key, value in item.items() if value is not None}
+
+
+def binary(size: Any, **changes: Any) -> dict[str, Any]:
+    """The same, its bytes behind the JSON."""
+    return x(data=None, parameters={"binary_data_size": size}, **changes)
+
+
+def _one(item: dict[str, Any], **more: Any) -> bytes:
+    return infer({"inputs": [item], **more})
+
+
+def _heads(r: Random) -> Case:
+    line = r.choice(
+        [
+            b"GET", b"GET /", b"G\0T / HTTP/1.1", b"POST / HTTP/9.9", b"PRI * HTTP/2.0", b"OPTIONS * HTTP/1.1",
+            b"CONNECT a:1 HTTP/1.1", b"GET \xff\xfe HTTP/1.1", b"GET http://[ HTTP/1.1", b"\x16\x03\x01\x02\x00",
+            b"GET / HTTP/1.1\r\nNoColon", b"GET / HTTP/1.1\r\n: x", b"GET / HTTP/1.1\r\nA b: c", b"get / HTTP/1.1",
+            b"POST /v2/models/tiny/infer HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2",
+            b"POST /v2/models/tiny/infer HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked",
+            b"POST /v2/models/tiny/infer HTTP/1.1\r\nTransfer-Encoding: gzip, identity",
+            b"POST /v2/models/tiny/infer HTTP/1.1",
+            b"GET / HTTP/1.1\r\nX: " + r.randbytes(40).replace(b"\r", b"").replace(b"\n", b"") + b"\0",
+        ]
+    )  # fmt: skip
+    return Case(line + b"\r\n\r\n", closes=True)
+
+
+def _header_flood(r: Random) -> Case:
+    count = r.choice([50, 500, 5000])
+    data = b"GET /v2/none HTTP/1.1\r\n" + b"".join(
+        b"X-%d: %s\r\n" % (i, r.randbytes(8).hex().encode()) for i in range(count)
+    )
+    return Case(data + b"\r\n", closes=True)
+
+
+def _lengths(r: Random) -> Case:
+    length = r.choice(
+        ["-1", "+5", "0x10", "1e3", "", " ", "5 5", "5,5", "9" * 20, "9" * 5000, str(2**63), str(10**12), "٣"]
+    )
+    return Case(post("/v2/models/tiny/infer", b"", length=length), closes=True)
+
+
+def _json_lengths(r: Random) -> Case:
+    length = r.choice(["-1", "1.5", "9" * 19, "9" * 5000, "1000000", "1", "5", "", "abc", "\t"])
+    body = json.dumps({"inputs": [x()]}).encode()
+    return Case(post("/v2/models/tiny/infer", body, f"Inference-Header-Content-Length: {length}"), closes=True)
+
+
+def _timeouts(r: Random) -> Case:
+    header = r.choice(["gpulet-timeout-ms", "x-envoy-expected-rq-timeout-ms"])
+    return Case(_with(f"{header}: {r.choice(['9' * 5000, '-1', '1.5', 'soon', chr(0xB2)])}"), closes=True)
+
+
+def _with(*headers: str) -> bytes:
+    return infer({"inputs": [x()]}, "tiny", b"", *headers)
+
+
+def _bad_json(r: Random) -> Case:
+    good = json.dumps({"id": "fuzz", "inputs": [x()]}).encode()
+    at = r.randrange(len(good))
+    broken = r.choice(
+        [
+            r.randbytes(r.randrange(1, 200)), good[:at], good[:at] + b"\xff\xc0" + good[at:], b"[]", b"null", b"1", b'""',
+            good.replace(b'"fuzz"', r.choice([b'"\\ud800"', b'"\\udfff\\ud800"', b'"\xed\xa0\x80"', b'"\0"', b"1"])),
+            good.replace(b"[1, 4]", r.choice([b"[1,", b"{}", b"null", b"[NaN]", b"[1e999]", b'["1"]', b"[1.5]", b"[true]"])),
+            b"{" * 5000, b"", b" " * 3000, b"\xef\xbb\xbf" + good, good + good, b'{"inputs":' * 3000,
+        ]
+    )  # fmt: skip
+    return Case(infer(broken), may_pass=True)
+
+
+def _deep(r: Random) -> Case:
+    deep = r.choice([10, 64, 900, 5000, 100_000])
+    nest = b"[" * deep + b"1" + b"]" * deep
+    good = json.dumps({"inputs": [x(data="HERE")], "more": "THERE"}).encode()
+    return Case(infer(good.replace(r.choice([b'"HERE"', b'"THERE"']), nest)))
+
+
+def _shapes(r: Random) -> Case:
+    shape = r.choice(
+        [
+            [], [4], [1, 1, 4], [0, 4], [1, 0], [-1, 4], [1, -4], [-1, -4], [r.choice(_HUGE), 4], [1, r.choice(_HUGE)],
+            [2**32, 2**32], [2**16] * 4, [2**62, 4, 2**62], [1] * r.choice([5, 33, 65, 5000]), [2, 4], [33, 4], [1, 5], "1,4", None,
+        ]
+    )  # fmt: skip
+    return Case(_one(x(shape=shape) if r.random() < 0.5 else binary(16, shape=shape)))  # noqa: PLR2004
+
+
+def _datatypes(r: Random) -> Case:
+    model = r.choice(["words", "flags", "two", "none", ""])
+    item = x(datatype=r.choice(_DATATYPES[1:]), name=r.choice(["x", "y", "", "x" * 5000, "\0", "é"]))
+    return Case(infer({"inputs": [item] * r.choice([0, 1, 1, 2, 40])}, model) if r.random() < 0.3 else _one(item))
+
+
+def _data(r: Random) -> Case:
+    data = r.choice(
+        [
+            [1, 2, 3], [1, 2, 3, 4, 5], [], None, {}, 1, "1234", ["1", "2", "3", "4"], [None] * 4, [True] * 4, [[1, 2], [3]],
+            [[1, 2], [3, 4]], [1e300, 1, 1, 1], [1, 2, 3, [4]], [10**400, 0, 0, 0], [[[[1, 2, 3, 4]]]], [2**70, 0, 0, 0],
+        ]
+    )  # fmt: skip
+    return Case(_one(x(data=data)))
+
+
+def _numbers(r: Random) -> Case:
+    value = r.choice([2**63, -(2**63) - 1, 1.5, 1e3, "7", None, True, 2**64, 10**40])
+    inputs = [x(name=n, datatype="INT64", shape=[1, 2], data=[value, 0]) for n in ("a", "b")]
+    return Case(infer({"inputs": inputs}, "two"))
+
+
+def _not_finite(r: Random) -> Case:
+    body = json.dumps({"inputs": [x(data=[r.choice([float("nan"), float("inf"), -float("inf")])] * 4)]})
+    return Case(infer(body.encode()))
+
+
+def _binary_sizes(r: Random) -> Case:
+    size = r.choice([0, 1, 15, 17, *_HUGE[:-1], 16.5, "16", None, [16]])
+    tail = r.randbytes(r.choice([0, 1, 15, 17, 16, 64]))
+    if size == 16 and len(tail) == 16:  # noqa: PLR2004 (one row of four floats)
+        tail = b""
+    return Case(infer({"inputs": [binary(size)]}, "tiny", tail))
+
+
+def _strings(r: Random) -> Case:
+    tail = r.choice(
+        [
+            b"\xff\xff\xff\xff", b"\1\0\0\0a", b"\1\0\0\0a\1\0\0\0bX", b"\1\0\0\0\xff\1\0\0\0b", b"\0\0\0\0\0\0\0",
+            b"\1\0\0\0a\xff\xff\xff\x7fb", b"\3\0\0\0\xed\xa0\x80\0\0\0\0", b"",
+        ]
+    )  # fmt: skip
+    return Case(infer({"inputs": [binary(len(tail), shape=[1, 2], datatype="BYTES")]}, "words", tail))
+
+
+def _parameters(r: Random) -> Case:
+    key = r.choice(["timeout", "priority", "binary_data_output"])
+    value = r.choice(["soon", -1, 1.5, None, [], {}, _DIGITS, 2**70, -(2**70)])
+    body = {"inputs": [x()], "parameters": {key: value}}
+    return Case(infer(body))
+
+
+def _outputs(r: Random) -> Case:
+    outputs = r.choice(
+        [
+            [{"name": "z"}], [{}], {}, "y", [{"name": "y"}] * r.choice([2, 1000]), [{"name": 1}],
+            [{"name": "y", "parameters": {"classification": r.choice([-1, "3", 1.5])}}],
+            [{"name": "y", "parameters": {"shared_memory_region": "none", "shared_memory_byte_size": 16}}],
+        ]
+    )  # fmt: skip
+    return Case(_one(x(), outputs=outputs))
+
+
+def _regions(r: Random) -> Case:
+    region = r.choice([REGION, "none", "../x", "x" * 300])
+    offset, size = r.choice([(4096, 16), (4095, 16), (-1, 16), (2**63, 16), (2**64, 16), (0, 15), (0, 2**63), (0, -1)])
+    place = {"shared_memory_region": region, "shared_memory_offset": offset, "shared_memory_byte_size": size}
+    if r.random() < 0.5:
+        return Case(_one(x(data=None, parameters=place)))
+    return Case(
+        _one(x(), outputs=[{"name": "y", "parameters": place}]),
+        may_pass=region == REGION and (offset, size) == (0, 2**63),
+    )
+
+
+def _paths(r: Random) -> Case:
+    path = r.choice(
+        [
+            "/v2/models/none/infer", "/v2/models/tiny/versions/9/infer", "/v2/models/tiny/versions/x/infer",
+            "/v2/models/tiny/versions/-1/infer", "/v2/models/%00/infer", "/v2/models/%ff%fe/infer", "/v2/models/tiny/infer/",
+            "/v2/models/..%2ftiny/infer", "//v2/models/tiny/infer", "/v2/models/tiny/../tiny/infer", "/v3", "/%2e%2e/etc/passwd",
+            "/v2/models/" + "x" * 4000 + "/infer", "/v2/models//infer", "/v2/models/tiny/versions/" + "9" * 6000 + "/infer",
+        ]
+    )  # fmt: skip
+    return Case(post(path, json.dumps({"inputs": [x()]}).encode()))
+
+
+def _methods(r: Random) -> Case:
+    method = r.choice(["PUT", "DELETE", "PATCH", "TRACE", "MKCOL", "PURGE", "SEARCH", "GET"])
+    path = r.choice(["/v2/models/tiny/infer", "/v2/repository/index", "/v2/systemsharedmemory/unregister"])
+    return Case(
+        f"{method} {path} HTTP/1.1\r\nHost: f\r\nContent-Length: 2\r\n\r\n{{}}".encode(), closes=method == "TRACE"
+    )
+
+
+def _control(r: Random) -> Case:
+    path = r.choice(
+        [
+            "/v2/repository/index", "/v2/repository/models/tiny/load", "/v2/repository/models/%00/unload",
+            "/v2/systemsharedmemory/region/a/register", "/v2/cudasharedmemory/region/a/register", "/v2/models/none/config",
+            "/v2/systemsharedmemory/region/%2e%2e/register", "/v2/none",
+        ]
+    )  # fmt: skip
+    good = r.choice(
+        [{"key": r.choice(["../../etc/passwd", "/fuzz\0", "", "x" * 300, "."]), "byte_size": 1}, {"key": "none"}]
+    )
+    body = r.choice(
+        [r.randbytes(50), b"[]", b'{"ready": 1}', b"[" * 9000, b'{"parameters": 7', json.dumps(good).encode(),
+         b'{"key": "gpulet", "byte_size": 99999999999999999999, "offset": -1}', b'{"parameters": {"config": "{}"}}']
+    )  # fmt: skip
+    return Case(post(path, body), may_pass=path.endswith("index"))
+
+
+def _packed(r: Random) -> Case:
+    good = json.dumps({"inputs": [x()]}).encode()
+    kind = r.choice(["gzip", "deflate"])
+    packed = gzip.compress(good) if kind == "gzip" else zlib.compress(good)
+    body, kind = r.choice(
+        [(packed[: r.randrange(len(packed))], kind), (packed + b"x", kind), (r.randbytes(100), kind), (packed, "br"),
+         (packed[:12] + r.randbytes(9) + packed[21:], kind), (packed, "gzip, gzip"), (good, kind)]
+    )  # fmt: skip
+    return Case(infer(body, "tiny", b"", f"Content-Encoding: {kind}"))
+
+
+_BOMB: Final = gzip.compress(bytes(66 << 20), 9)
+
+
+def _bomb(r: Random) -> Case:
+    return Case(infer(_BOMB, "tiny", b"", "Content-Encoding: gzip"))
+
+
+def _chunked(r: Random) -> Case:
+    head = f"POST {r.choice(['/v2/models/tiny/infer', '/v2/repository/models/x/load', '/v2/none'])} HTTP/1.1\r\nHost: f\r\n"
+    body = r.choice(
+        [
+            b"2\r\n{}\r\n0\r\n\r\n",
+            b"zz\r\n",
+            b"-1\r\n\r\n",
+            b"ffffffffffffffffff\r\n",
+            b"3\r\n{}\r\n0\r\n\r\n",
+            b"2;" + b"x" * 99 + b"\r\n[]\r\n0\r\n\r\n",
+        ]
+    )
+    return Case(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + body, closes=True)
+
+
+def _upgrades(r: Random) -> Case:
+    offer = r.choice(["h2c", "websocket", "TLS/1.3"])
+    path = r.choice(["/v2/none", "/v2/models/tiny/infer"])
+    return Case(post(path, b"{}", "Connection: Upgrade", f"Upgrade: {offer}", "HTTP2-Settings: AAMAAABk"), closes=True)
+
+
+def _pipelined(r: Random) -> Case:
+    return Case(_with() * r.randrange(1, 5) + r.randbytes(60) + b"\r\n\r\n", may_pass=True, closes=True)
+
+
+def _cut(r: Random) -> Case:
+    whole = r.choice([_with(), infer({"inputs": [binary(16)]}, "tiny", bytes(16)), post("/v2/repository/index", b"{}")])
+    return Case(whole[: r.randrange(len(whole))], is_cut=True)
+
+
+def _flipped(r: Random) -> Case:
+    body = bytearray(json.dumps({"id": "f", "inputs": [x()], "outputs": [{"name": "y"}]}).encode())
+    for _ in range(r.randrange(1, 6)):
+        body[r.randrange(len(body))] = r.randrange(256)
+    return Case(infer(bytes(body)), may_pass=True)
+
+
+def _flipped_head(r: Random) -> Case:
+    head = bytearray(
+        b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: f\r\nConnection: close\r\nAccept: */*\r\nContent-Length: 0"
+    )
+    for _ in range(r.randrange(1, 4)):
+        head[r.randrange(len(head) - 3)] = r.choice(b"\0\t 09az:/%\x7f\x80\xff")
+    return Case(bytes(head) + b"\r\n\r\n", closes=True)
+
+
+def _free(r: Random) -> Case:
+    tokens = r.randrange(2, 9)
+    inputs = [
+        {"name": "x", "datatype": "FP32", "shape": [1, tokens], "data": [1] * tokens},
+        {"name": "mask", "datatype": "INT64", "shape": [1, tokens + 1], "data": [1] * (tokens + 1)},
+    ]
+    return Case(infer({"inputs": inputs}, "masked"))
+
+
+FAMILIES: Final[dict[str, Callable[[Random], Case]]] = {
+    name.removeprefix("_"): family
+    for name, family in sorted(globals().items())
+    if name.startswith("_") and getattr(family, "__annotations__", {}).get("r") is Random
+}
