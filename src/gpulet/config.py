@@ -182,7 +182,12 @@ class LimitsSection(_Section):
 class ServerSection(_Section):
     """The server: `[server]`."""
 
-    repository: str = Field("", description="model repository, relative to this file")
+    repository: str | list[str] = Field("", description="model repository, or several, relative to this file")
+    model_control: Literal["none", "explicit", "poll"] = Field(
+        "none", description="none: all is loaded at the start; explicit: load_models; poll: as the repository changes"
+    )
+    load_models: list[str] = Field([], description='model_control explicit: models to load at the start; "*": all')
+    poll_s: float = Field(15.0, gt=0, le=86400, description="model_control poll: seconds between looks at it")
     host: str = Field("127.0.0.1", description="address to bind; loopback by default")
     http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
     grpc: bool = Field(True, description="serve OIP v2 over gRPC as well")

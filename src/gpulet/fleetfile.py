@@ -12,7 +12,10 @@ from gpulet.config import DeviceSection, FleetFile, ModelSection, read_fleet_fil
 from gpulet.core.scheduler import Limits
 from gpulet.device import Device, Kind, Mechanism, cpu_kind, find_kind, sizes, with_mig_sms
 from gpulet.errors import ConfigError
-from gpulet.repository import CPU_FORMATS, GPU_FORMATS, Artifact, scan
+from gpulet.repository import CPU_FORMATS, GPU_FORMATS, Artifact
+from gpulet.repository.artifact import NO_WISHES, Wishes
+from gpulet.repository.offering import Offer, offer_of, wished
+from gpulet.repository.taking import Report
 from gpulet.store import ProfileStore, cache_directory, cpu_tag, gpu_tag, version_of
 from gpulet.systems import System, find_system
 
@@ -22,9 +25,9 @@ FLEET_FILE = "gpulet.toml"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a target names, checked, before any profile is needed. `artifacts` are the models on disk.
+    """What a target names, checked, before any profile is needed. `artifacts` are the models on disk that are served.
 
-    `sections` are the listed models and those that only applications need.
+    `sections` are the listed models and those that only applications need. `offer` is all that the repositories have.
     """
 
     config: FleetFile
@@ -38,6 +41,27 @@ class Site:
     artifacts: Mapping[str, Artifact]
     profile_path: str
     store: ProfileStore
+    offer: Offer
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Models of the repositories that cannot be served, and why; of those that a fleet file lists, if it lists any."""
+        listed = {s.name for s in self.config.models}
+        return {name: why for name, why in self.offer.found.refused.items() if name in listed or not listed}
+
+    @property
+    def reports(self) -> Mapping[str, Report]:
+        """By model, what of its own configuration has no effect."""
+        return {name: report for name, report in self.offer.found.reports.items() if name in self.artifacts}
+
+    def wishes(self, name: str) -> Wishes:
+        """What a model's own configuration asks for."""
+        return self.artifacts[name].wishes if name in self.artifacts else NO_WISHES
+
+    def most_rows(self, section: ModelSection) -> int:
+        """The largest batch that the fleet file and the model's own configuration both allow; 0: neither says."""
+        said = [most for most in (section.max_batch, self.wishes(section.name).max_batch) if most]
+        return min(said, default=0)
 
     @property
     def dispatcher_name(self) -> str:
@@ -95,17 +119,21 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
     devices = _devices(config.devices)
     executor = _executor(config.devices)
     formats = CPU_FORMATS if executor in {"cpu", "simulated"} else GPU_FORMATS
-    artifacts = scan(folder / config.server.repository, formats) if config.server.repository else {}
+    offer = offer_of(config.server, folder, formats)
+    artifacts = offer.start
     applications = read_applications(config, executor)
     listed = tuple(config.models) if config.models or applications else _sections(artifacts)
     needed = dict.fromkeys(name for application in applications for name in models_of(application))
     sections = (*listed, *_sections(name for name in needed if name not in {s.name for s in listed}))
-    if not sections:
-        msg = f"{source}: no models: write [[models]] or name a repository under [server]"
-        raise ConfigError(msg)
     _refuse_twins(source, sections)
-    if executor != "simulated" and (executor == "cpu" or artifacts):
-        _refuse_absent(source, sections, artifacts)
+    if executor != "simulated":
+        sections = tuple(s for s in sections if not offer.is_left_out(s.name))
+        if executor == "cpu" or artifacts:
+            _refuse_absent(source, sections, artifacts)
+    if not sections:
+        msg = f"{source}: {offer.why_empty()}"
+        raise ConfigError(msg)
+    sections = tuple(wished(s, artifacts.get(s.name)) for s in sections)
     return Site(
         config,
         folder,
@@ -118,6 +146,7 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         {s.name: artifacts[s.name] for s in sections if s.name in artifacts},
         _only("profile", [d.profile for d in config.devices]),
         _store(devices, executor),
+        offer,
     )
 
 
@@ -256,5 +285,8 @@ def servable(site: Site) -> Site:
         raise ConfigError(msg)
     if not site.artifacts:
         msg = "nothing to serve: name a model repository under [server]"
+        raise ConfigError(msg)
+    if site.config.server.model_control == "poll":
+        msg = 'model_control = "poll": the server does not look at its repository again yet; leave it out, or use "explicit"'
         raise ConfigError(msg)
     return site

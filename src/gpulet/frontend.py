@@ -9,13 +9,14 @@ from prometheus_client import CollectorRegistry
 from gpulet.api.catalog import Catalog
 from gpulet.api.control import NoControl
 from gpulet.api.front import ApiLimits, Front
-from gpulet.api.info import Document, Info, config_by
+from gpulet.api.info import Document, Info
 from gpulet.api.regions import Regions
 from gpulet.api.rpc.server import RpcServer
 from gpulet.api.server import HttpServer, bind_ports
 from gpulet.api.tls import Tls
 from gpulet.drivers.live import Live
 from gpulet.errors import ConfigError, Unusable
+from gpulet.executors.base import Signature
 from gpulet.fleetfile import Site
 from gpulet.units import MIB
 
@@ -76,6 +77,7 @@ class FrontEnd:
         catalog: Catalog,
         registry: CollectorRegistry,
         statistics: Callable[[str, str], Document],
+        configs: Callable[[str, Signature], Document],
     ) -> None:
         regions = Regions(is_allowed=ports.allow_client_shm, most_bytes=ports.limits.body)
         front = Front(live, catalog, ports.limits, regions, ports.token)
@@ -84,7 +86,7 @@ class FrontEnd:
             regions,
             NoControl(catalog),
             statistics,
-            lambda name, signature: config_by(name, signature, catalog.models[name].model.max_batch),
+            configs,
         )
         self._regions = regions
         self._http = HttpServer(front, info, registry, ports.sockets, ports.tls.context() if ports.tls else None)

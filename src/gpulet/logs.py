@@ -60,6 +60,8 @@ _WRONG = frozenset(
         "worker_died",
         "standby_died",
         "model_refused",
+        "config_unknown",
+        "versions_not_served",
         "run_failed",
         "reload_failed",
         "journal_stopped",

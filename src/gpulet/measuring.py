@@ -105,7 +105,7 @@ def _known(site: Site, name: str) -> list[Point]:
 def _grid(site: Site, name: str, budget: Duration) -> Grid:
     section = next(s for s in site.sections if s.name == name)
     limit = from_ms(section.slo_ms) if section.slo_ms else _LIMIT_WITHOUT_SLO
-    largest = section.max_batch or DEFAULT_MAX_BATCH
+    largest = site.most_rows(section) or DEFAULT_MAX_BATCH
     shapes = tuple(section.shapes) or (PLAIN,)
     is_cpu = site.executor == "cpu"
     sizes = default_sizes(site.devices[0].kind.sms) if is_cpu else gpu_sizes(site.devices[0])

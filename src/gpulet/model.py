@@ -10,7 +10,8 @@ from gpulet.units import MS, Duration
 class Model:
     """What is served: `slo` is the time allowed from arrival to answer, `max_batch` counts rows.
 
-    `memory` and `input_bytes` (of a row) are bytes, 0 where nobody knows them.
+    `memory` and `input_bytes` (of a row) are bytes, 0 where nobody knows them. `max_queue` requests may wait;
+    0: as many as of any model.
 
     Raises `ConfigError` when the objective or the batch limit is not positive.
     """
@@ -20,6 +21,7 @@ class Model:
     max_batch: int = 32
     memory: int = 0
     input_bytes: int = 0
+    max_queue: int = 0
 
     def __post_init__(self) -> None:
         if self.slo <= 0:

@@ -93,7 +93,7 @@ def make_problem(site: Site, profile: Profile, *, factor: float = 1.0) -> Proble
     """
     margins = site.config.margins
     chosen = profile.of(Statistic(margins.statistic)).stretched(margins.latency_ratio)
-    models = {s.name: _model(s, chosen) for s in site.sections}
+    models = {s.name: _model(site, s, chosen) for s in site.sections}
     sent = {s.name: s.rate for s in site.sections if s.rate}
     rows = _rows(site, models)
     own = {name: rate * rows[name].mean if name in rows else rate for name, rate in sent.items()}
@@ -189,15 +189,18 @@ def front_end_share(site: Site, problem: Problem) -> float:
     return sum(problem.demand.values()) * site.store.read_machine().front_end / SECOND / cores
 
 
-def _model(section: ModelSection, profile: Profile) -> Model:
+def _model(site: Site, section: ModelSection, profile: Profile) -> Model:
+    """A configuration's `max_batch_size` bounds what is profiled; a fleet file's `max_batch` must be profiled."""
     largest = max(profile.max_batch(section.name, size) for size in profile.sizes(section.name))
-    if section.max_batch > largest:
+    most = site.most_rows(section)
+    if section.max_batch == most > largest:
         msg = f"model {section.name}: max_batch {section.max_batch}, but it is profiled for 1 to {largest} rows"
         raise ConfigError(msg)
-    max_batch = section.max_batch or min(DEFAULT_MAX_BATCH, largest)
+    max_batch = min(most or DEFAULT_MAX_BATCH, largest)
     slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
     memory, row = round(section.memory_mib * MIB), round(section.input_kib * 1024)
-    return Model(section.name, slo, max_batch, memory, row)
+    queue = min(site.wishes(section.name).max_queue, site.config.limits.max_queue)
+    return Model(section.name, slo, max_batch, memory, row, queue)
 
 
 def _interference(site: Site) -> Interference | None:

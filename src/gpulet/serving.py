@@ -9,6 +9,7 @@ from functools import partial
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
+from gpulet.api.info import Document
 from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
 from gpulet.core.journal import Header, encode_header
@@ -17,7 +18,7 @@ from gpulet.core.ports import Problem
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
-from gpulet.executors.base import LiveExecutor
+from gpulet.executors.base import LiveExecutor, Signature
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
 from gpulet.executors.wire import WorkerModel
@@ -29,6 +30,9 @@ from gpulet.journalfile import JournalFile
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.repository.artifact import Declaration
+from gpulet.repository.completing import as_json, complete
+from gpulet.repository.declared import Declared
 from gpulet.systems import make_scheduler
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
@@ -60,6 +64,10 @@ class LiveServer:
         """Wait until the plan is carved, loaded, verified and warm."""
         while not self.catalog.is_carved:  # noqa: ASYNC110 (once in a life)
             await asyncio.sleep(0.01)
+        for name in self.catalog.models:
+            self.catalog.is_ready(
+                name
+            )  # a model that is not as its file says is told of now, not when it is first wanted
 
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
@@ -85,9 +93,13 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
     shapes = {section.name: tuple(section.shapes) for section in site.sections}
+    labels = {
+        section.name: dict(site.artifacts[section.name].labels) if section.name in site.artifacts else {}
+        for section in site.sections
+    }
     pads = {section.name: section.pad for section in site.sections}
     served = {
-        name: Served(model, versions.get(name, "1"), shapes[name], pads=pads[name])
+        name: Served(model, versions.get(name, "1"), shapes[name], labels[name], pads=pads[name])
         for name, model in problem.models.items()
     }
     served |= {application.name: _served_application(application, problem) for application in problem.applications}
@@ -118,8 +130,14 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     executor = _executor(site, problem, plan, live, catalog)
     catalog.refused.update(refused or {})
     live.attach(executor)
+
+    def configs(name: str, signature: Signature) -> Document:
+        artifact = site.artifacts.get(name)
+        declared = artifact.declaration if artifact else Declaration()
+        return as_json(complete(declared, name, signature, served[name].model.max_batch))
+
     registry = make_registry(metrics, served, scheduler.fleet, executor.load_times)
-    ends = FrontEnd(ports, live, catalog, registry, partial(model_statistics, metrics, served, timer.began_at))
+    ends = FrontEnd(ports, live, catalog, registry, partial(model_statistics, metrics, served, timer.began_at), configs)
     return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s, tracing)
 
 
@@ -145,7 +163,9 @@ def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
     workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
-    catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
+    declarations = {name: artifact.declaration for name, artifact in site.artifacts.items()}
+    catalog.signatures = Declared(workers.signatures, declarations, workers.refused, tell)
+    catalog.refused, catalog.serves = workers.refused, workers.serves
     return workers
 
 

@@ -6,9 +6,11 @@ import gzip
 import ipaddress
 import json
 import queue
+import re
 import ssl
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import grpc
@@ -462,3 +464,45 @@ def test_the_standard_health_service_answers(server):
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=10)
         assert next(iter(watch)) == b"\x08\x01"
         watch.cancel()
+
+
+def slow_request(parameters=""):
+    return b'{"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [0]}]%s}' % parameters.encode()
+
+
+def test_every_way_to_say_how_long_one_waits_binds_in_the_queue_and_is_counted_apart(tmp_path):
+    """A run takes 300 ms: whoever waits less behind it is given up in the queue, none of them runs."""
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nslow,1,1,300\nslow,1,2,600\n")
+    path = fleet(tmp_path, {"slow": (20000, 1)}, device='executor = "simulated"\ncount = 1\ncores = 1')
+    short = [
+        ({}, ', "parameters": {"timeout": 100000}'),
+        ({"gpulet-timeout-ms": "100"}, ""),
+        ({"x-envoy-expected-rq-timeout-ms": "100"}, ""),
+    ]
+    with serve(path) as server, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(post, server, "/v2/models/slow/infer", slow_request(), {})
+        wait_until(lambda: outcomes(server)["arrived"] == 1)
+        waits = [pool.submit(post, server, "/v2/models/slow/infer", slow_request(p), h) for h, p in short]
+        for wait in waits:
+            status, text = wait.result()
+            assert status in {429, 503}, text
+        assert first.result()[0] == 200
+        counts = outcomes(server)
+    assert counts["expired"] + counts["rejected"] == 3
+    assert (counts["served"], counts["cancelled"], counts["failed"]) == (1, 0, 0)
+
+
+def wait_until(is_so):
+    for _ in range(1000):
+        if is_so():
+            return
+    raise AssertionError
+
+
+def outcomes(server):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = re.findall(
+        r'^gpulet_requests_total\{model="slow",outcome="(\w+)"\} ([\d.]+)$', "\n".join(lines), re.MULTILINE
+    )
+    return {outcome: int(float(count)) for outcome, count in found}

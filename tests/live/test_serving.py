@@ -275,6 +275,14 @@ def test_metrics_carry_tritons_names_and_ours(digits):
     text = body.decode()
     for name in ("nv_inference_request_success", "nv_inference_count", "nv_inference_exec_count"):
         assert f'{name}{{model="digits-small",version="1"}}' in text
+    parts = {
+        part: float(re.search(rf'^nv_{part}{{model="digits-small",version="1"}} (\S+)$', text, re.MULTILINE)[1])
+        for part in (
+            *(f"inference_compute_{p}_duration_us" for p in ("input", "infer", "output")),
+            "model_load_duration_secs",
+        )
+    }
+    assert min(parts.values()) > 0, "a worker measures its runs and its loads"
     assert 'gpulet_run_seconds_bucket{gpulet="0",le="0.01"}' in text
     assert 'gpulet_latency_seconds_count{model="digits-small"}' in text
     assert 'gpulet_up{gpulet="0"} 1.0' in text

@@ -41,6 +41,21 @@ def test_merged_histograms_count_as_one(left, right):
     assert one.within([10**11]) == [one.count]
 
 
+@given(st.lists(st.tuples(st.integers(0, 10**10), st.integers(1, 5))), st.lists(st.integers(0, 10**10)))
+def test_what_is_within_each_limit_is_in_the_buckets_that_end_there_or_below(values, limits):
+    histogram, one_by_one = Histogram(), Histogram()
+    for value, times in values:
+        histogram.add(value, times)
+        for _ in range(times):
+            one_by_one.add(value)
+    assert list(histogram.cumulative()) == list(one_by_one.cumulative())
+    assert (histogram.count, histogram.total) == (one_by_one.count, one_by_one.total)
+    wanted = [
+        max((seen for _, end, seen in histogram.cumulative() if end <= limit), default=0) for limit in sorted(limits)
+    ]
+    assert histogram.within(sorted(limits)) == wanted
+
+
 def world(limits=None):
     models = models_of(2)
     return World(models, tiny_plan([[(4, NAMES), (4, ["m0"])]], NAMES), SYSTEMS["gpulet"].dispatcher, limits), models

@@ -1,16 +1,16 @@
 """/metrics: every name in both formats, Triton's meanings, and the page that lists them."""
 
+import asyncio
 import json
 import re
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gpulet.api.catalog import Served
-from gpulet.api.exposition import make_registry
+from gpulet.api.exposition import expose, make_registry
 from gpulet.api.hostuse import HostUse
 from gpulet.api.tritonnames import FAILURES
 from gpulet.core.messages import Answer, Arrived, Drop, Finished, Reason, Reject, Start
@@ -156,6 +156,14 @@ def test_rejected_expired_cancelled_and_failed_are_counted_apart_by_a_real_core(
     assert sum(s.value for s in refusals) == sum(outcomes.values())
 
 
+def test_a_model_that_is_served_no_more_does_not_break_a_scrape(two_batches):
+    del two_batches.served["m0"]
+    two_batches.served["m9"] = two_batches.served["m1"]
+    registry = two_batches.registry({"m0": SECOND})
+    seen = {s.labels["model"] for m in registry.collect() if m.name.startswith("nv_inf") for s in m.samples}
+    assert seen == {"m1"}
+
+
 def test_names_that_clients_make_up_are_not_kept():
     fold = Fold()
     for n in range(100):
@@ -166,16 +174,32 @@ def test_names_that_clients_make_up_are_not_kept():
 @pytest.mark.parametrize(("accept", "parse"), [("", parse_text), (OPEN, parse_openmetrics)])
 def test_both_formats_parse_and_say_the_same(two_batches, accept, parse):
     registry = two_batches.registry({"m0": SECOND})
-    encode, kind = choose_encoder(accept)
+    text, kind = asyncio.run(expose(registry, accept))
     assert kind.startswith("application/openmetrics-text" if accept else "text/plain")
-    samples = {
-        (s.name, *sorted(s.labels.items())): s.value for m in parse(encode(registry).decode()) for s in m.samples
-    }
+    samples = {(s.name, *sorted(s.labels.items())): s.value for m in parse(text.decode()) for s in m.samples}
     wanted = {(s.name, *sorted(s.labels.items())): s.value for m in registry.collect() for s in m.samples}
     del samples[("nv_cpu_utilization",)], wanted[("nv_cpu_utilization",)]
     assert {k: v for k, v in samples.items() if "memory" not in k[0]} == {
         k: v for k, v in wanted.items() if "memory" not in k[0]
     }
+
+
+def test_a_scrape_lets_others_run_between_families(two_batches):
+    registry = two_batches.registry()
+    turns = []
+
+    async def scrape():
+        async def work():
+            while True:
+                turns.append(len(turns))
+                await asyncio.sleep(0)
+
+        working = asyncio.create_task(work())
+        await expose(registry, "")
+        working.cancel()
+
+    asyncio.run(scrape())
+    assert len(turns) >= len(list(registry.collect()))
 
 
 def test_the_page_lists_every_name_that_is_exported_and_no_other(two_batches):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from gpulet.core.messages import (
@@ -62,6 +64,14 @@ def test_queues_are_bounded_per_model():
     full = [c.request for c in commands if isinstance(c, Reject) and c.reason is Reason.QUEUE_FULL]
     assert full == [3, 4, 5, 6, 7]
     assert not [c for c in step(w, 1, Arrived(request(8, model="m1"))) if isinstance(c, Reject)]
+
+
+def test_a_model_may_have_a_bound_of_its_own():
+    models = [replace(model, max_queue=most) for model, most in zip(models_of(2), (1, 0), strict=True)]
+    w = World(models, tiny_plan([((8, ("m0", "m1")),)], ["m0", "m1"]), SHAPES["idle picks"], Limits(max_queue=2))
+    for model, taken in (("m0", 1), ("m1", 2)):
+        commands = step(w, 0, *(Arrived(request(n, model=model)) for n in range(taken * 10, taken * 10 + 4)))
+        assert sum(isinstance(c, Reject) and c.reason is Reason.QUEUE_FULL for c in commands) == 4 - taken
 
 
 def test_what_still_waits_at_its_deadline_is_dropped_without_any_event():

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gpulet.api.exposition import expose
 from gpulet.api.heads import bears
 from gpulet.api.info import Info
 from gpulet.errors import RequestError
@@ -73,8 +73,8 @@ def make_metrics_app(registry: CollectorRegistry, token: str = "") -> Starlette:
     """The ASGI app of the metrics port."""
 
     async def metrics(request: Request) -> Response:
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), media_type=kind)
+        text, kind = await expose(registry, request.headers.get("accept", ""))
+        return Response(text, media_type=kind)
 
     guard = Middleware(_Guard, token=token)
     return Starlette(routes=[Route("/metrics", metrics)], exception_handlers=_HANDLERS, middleware=[guard])

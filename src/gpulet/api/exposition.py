@@ -1,9 +1,11 @@
 """Prometheus metrics from the core's counters, made when they are scraped: our own names; Triton's are in `tritonnames`."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -17,6 +19,9 @@ from gpulet.core.messages import Reason
 from gpulet.core.metrics import Metrics
 from gpulet.units import SECOND, Duration
 
+_END = b"# EOF\n"
+"""Of an OpenMetrics text, once; the other format has no end."""
+
 
 def make_registry(
     metrics: Metrics, served: Mapping[str, Served], fleet: Fleet, load_times: Mapping[str, Duration]
@@ -27,6 +32,33 @@ def make_registry(
     registry.register(TritonNames(metrics, served, load_times))
     registry.register(HostUse())
     return registry
+
+
+async def expose(registry: Collector, accept: str) -> tuple[bytes, str]:
+    """All metrics in the format that is accepted, and what it is called.
+
+    A family at a time: with twenty models the whole text takes some 60 ms, and the loop has requests to serve meanwhile.
+    """
+    encode, kind = choose_encoder(accept)
+    parts: list[bytes] = []
+    is_ended = False
+    for family in registry.collect():
+        text = encode(_Single(family))
+        parts.append(text.removesuffix(_END))
+        is_ended = text.endswith(_END)
+        await asyncio.sleep(0)
+    return b"".join((*parts, _END if is_ended else b"")), kind
+
+
+class _Single(CollectorRegistry):
+    """One family as a registry, which is what encoders take."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
 
 
 class _Collector(Collector):

@@ -96,23 +96,3 @@ class Info:
 
 def _tensor(tensor: Tensor) -> Document:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-
-
-def config_by(name: str, signature: Signature, max_batch: int) -> Document:
-    """The ModelConfig of a model that brings none."""
-    is_batched = signature.is_batched
-    backend = signature.platform.removesuffix("_onnx")
-    return {
-        "name": name,
-        "platform": signature.platform,
-        "backend": backend,
-        "max_batch_size": max_batch if is_batched else 0,
-        "input": [_described(t, is_batched=is_batched) for t in signature.inputs],
-        "output": [_described(t, is_batched=is_batched) for t in signature.outputs],
-        **({"dynamic_batching": {}} if is_batched else {}),
-    }
-
-
-def _described(tensor: Tensor, *, is_batched: bool) -> Document:
-    kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.shape[1 if is_batched else 0 :])}

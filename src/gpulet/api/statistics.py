@@ -20,8 +20,9 @@ def model_statistics(
 
     A name that is not served, or a version that its model does not have, gives an empty list.
     """
-    wanted = {n: s for n, s in served.items() if name in {"", n} and version in {"", s.version}}
-    return {"model_stats": [_statistics(metrics, n, s.version, began_at) for n, s in wanted.items()]}
+    known = {n: s.version for n, s in served.items() if n in metrics.models}
+    wanted = {n: v for n, v in known.items() if name in {"", n} and version in {"", v}}
+    return {"model_stats": [_statistics(metrics, n, v, began_at) for n, v in wanted.items()]}
 
 
 def _statistics(metrics: Metrics, name: str, version: str, began_at: Instant) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A request is what a client sent, an inference one of its rows, an execution a ba
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -53,6 +54,14 @@ _HISTOGRAMS: tuple[tuple[str, str, Duration, Callable[[Counts, Phases], Histogra
 )
 
 
+class _Model(NamedTuple):
+    """One model's counters; `labels` are its name and version."""
+
+    labels: tuple[str, str]
+    counts: Counts
+    phases: Phases
+
+
 class TritonNames(Collector):
     """Everything of one model each; `load_times` changes as models are loaded."""
 
@@ -62,32 +71,43 @@ class TritonNames(Collector):
         self._load_times = load_times
 
     def collect(self) -> Iterator[Metric]:
-        models = [
-            (n, (n, self._served[n].version), c, self._metrics.phases[n]) for n, c in self._metrics.models.items() if n
-        ]
+        models = self._models()
         for name, meaning, value in _SUMS:
-            yield _untyped(name, meaning, _LABELS, ((labels, value(c, p)) for _, labels, c, p in models))
-        failures = (((*labels, why), count) for n, labels, _, _ in models for why, count in self._failures(n).items())
+            yield _untyped(name, meaning, _LABELS, ((m.labels, value(m.counts, m.phases)) for m in models))
+        failures = (((*m.labels, why), count) for m in models for why, count in self._failures(m.labels[0]).items())
         yield _untyped("nv_inference_request_failure", "requests without a result", (*_LABELS, "reason"), failures)
-        waiting = GaugeMetricFamily("nv_inference_pending_request_count", "requests not started yet", labels=_LABELS)
-        for name, count in self._metrics.waiting().items():
-            waiting.add_metric((name, self._served[name].version), count)
-        yield waiting
-        loads = GaugeMetricFamily("nv_model_load_duration_secs", "the last load with its warm-up", labels=_LABELS)
-        for name, took in self._load_times.items():
-            loads.add_metric((name, self._served[name].version), took / SECOND)
-        yield loads
+        waiting = self._metrics.waiting()
+        yield _gauge("nv_inference_pending_request_count", "requests not started yet", models, waiting, 1)
+        took = self._load_times
+        yield _gauge("nv_model_load_duration_secs", "the last load with its warm-up", models, took, SECOND)
         for name, meaning, unit, histogram in _HISTOGRAMS:
             family = HistogramMetricFamily(name, meaning, labels=_LABELS)
-            for _, labels, counts, phases in models:
-                add_histogram(family, labels, histogram(counts, phases), unit)
+            for model in models:
+                add_histogram(family, model.labels, histogram(model.counts, model.phases), unit)
             yield family
+
+    def _models(self) -> list[_Model]:
+        """What is served now and was counted: models may come and go."""
+        counts, phases = self._metrics.models, self._metrics.phases
+        known = [(name, served.version) for name, served in self._served.items() if name in counts]
+        return [_Model((name, version), counts[name], phases[name]) for name, version in known]
 
     def _failures(self, model: str) -> dict[str, int]:
         counts = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
         for reason, theirs in FAILURES.items():
             counts[theirs] += self._metrics.reasons.get((model, reason), 0)
         return counts
+
+
+def _gauge(
+    name: str, meaning: str, models: Iterable[_Model], values: Mapping[str, int], unit: int
+) -> GaugeMetricFamily:
+    """Of the models that have a value."""
+    family = GaugeMetricFamily(name, meaning, labels=_LABELS)
+    for model in models:
+        if model.labels[0] in values:
+            family.add_metric(model.labels, values[model.labels[0]] / unit)
+    return family
 
 
 def _untyped(

@@ -38,7 +38,9 @@ Workload = Annotated[
 
 
 def profile_of(site: Site) -> Profile:
-    """The site's profile; where nobody measured it, one line on standard error says so."""
+    """The site's profile; one line on standard error for each model left out, and one where nobody measured it."""
+    for model, why in site.refused.items():
+        Console(stderr=True, soft_wrap=True).print(f"model {model} refused: {why}", markup=False, highlight=False)
     profile = load_profile(site)
     tell_analytic(profile)
     return profile

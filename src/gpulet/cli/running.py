@@ -81,7 +81,9 @@ def serve(
     refuse_exposed(site.config.server)
     configure_logs(site.config.server.log_format)
     tell("starting", version=__version__, target=str(target), system=site.name, models=len(site.sections))
-    refused = _measured(site, _BUDGET_S) if site.executor != "simulated" and not site.profile_path else {}
+    _tell_reports(site)
+    measured = _measured(site, _BUDGET_S) if site.executor != "simulated" and not site.profile_path else {}
+    refused = {**site.refused, **measured}
     for model, error in refused.items():
         tell("model_refused", model=model, error=error)
     site = site.without(refused)
@@ -91,6 +93,18 @@ def serve(
     chosen = chosen_plan(site, problem, plan_file)
     tell("planned", system=site.name, gpulets=len(chosen.gpulets), devices=chosen.devices_used)
     uvloop.run(_serve(site, problem, chosen, refused))
+
+
+def _tell_reports(site: Site) -> None:
+    """What of models' own configurations has no effect; docs/triton.md says why."""
+    for model, report in site.reports.items():
+        if report.unknown:
+            tell("config_unknown", model=model, fields=report.unknown)
+        if report.not_used:
+            tell("config_not_used", model=model, fields=report.not_used)
+    for model, artifact in site.artifacts.items():
+        if artifact.idle:
+            tell("versions_not_served", model=model, serves=artifact.version, others=artifact.idle)
 
 
 def profile(
@@ -108,7 +122,7 @@ def profile(
         for artifact in site.artifacts.values():
             site.store.path(artifact.digest).unlink(missing_ok=True)
         site.store.write_machine(Machine())
-    refused = _measured(site, budget)
+    refused = {**site.refused, **_measured(site, budget)}
     points = sorted(stored_points(site), key=lambda p: (p.model, p.shape, p.size, p.rows))
     if as_json:
         machine = asdict(site.store.read_machine())

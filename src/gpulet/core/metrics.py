@@ -65,7 +65,7 @@ _UNMEASURED = Finished(0)
 
 
 class Metrics:
-    """Folds every step's messages. Unknown models are counted together under `""`.
+    """Folds every step's messages. Unknown models are counted together under `""`; `phases` is where requests were.
 
     `models` are all names that requests may have, `applications` those among them that only lead to others' runs;
     `stages` counts stage requests once more. `knees` are SMs by model, as `Usage` says; `begins` is when the run does.

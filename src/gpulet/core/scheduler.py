@@ -45,7 +45,7 @@ from gpulet.units import NEVER, Instant
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds the scheduler keeps by itself: `max_queue` requests wait per model; `early_drop` gives up at the deadline."""
+    """Bounds the scheduler keeps by itself: `max_queue` requests wait per model, or what a model says; `early_drop` gives up at the deadline."""
 
     max_queue: int = 4096
     early_drop: bool = True
@@ -143,7 +143,7 @@ class Scheduler:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
         if self._is_stopping and request.id not in self._parts:
             return commands.append(Reject(request.id, Reason.STOPPED))
-        if self._depth[request.model] >= self._limits.max_queue:
+        if self._depth[request.model] >= (model.max_queue or self._limits.max_queue):
             return commands.append(Reject(request.id, Reason.QUEUE_FULL))
         place = self._dispatcher.bind(now, request, self.fleet)
         if place is CENTRAL:

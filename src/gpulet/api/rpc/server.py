@@ -121,6 +121,7 @@ def _answers(info: Info) -> Mapping[str, Answer]:
         "ServerMetadata": lambda _: info.server(),
         "ModelReady": lambda asked: {"ready": info.is_ready(asked.name, asked.version)},
         "ModelMetadata": lambda asked: info.model(asked.name, asked.version),
+        "ModelConfig": lambda asked: {"config": info.config(asked.name, asked.version)},
         "ModelStatistics": lambda asked: info.statistics(asked.name, asked.version),
         "RepositoryIndex": lambda asked: {"models": info.index(only_ready=asked.ready)},
         "RepositoryModelLoad": lambda asked: _nothing(info.load(asked.model_name, dict(asked.parameters))),
