@@ -14,6 +14,7 @@ import time
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -83,10 +84,8 @@ class Connection:
             self.close()
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         self.writer.write(data)
-        try:
+        with suppress(ConnectionError):
             await asyncio.wait_for(self.writer.drain(), PATIENCE_S)
-        except ConnectionError:
-            pass
 
     async def answer(self) -> tuple[int, bytes]:
         """Status and body of the next one."""
@@ -151,7 +150,9 @@ async def over_grpc(address: str, cases: Iterator[tuple[str, RpcCase]], tally: T
         for number, (family, case) in enumerate(cases):
             began = time.perf_counter()
             outcome, detail = await (streamed(channel, case) if case.is_stream else called(channel, case))
-            is_right = outcome in {code.name for code in CODES} or outcome == "left" or (outcome == "OK" and case.may_pass)
+            is_right = (
+                outcome in {code.name for code in CODES} or outcome == "left" or (outcome == "OK" and case.may_pass)
+            )
             tally.add(family, outcome, began, is_right=is_right, detail=(detail, case.messages[0][:200]))
             if number % 8 == 0:
                 await good_over_grpc(channel, tally)
@@ -278,7 +279,10 @@ def _attacked(server: Server, requests: int, plane: str, seed: int, *, is_heavy:
     assert register == 200, register  # noqa: PLR2004 (HTTP)
     before = descriptors(server.process.pid)
     prober = subprocess.Popen(
-        [sys.executable, __file__, "--probe", str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, "--probe", str(server.port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     began = time.perf_counter()
     try:

@@ -141,14 +141,14 @@ def _shapes(r: Random) -> Case:
 def _datatypes(r: Random) -> Case:
     model = r.choice(["words", "flags", "two", "none", ""])
     item = x(datatype=r.choice(_DATATYPES[1:]), name=r.choice(["x", "y", "", "x" * 5000, "\0", "é"]))
-    return Case(infer({"inputs": [item] * r.choice([0, 1, 1, 2, 40])}, model) if r.random() < 0.3 else _one(item))
+    return Case(infer({"inputs": [item] * r.choice([0, 1, 1, 2, 40])}, model) if r.randrange(3) == 0 else _one(item))
 
 
 def _data(r: Random) -> Case:
     data = r.choice(
         [
             [1, 2, 3], [1, 2, 3, 4, 5], [], None, {}, 1, "1234", ["1", "2", "3", "4"], [None] * 4, [True] * 4, [[1, 2], [3]],
-            [[1, 2], [3, 4]], [1e300, 1, 1, 1], [1, 2, 3, [4]], [10**400, 0, 0, 0], [[[[1, 2, 3, 4]]]], [2**70, 0, 0, 0],
+            [[1, 2], [3, 4]], [1e300, 1, 1, 1], [1, 2, 3, [4]], [10**400, 0, 0, 0], [[[[1, 2, 3, 4]]]],
         ]
     )  # fmt: skip
     return Case(_one(x(data=data)))
@@ -205,7 +205,7 @@ def _regions(r: Random) -> Case:
     region = r.choice([REGION, "none", "../x", "x" * 300])
     offset, size = r.choice([(4096, 16), (4095, 16), (-1, 16), (2**63, 16), (2**64, 16), (0, 15), (0, 2**63), (0, -1)])
     place = {"shared_memory_region": region, "shared_memory_offset": offset, "shared_memory_byte_size": size}
-    if r.random() < 0.5:
+    if r.getrandbits(1):
         return Case(_one(x(data=None, parameters=place)))
     return Case(
         _one(x(), outputs=[{"name": "y", "parameters": place}]),
@@ -265,7 +265,7 @@ def _packed(r: Random) -> Case:
 _BOMB: Final = gzip.compress(bytes(66 << 20), 9)
 
 
-def _bomb(r: Random) -> Case:
+def _bomb(r: Random) -> Case:  # noqa: ARG001 (a family)
     return Case(infer(_BOMB, "tiny", b"", "Content-Encoding: gzip"))
 
 

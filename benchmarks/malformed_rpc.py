@@ -100,7 +100,7 @@ def _unknown_method(r: Random) -> RpcCase:
 def _wire_types(r: Random) -> RpcCase:
     field = r.randrange(1, 9)
     data = bytes([field << 3 | r.choice([0, 1, 3, 4, 5, 6, 7])]) + r.randbytes(r.randrange(12))
-    return _one(good() + data if r.random() < 0.5 else data, may_pass=True)  # noqa: PLR2004 (half of them)
+    return _one(good() + data if r.getrandbits(1) else data, may_pass=True)
 
 
 def _varints(r: Random) -> RpcCase:
@@ -160,7 +160,7 @@ def _twice_given(r: Random) -> RpcCase:
 
 def _strings(r: Random) -> RpcCase:
     item = {"datatype": "BYTES", "shape": [1, 2]}
-    if r.random() < 0.5:  # noqa: PLR2004 (half of them)
+    if r.getrandbits(1):
         texts = r.choice([[b"\xff", b"a"], [b"a"], [b"\xed\xa0\x80", b""]])
         return _one(request("words", **item, contents={"bytes_contents": texts}).SerializeToString())
     raw = r.choice([b"\xff\xff\xff\xff", b"\1\0\0\0\xff\0\0\0\0", b"\0\0\0\0", b"\1\0\0\0a\1\0\0\0bX"])
@@ -186,7 +186,7 @@ def _parameters(r: Random) -> RpcCase:
 
 def _regions(r: Random) -> RpcCase:
     message = request()
-    holder = message.inputs[0] if r.random() < 0.5 else message.outputs.add(name="y")  # noqa: PLR2004 (half of them)
+    holder = message.inputs[0] if r.getrandbits(1) else message.outputs.add(name="y")
     holder.parameters["shared_memory_region"].string_param = r.choice([REGION, "none", ""])
     offset, size = r.choice(
         [(4096, 16), (4090, 16), (-1, 16), (2**63 - 1, 2**63 - 1), (0, 15), (0, -1), (2**62, 2**62)]
@@ -212,7 +212,7 @@ def _left_streams(r: Random) -> RpcCase:
     return RpcCase(_STREAM, (good(),) * r.randrange(1, 100), is_cancelled=True)
 
 
-def _left(r: Random) -> RpcCase:
+def _left(r: Random) -> RpcCase:  # noqa: ARG001 (a family)
     return RpcCase(_INFER, (good(),), is_cancelled=True)
 
 

@@ -21,6 +21,8 @@ _FOLD_S = 1.0
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
+        if record.exc_info:
+            fields = {**fields, "error": repr(record.exc_info[1])}
         line = {"time": self.formatTime(record), "level": record.levelname, "event": record.getMessage(), **fields}
         return orjson.dumps(line, default=str).decode()
 
@@ -46,6 +48,9 @@ def configure(log_format: Literal["text", "json"]) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.handlers[:] = [handler]
+    uvicorn.setLevel(logging.ERROR)  # it warns of every request that is no HTTP
     logging.getLogger("opentelemetry").handlers[:] = [handler]  # a collector that is away is told as everything else
 
 
@@ -66,6 +71,7 @@ _WRONG = frozenset(
         "reload_failed",
         "journal_stopped",
         "requests_refused",
+        "request_failed",
         "drain_incomplete",
         "core_failed",
     }

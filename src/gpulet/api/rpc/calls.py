@@ -2,19 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 import grpc
 
 from gpulet.api.forms import Form
-from gpulet.api.front import Front, Readers, refusal
+from gpulet.api.front import Front, Readers, as_request_error, refusal
 from gpulet.api.rpc.infer import as_varint, parse, split
 from gpulet.api.rpc.messages import MESSAGES
 from gpulet.core.messages import Reason
 from gpulet.errors import RequestError
-from gpulet.executors.base import Buffer, Outputs
+from gpulet.executors.base import Outputs
 from gpulet.units import SECOND, Duration
 
 _CACHE_ENTRIES: Final = 512
@@ -82,7 +81,7 @@ class Call:
     def __init__(self, front: Front, traceparent: str) -> None:
         self._front = front
         self.traceparent = traceparent
-        self.done: asyncio.Future[list[Buffer]] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[bytes | RequestError] = asyncio.get_running_loop().create_future()
         self.number = 0
 
     def begin(self, model: str, readers: Readers, form: Form, raws: Sequence[memoryview], limit: Duration) -> None:
@@ -99,9 +98,9 @@ class Call:
             return
         try:
             parts = self._readers.rpc.answer(self._form, outputs, first_row, self._front.regions)
-            self.done.set_result([b"".join(parts)])
-        except RequestError as error:
-            self.fail(error)
+            self.done.set_result(b"".join(parts))
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
 
     def refuse(self, reason: Reason) -> None:
         """The core gave it up."""
@@ -116,9 +115,14 @@ class Call:
                 self.fail(RequestError(message, self._front.status(reason)))
 
     def fail(self, error: RequestError) -> None:
-        """It has no result."""
+        """It has no result. The error is told, not raised: its traceback would keep message and call until a collection."""
         if not self.done.done():
-            self.done.set_exception(error)
+            self.done.set_result(error.with_traceback(None))
+
+    def leave(self) -> None:
+        """Nobody will ask what became of it."""
+        if not self.done.done():
+            self.cancel()
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -137,14 +141,14 @@ class Infer:
         """ModelInfer."""
         call = self._begin(message, context)
         try:
-            (answer,) = await call.done
-        except RequestError as error:
-            await context.abort(code_of(error), str(error))
-            raise
+            answer = await call.done
         finally:
-            if not call.done.done() or call.done.cancelled():
+            if call.done.cancelled():
                 call.cancel()
-        return bytes(answer)
+        if isinstance(answer, RequestError):
+            await context.abort(code_of(answer), str(answer))
+            raise answer  # never: `abort` raises
+        return answer
 
     async def stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """ModelStreamInfer: answers in the order of their requests; a bad request does not end the stream."""
@@ -158,29 +162,36 @@ class Infer:
             reading.cancel()
             left = [call, *(calls.get_nowait() for _ in range(calls.qsize()))]
             for each in left:
-                if each and not each.done.done():
-                    each.cancel()
+                if each:
+                    each.leave()
 
     async def _read(self, messages: AsyncIterator[bytes], context: Any, calls: "asyncio.Queue[Call | None]") -> None:
-        with suppress(grpc.RpcError):  # the client has gone: what has come is answered to nobody
+        call: Call | None = None
+        try:
             async for message in messages:
-                await calls.put(self._begin(message, context))
+                call = self._begin(message, context)
+                await calls.put(call)
+                call = None
+        except grpc.RpcError:
+            pass  # the client has gone: what has come is answered to nobody
+        except Exception as error:  # noqa: BLE001 (see there; without an end the answers would wait for ever)
+            as_request_error(error)
+        finally:
+            if call:  # the answers have ended before there was room for it
+                call.leave()
         await calls.put(None)
 
     def _begin(self, message: bytes, context: Context) -> Call:
         """A call that has begun, or failed."""
-        remaining = context.time_remaining()
         call = Call(self._front, _traceparent(context))
         try:
-            if remaining is not None and remaining <= 0:
-                raise RpcError(refusal(Reason.EXPIRED), grpc.StatusCode.DEADLINE_EXCEEDED)
-            limit = round(remaining * SECOND) if remaining is not None and remaining < _ENDLESS_S else 0
+            limit = _limit(context)
             description, raws = split(message)
             model, readers, form = self._form(description, tuple([len(raw) for raw in raws]))
             call.begin(model, readers, form, raws, limit)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 (see there)
             call.name = ""
-            call.fail(error)
+            call.fail(as_request_error(error))
         return call
 
     def _form(self, description: bytes, raw_sizes: tuple[int, ...]) -> tuple[str, Readers, Form]:
@@ -202,16 +213,23 @@ class Infer:
 _ENDLESS_S: Final = 365 * 86400.0
 
 
+def _limit(context: Context) -> Duration:
+    """How long the client waits, 0 where it does not say; raises `RpcError` where that is over."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise RpcError(refusal(Reason.EXPIRED), grpc.StatusCode.DEADLINE_EXCEEDED)
+    return round(remaining * SECOND) if remaining is not None and remaining < _ENDLESS_S else 0
+
+
 def _traceparent(context: Context) -> str:
     return next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")
 
 
 async def _streamed(call: Call) -> bytes:
     """A ModelStreamInferResponse, of an error as well; every request has one answer, which so is its last."""
-    try:
-        (answer,) = await call.done
-    except RequestError as error:
-        response: Any = _StreamResponse(error_message=str(error))
+    answer = await call.done
+    if isinstance(answer, RequestError):
+        response: Any = _StreamResponse(error_message=str(answer))
         response.infer_response.id = call.name
         told: bytes = response.SerializeToString()
         return told

@@ -8,7 +8,8 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
-from gpulet.api.front import Front
+from gpulet.api.asking import LARGEST_DESCRIPTION
+from gpulet.api.front import Front, as_request_error
 from gpulet.api.heads import bears
 from gpulet.api.info import Document, Info
 from gpulet.api.rpc.calls import Infer, code_of
@@ -82,13 +83,12 @@ class _Service(grpc.GenericRpcHandler):
         if self._token and not path.startswith(_OPEN_TO_ALL):
             metadata = dict(handler_call_details.invocation_metadata)
             if not bears(str(metadata.get("authorization", "")).encode(), self._token):
-                return grpc.unary_unary_rpc_method_handler(_refuse)
+                return grpc.stream_stream_rpc_method_handler(_refuse)  # whatever it is, nothing of it is read
         return self._methods.get(path)
 
 
-async def _refuse(_: bytes, context: Any) -> bytes:
+async def _refuse(_: AsyncIterator[bytes], context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is wanted")
-    return b""
 
 
 def _unary(asked: Any, kind: Any, answer: Answer) -> Any:
@@ -96,21 +96,28 @@ def _unary(asked: Any, kind: Any, answer: Answer) -> Any:
 
     async def call(data: bytes, context: Any) -> bytes:
         try:
-            document = answer(asked.FromString(data))
+            document = answer(_parsed(asked, data))
             if isinstance(document, Awaitable):
                 document = await document
-        except DecodeError:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"request is not valid: not a {asked.DESCRIPTOR.name}"
-            )
-            raise
-        except RequestError as error:
-            await context.abort(code_of(error), str(error))
+        except Exception as error:
+            refused = as_request_error(error).with_traceback(None)  # which would keep the message until a collection
+            await context.abort(code_of(refused), str(refused))
             raise
         message: bytes = ParseDict(document, kind(), ignore_unknown_fields=True).SerializeToString()
         return message
 
     return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _parsed(asked: Any, data: bytes) -> Any:
+    if len(data) > LARGEST_DESCRIPTION:
+        msg = f"a {asked.DESCRIPTOR.name} is {LARGEST_DESCRIPTION} bytes at most, not {len(data)}"
+        raise RequestError(msg)
+    try:
+        return asked.FromString(data)
+    except DecodeError:
+        msg = f"request is not valid: not a {asked.DESCRIPTOR.name}"
+        raise RequestError(msg) from None
 
 
 def _answers(info: Info) -> Mapping[str, Answer]:
