@@ -7,6 +7,7 @@ is a process that asks all the time. `heavy` is what the largest single requests
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ MODELS = dict.fromkeys(("tiny", "words", "texts", "flags", "two", "free", "maske
 VALUES = b"\0\0\x80\x3f\0\0\0\x40\0\0\x40\x40\0\0\x80\x40"
 GOOD = infer({"inputs": [binary(16)], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, "tiny", VALUES)
 PATIENCE_S = 10.0
+KEY = f"gpulet-fuzz-{os.getpid()}"
 WORKERS = {"http": 6, "grpc": 4}
 ALLOWED = {501, 505, *range(400, 500)}
 OVERLOAD = {429, 503}
@@ -128,6 +130,8 @@ async def over_http(port: int, cases: Iterator[tuple[str, Case]], tally: Tally) 
             connection.close()
         if number % 8 == 0:
             await good_over_http(connection, tally)
+    connection.close()
+    await asyncio.sleep(0)  # asyncio closes in the turn that follows
 
 
 async def good_over_http(connection: Connection, tally: Tally) -> None:
@@ -259,7 +263,7 @@ def start(folder: Path) -> Server:
 
 def run(requests: int, plane: str, seed: int, *, is_heavy: bool = True) -> dict[str, Any]:
     """A server, attacked; what came of it."""
-    shared = Path("/dev/shm/gpulet-fuzz")  # noqa: S108 (the object that is registered)
+    shared = Path("/dev/shm", KEY)  # noqa: S108 (the object that is registered)
     shared.write_bytes(bytes(REGION_BYTES))
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +275,7 @@ def run(requests: int, plane: str, seed: int, *, is_heavy: bool = True) -> dict[
                 server.process.wait(30)
                 server.close()
     finally:
-        shared.unlink()
+        shared.unlink(missing_ok=True)
 
 
 def _attacked(server: Server, requests: int, plane: str, seed: int, *, is_heavy: bool) -> dict[str, Any]:
@@ -320,7 +324,7 @@ KNOWN = {"gpulet_up", "ready", "requests_refused", "plan", "gpulet_down", "stopp
 
 async def _register(port: int) -> int:
     connection = Connection(port)
-    body = json.dumps({"key": "/gpulet-fuzz", "offset": 0, "byte_size": REGION_BYTES}).encode()
+    body = json.dumps({"key": f"/{KEY}", "offset": 0, "byte_size": REGION_BYTES}).encode()
     head = f"POST /v2/systemsharedmemory/region/{REGION}/register HTTP/1.1\r\nHost: f\r\nContent-Length: {len(body)}\r\n\r\n"
     await connection.send(head.encode() + body)
     status, _ = await connection.answer()

@@ -138,9 +138,8 @@ def _describe(answered: Answered) -> dict[str, Any]:
     wanted = answered.wanted
     doc: dict[str, Any] = {"name": wanted.name, "datatype": answered.datatype, "shape": answered.shape}
     if wanted.place:
-        region = {"shared_memory_region": wanted.place.region, "shared_memory_byte_size": answered.size}
-        doc["parameters"] = {**region, "shared_memory_offset": wanted.place.offset}
-    elif wanted.is_binary:
+        return doc  # as Triton has it: its C++ client takes any parameters for those of binary data
+    if wanted.is_binary:
         doc["parameters"] = {"binary_data_size": answered.size}
     else:
         doc["data"] = _values(answered)
