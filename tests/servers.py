@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
 
 
-def save_model(folder, name, *, width=4, layers=0, seed=1):
+def save_model(folder, name, *, width=4, layers=0, seed=1, version=1):
     """`width` may be a name: a free dimension. y = x through `layers` square products: identity-sized without any, heavier with each."""
     random = np.random.default_rng(seed)
     nodes, weights, last = [], [], "x"
@@ -35,7 +35,7 @@ def save_model(folder, name, *, width=4, layers=0, seed=1):
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path = Path(folder) / name / "1" / "model.onnx"
+    path = Path(folder) / name / str(version) / "model.onnx"
     path.parent.mkdir(parents=True)
     onnx.save(model, path)
 

@@ -98,6 +98,7 @@ class ModelSection(_Section):
         0.0, gt=0, allow_inf_nan=False, description="input of one row, for network budgets; left out: not counted"
     )
     rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
+    pin: bool = Field(False, description="never unloaded to make room, nor for being idle")
 
     @field_validator("pad")
     @classmethod
@@ -177,6 +178,9 @@ class LimitsSection(_Section):
     max_body_mib: float = Field(64.0, gt=0, le=2048, allow_inf_nan=False, description="largest request body")
     max_header_kib: int = Field(16, gt=0, le=1024, description="largest request head")
     max_connections: int = Field(4096, gt=0, description="open HTTP connections")
+    memory_mib: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="memory of all loaded models, as workers measure it; 0: not bounded"
+    )
 
 
 class ServerSection(_Section):
@@ -195,6 +199,16 @@ class ServerSection(_Section):
     metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
     overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
     drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")
+    idle_unload_s: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="unload a model after so long without a request for it; 0: never"
+    )
+    load_wait_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="longest wait of a request for a model that was unloaded so",
+    )
     journal: str = Field("", description="write every step to this file, for `gpulet replay`")
     token_file: str = Field(
         "", description="a file whose only line is the bearer token that clients must send; relative to this file"

@@ -13,6 +13,7 @@ def refuse_exposed(server: ServerSection) -> None:
     offered = {
         "without a token (token_file)": not server.token_file,
         "with shared memory (allow_client_shm)": server.allow_client_shm,
+        "with loads and unloads (model_control)": server.model_control == "explicit",
     }
     for what, is_so in offered.items():
         if is_so:

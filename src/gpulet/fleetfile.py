@@ -78,6 +78,11 @@ class Site:
         return replace(self, sections=left, artifacts=artifacts)
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The files that a model of its repository may be."""
+        return CPU_FORMATS if self.executor in {"cpu", "simulated"} else GPU_FORMATS
+
+    @property
     def limits(self) -> Limits:
         """What the scheduler keeps by itself."""
         return Limits(self.config.limits.max_queue, self.system.drops_early)
@@ -120,14 +125,14 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
     executor = _executor(config.devices)
     formats = CPU_FORMATS if executor in {"cpu", "simulated"} else GPU_FORMATS
     offer = offer_of(config.server, folder, formats)
-    artifacts = offer.start
+    artifacts = offer.found.artifacts
     applications = read_applications(config, executor)
     listed = tuple(config.models) if config.models or applications else _sections(artifacts)
     needed = dict.fromkeys(name for application in applications for name in models_of(application))
     sections = (*listed, *_sections(name for name in needed if name not in {s.name for s in listed}))
     _refuse_twins(source, sections)
     if executor != "simulated":
-        sections = tuple(s for s in sections if not offer.is_left_out(s.name))
+        sections = tuple(s for s in sections if not offer.is_refused(s.name))
         if executor == "cpu" or artifacts:
             _refuse_absent(source, sections, artifacts)
     if not sections:
@@ -285,8 +290,5 @@ def servable(site: Site) -> Site:
         raise ConfigError(msg)
     if not site.artifacts:
         msg = "nothing to serve: name a model repository under [server]"
-        raise ConfigError(msg)
-    if site.config.server.model_control == "poll":
-        msg = 'model_control = "poll": the server does not look at its repository again yet; leave it out, or use "explicit"'
         raise ConfigError(msg)
     return site

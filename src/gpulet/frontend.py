@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from gpulet.api.catalog import Catalog
-from gpulet.api.control import NoControl
+from gpulet.api.control import Control
 from gpulet.api.front import ApiLimits, Front
 from gpulet.api.info import Document, Info
 from gpulet.api.regions import Regions
@@ -75,6 +75,7 @@ class FrontEnd:
         ports: Ports,
         live: Live,
         catalog: Catalog,
+        control: Control,
         registry: CollectorRegistry,
         statistics: Callable[[str, str], Document],
         configs: Callable[[str, Signature], Document],
@@ -84,7 +85,7 @@ class FrontEnd:
         info = Info(
             catalog,
             regions,
-            NoControl(catalog),
+            control,
             statistics,
             configs,
         )

@@ -89,10 +89,10 @@ async def _measure_one(site: Site, name: str, artifact: Artifact, budget: Durati
         progress(name, point)
 
     if site.executor == "cpu":
-        model = WorkerModel(name, str(artifact.path), 1, grid.shapes)
+        model = WorkerModel(name, str(artifact.path), 1, grid.shapes, batches=artifact.declaration.batches)
         await measure_model(model, CoreSeats(usable_cores()), grid, tuple(points), keep)
         return
-    model = WorkerModel(name, str(artifact.path), grid.batches[-1], grid.shapes)
+    model = WorkerModel(name, str(artifact.path), grid.batches[-1], grid.shapes, batches=artifact.declaration.batches)
     program = program_of(replace(site, artifacts={name: artifact}))  # which imports what this model needs
     seats = GpuSeats(site.devices[0], ground_of(site), program)
     await measure_model(model, seats, grid, tuple(points), keep)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpulet.api.catalog import Catalog, Served
+from gpulet.api.control import ReadOnly
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
 from gpulet.api.info import Document
@@ -19,24 +20,24 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
 from gpulet.executors.base import LiveExecutor, Signature
+from gpulet.executors.loading import EmulatedLoader, WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
-from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.fleetfile import Site
 from gpulet.frontend import FrontEnd, bind
 from gpulet.grounds import ground_of, program_of
 from gpulet.journalfile import JournalFile
+from gpulet.loads import Files, Poller, make_residency
 from gpulet.logs import RefusalLog, tell
 from gpulet.model import Model
 from gpulet.plan import Plan
-from gpulet.repository.artifact import Declaration
 from gpulet.repository.completing import as_json, complete
-from gpulet.repository.declared import Declared
+from gpulet.residency import Residency
 from gpulet.systems import make_scheduler
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
-from gpulet.units import PLAIN
+from gpulet.units import SECOND
 from gpulet.useful import useful_sizes
 
 
@@ -52,26 +53,30 @@ class LiveServer:
     timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
+    residency: Residency
+    poller: Poller | None = None
     tracing: Tracing | None = None
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
         self.executor.carve()
+        self.residency.begin()
         await self.ends.open()
+        if self.poller:
+            self.poller.begin()
         self.catalog.is_open = True
 
     async def ready(self) -> None:
         """Wait until the plan is carved, loaded, verified and warm."""
         while not self.catalog.is_carved:  # noqa: ASYNC110 (once in a life)
             await asyncio.sleep(0.01)
-        for name in self.catalog.models:
-            self.catalog.is_ready(
-                name
-            )  # a model that is not as its file says is told of now, not when it is first wanted
 
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
+        if self.poller:
+            await self.poller.close()
+        await self.residency.close()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.ends.close()
@@ -88,7 +93,7 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
 
     `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
-    plan = plan.unfolded()
+    plan, server = plan.unfolded(), site.config.server
     ports = bind(site)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
     versions = {name: a.version for name, a in site.artifacts.items()}
@@ -127,18 +132,28 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     for here, planned in zip(site.devices, plan.devices, strict=True):
         if here.mechanism is not planned.mechanism:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
-    executor = _executor(site, problem, plan, live, catalog)
+    files = Files(site, problem, plan)
+    residency = make_residency(site, plan, files, live, catalog)
+    catalog.asleep, catalog.wake = live.door.asleep, residency.wake
+    executor = _executor(site, problem, plan, live, catalog, residency, files)
+    if isinstance(executor, Workers):
+        residency.attach(WorkerLoader(executor, round(server.drain_s * SECOND)))
+    else:
+        residency.attach(EmulatedLoader(catalog.signatures))
     catalog.refused.update(refused or {})
     live.attach(executor)
 
     def configs(name: str, signature: Signature) -> Document:
-        artifact = site.artifacts.get(name)
-        declared = artifact.declaration if artifact else Declaration()
-        return as_json(complete(declared, name, signature, served[name].model.max_batch))
+        return as_json(complete(files.declaration(name), name, signature, served[name].model.max_batch))
 
     registry = make_registry(metrics, served, scheduler.fleet, executor.load_times)
-    ends = FrontEnd(ports, live, catalog, registry, partial(model_statistics, metrics, served, timer.began_at), configs)
-    return LiveServer(live, executor, catalog, ends, metrics, timer, journal, site.config.server.drain_s, tracing)
+    control = residency if server.model_control == "explicit" else ReadOnly(residency)
+    statistics = partial(model_statistics, metrics, served, timer.began_at)
+    ends = FrontEnd(ports, live, catalog, control, registry, statistics, configs)
+    poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
+    return LiveServer(
+        live, executor, catalog, ends, metrics, timer, journal, server.drain_s, residency, poller, tracing
+    )
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -147,25 +162,22 @@ def _served_application(application: Application, problem: Problem) -> Served:
     return Served(Model(application.name, application.slo, most_rows), "1")
 
 
-def _executor(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> LiveExecutor:
+def _executor(
+    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency, files: Files
+) -> LiveExecutor:
     if site.executor == "simulated":
         whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
         catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
         return Simulated(
             problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
         )
-    largest = {
-        name: max((t.batch for g in plan.hosts(name) for t in g.turns if t.model == name), default=model.max_batch)
-        for name, model in problem.models.items()
-    }
-    shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    files = {n: WorkerModel(n, str(a.path), largest[n], shapes[n] or (PLAIN,)) for n, a in site.artifacts.items()}
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(plan, files, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
-    declarations = {name: artifact.declaration for name, artifact in site.artifacts.items()}
-    catalog.signatures = Declared(workers.signatures, declarations, workers.refused, tell)
-    catalog.refused, catalog.serves = workers.refused, workers.serves
+    workers = Workers(
+        plan, residency.wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience
+    )
+    workers.shelf.check = files.check
+    catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     return workers
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,6 +93,19 @@ class ProfileStore:
     def write_machine(self, machine: Machine) -> None:
         """Replace what is known of the machine."""
         _replace(self._machine_path, msgspec.json.encode(asdict(machine)).decode())
+
+    def read_memory(self) -> dict[str, int]:
+        """The bytes that a copy of a model took when it was loaded last, by its file's hash."""
+        path = self._memory_path
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, int]) if path.exists() else {}
+
+    def write_memory(self, sizes: Mapping[str, int]) -> None:
+        """Replace what is known of it."""
+        _replace(self._memory_path, msgspec.json.encode(sizes).decode())
+
+    @property
+    def _memory_path(self) -> Path:
+        return self._folder / f"{self._device}-{self._runtime}-memory.json"
 
     @property
     def _machine_path(self) -> Path:

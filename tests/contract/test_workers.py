@@ -18,7 +18,7 @@ from gpulet.errors import PlanError, Unproven, Unusable
 from gpulet.executors.gpus import Gpus
 from gpulet.executors.ground import Post
 from gpulet.executors.process import Program
-from gpulet.executors.recutting import recut
+from gpulet.executors.recutting import recut, reload
 from gpulet.executors.stations import Patience
 from gpulet.plan import Gpulet, Plan, Resident, Turn
 from gpulet.units import MIB, MS, SECOND
@@ -547,5 +547,40 @@ def test_a_worker_with_a_hung_kernel_does_not_outlive_its_front_end():
         assert ended == 1, "by itself, not by a signal"
         await bench.workers.close()
         bench.timer.close()
+
+    asyncio.run(run())
+
+
+def test_models_of_a_share_come_and_go_beside_serving_and_other_shares_keep_their_workers():
+    async def run():
+        async with carved(plan(64, 64, turns=(PLAIN, DEEP)), Alone()) as bench:
+            every = dict(bench.workers.shelf.wanted)
+            task = asyncio.ensure_future(reload(bench.workers, {"plain": every["plain"]}))
+            while not task.done():
+                await bench.serves(0)
+            await task
+            batch = bench.start(0, "deep")
+            assert await bench.until((RunFailed, Finished)) == RunFailed(batch)
+            pids = bench.workers.pids
+            await reload(bench.workers, {"plain": every["plain"]})
+            assert bench.workers.pids == pids
+            await reload(bench.workers, every)
+            await bench.serves(1, "deep")
+            assert bench.workers.shelf.bytes_of("deep", bench.workers.stations) > 0
+            await reload(bench.workers, {})
+            assert not bench.workers.pids
+            assert {(await bench.until(GpuletDown)).gpulet for _ in range(2)} == {0, 1}
+            await reload(bench.workers, every)
+            await bench.serves(1, "deep")
+
+    asyncio.run(run())
+
+
+def test_a_process_that_holds_a_whole_gpu_refuses_to_load_beside_its_plan():
+    async def run():
+        async with carved(plan(64, 64)) as bench:
+            with pytest.raises(Unusable, match="deep: a process that holds a whole GPU loads its models with its plan"):
+                await reload(bench.workers, {"plain": bench.workers.shelf.wanted["plain"]})
+            await bench.serves(1, "deep")
 
     asyncio.run(run())

@@ -357,7 +357,7 @@ def test_errors_have_the_protocols_codes(server):
             assert raised.value.status() == f"StatusCode.{code}"
         with pytest.raises(InferenceServerException) as raised:
             client.load_model("tiny")
-        assert "model_control is none" in str(raised.value)
+        assert "explicit model load / unload is not allowed" in str(raised.value)
 
 
 def test_a_grpc_deadline_and_a_cancelled_call_end_in_the_queue(tmp_path):

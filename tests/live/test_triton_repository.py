@@ -31,7 +31,8 @@ output { name: "sum" data_type: TYPE_FP32 dims: [ 2, 3 ] }
 dynamic_batching { default_queue_policy { default_timeout_microseconds: 654000 } }
 """
 MISMATCH = 'max_batch_size: 4 input { name: "a" data_type: TYPE_FP32 dims: 5 }'
-NAMES = ("doubles", "fixed", "adds", "unlike")
+ALONE = 'max_batch_size: 0 input { name: "a" data_type: TYPE_FP32 dims: [ -1, 3 ] }'
+NAMES = ("doubles", "fixed", "adds", "unlike", "alone")
 
 
 def save_sum(path, inputs, shape):
@@ -58,13 +59,15 @@ def server(tmp_path_factory):
     save_sum(models / "adds" / "1" / "model.onnx", "ab", ["N", 3])
     save_sum(models / "unlike" / "1" / "model.onnx", "a", ["N", 3])
     (models / "unlike" / "config.pbtxt").write_text(MISMATCH)
+    save_sum(models / "alone" / "1" / "model.onnx", "a", ["N", 3])
+    (models / "alone" / "config.pbtxt").write_text(ALONE)
     (models / "python" / "1").mkdir(parents=True)
     (models / "python" / "1" / "model.py").write_text("")
     (models / "python" / "config.pbtxt").write_text('backend: "python"')
     (folder / "p.csv").write_text(table(NAMES, cores=len(usable_cores())))
     text = '[[devices]]\nkind = "cpu"\nprofile = "p.csv"\n'
     text += "".join(f'[[models]]\nname = "{name}"\nrate = 20\n' for name in (*NAMES, "python"))
-    text += '[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
+    text += '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\nlog_format = "json"\n'
     (folder / "fleet.toml").write_text(text)
     with serve(folder / "fleet.toml") as running:
         yield running
@@ -127,3 +130,10 @@ def test_what_has_no_effect_is_told_once(server):
         "dynamic_batching.preferred_batch_size",
         "dynamic_batching.max_queue_delay_microseconds",
     ]
+
+
+def test_a_model_that_does_no_batching_takes_any_first_dimension_and_runs_alone(client):
+    for rows in (1, 5):
+        assert (infer(client, "alone", a=numbers(rows, 3)) == 2 * numbers(rows, 3)).all()
+    config = client.get_model_config("alone")
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == (0, [-1, 3])

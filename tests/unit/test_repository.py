@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from gpulet.config import parse_fleet_file
 from gpulet.errors import ConfigError, ModelError
 from gpulet.executors.base import Signature, Tensor
-from gpulet.fleetfile import open_site, servable
+from gpulet.executors.shelf import Shelf
+from gpulet.executors.wire import ModelReady
+from gpulet.fleetfile import open_site
 from gpulet.problems import load_profile, make_problem
 from gpulet.repository import GPU_FORMATS, scan
 from gpulet.repository.artifact import Batching, Declaration
 from gpulet.repository.completing import as_json, check, complete
 from gpulet.repository.controlling import Added, Changed, Control, Removed, at_start, changes
-from gpulet.repository.declared import Declared
 from gpulet.repository.pbtxt import parse_pbtxt
 from gpulet.repository.taking import Report, report_of, wishes_of
 from gpulet.repository.verdicts import VERDICTS, Use
@@ -464,16 +465,12 @@ def test_a_model_that_does_not_batch_cannot_have_a_batch_size():
     check(declared("max_batch_size: 0"), FIXED)
 
 
-def test_a_model_unlike_its_file_is_refused_once_and_its_neighbours_are_there():
-    told, refused = [], {}
-    signatures = {"m": SIGNATURE, "n": SIGNATURE}
-    view = Declared(signatures, {"m": declared(X)}, refused, lambda event, **fields: told.append((event, fields)))
-    assert list(view) == ["n"]
-    assert "m" not in view
-    assert refused == {"m": "input x: expected shape [4], the model has [-1, 4]"}
-    assert told == [("model_refused", {"model": "m", "error": refused["m"]})]
-    signatures["m"] = Signature((Tensor("x", "FP32", (4,)),), (), False)
-    assert "m" in view
+def test_a_model_unlike_its_file_is_as_if_it_could_not_be_loaded():
+    shelf = Shelf({}, lambda *_, **__: None)
+    shelf.check = lambda name, signature: check(declared(X if name == "m" else ""), signature)
+    unlike, alike = shelf.checked((ModelReady("m", SIGNATURE), ModelReady("n", SIGNATURE)))
+    assert unlike.error == "input x: expected shape [4], the model has [-1, 4]"
+    assert alike == ModelReady("n", SIGNATURE)
 
 
 def test_json_has_the_shape_of_tritons_with_numbers_as_numbers():
@@ -609,24 +606,18 @@ def test_several_repositories_are_one(tmp_path, site_of):
     assert list(site_of(repository='["a", "b"]').artifacts) == ["m", "n"]
 
 
-def test_explicit_control_loads_what_is_named_and_knows_the_others(tmp_path, site_of):
+def test_explicit_control_plans_for_all_and_loads_what_is_named(tmp_path, site_of):
     for name in "mno":
         put(tmp_path / "models", name)
     site = site_of('model_control = "explicit"\nload_models = ["n"]\n[[models]]\nname = "m"\n[[models]]\nname = "n"\n')
-    assert [s.name for s in site.sections] == ["n"]
+    assert [s.name for s in site.sections] == ["m", "n"]
+    assert [site.offer.is_later(name) for name in "mn"] == [True, False]
     assert list(site.offer.found.artifacts) == ["m", "n", "o"]
     put(tmp_path / "models", "p")
     (change,) = changes(site.offer.found.artifacts, site.offer.again(site.offer.found.artifacts).artifacts)
     assert isinstance(change, Added)
     assert change.artifact.name == "p"
-    with pytest.raises(ConfigError, match="load_models names none, and a plan needs one"):
-        site_of('model_control = "explicit"\n')
-
-
-def test_polling_is_refused_while_nobody_polls(tmp_path, site_of):
-    put(tmp_path / "models", "m")
-    with pytest.raises(ConfigError, match='model_control = "poll": the server does not look'):
-        servable(site_of('model_control = "poll"\n'))
+    assert [s.name for s in site_of('model_control = "explicit"\n').sections] == ["m", "n", "o", "p"]
 
 
 def test_control_is_one_of_three():

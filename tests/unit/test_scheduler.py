@@ -6,11 +6,13 @@ from gpulet.core.messages import (
     Answer,
     Arrived,
     Cancelled,
+    Closed,
     Drop,
     Fail,
     Finished,
     GpuletDown,
     GpuletUp,
+    Opened,
     Reason,
     Reject,
     Start,
@@ -147,6 +149,18 @@ def test_unequal_shapes_wait_in_queues_of_their_own():
     step(w, 0, *(Arrived(request(n, shape=s)) for n, s in ((2, "7"), (3, "9"), (4, "7"))))
     (_, start) = step(w, 1, Finished(1))
     assert (start.shape, start.requests) == ("7", (2, 4))
+
+
+def test_a_closed_model_refuses_what_arrives_serves_what_is_here_and_opens_again():
+    w = world(SHAPES["idle picks"])
+    (first,) = step(w, 0, Arrived(request(1)))
+    assert step(w, 1, Arrived(request(2)), Closed("m0"), Arrived(request(3))) == [Reject(3, Reason.NOT_LOADED)]
+    assert w.scheduler.holds("m0")
+    assert isinstance(step(w, 2, Finished(first.batch))[-1], Start)
+    assert step(w, 3, Finished(first.batch + 1)) == [Answer(first.batch + 1, (2,))]
+    assert not w.scheduler.holds("m0")
+    assert isinstance(step(w, 4, Arrived(request(4, model="m1")))[0], Start)
+    assert isinstance(step(w, 5, Finished(first.batch + 2), Opened("m0"), Arrived(request(5)))[-1], Start)
 
 
 class Careless:

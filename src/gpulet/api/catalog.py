@@ -1,7 +1,7 @@
 """What is served, as the protocol's users see it: names, versions, signatures, readiness."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
@@ -45,6 +45,10 @@ class Catalog:
     applications: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     serves: Callable[[str], bool] = field(default=lambda _: True)
     """Whether the executor has a model up that no gpulet hosts."""
+    asleep: Collection[str] = ()
+    """Models that are loaded once they are asked for."""
+    wake: Callable[[str], None] = field(default=lambda _: None)
+    """A request came for a model of which not even the signature is known: load it, if it may be."""
 
     def find(self, name: str, version: str = "") -> Served:
         """A model that is served; raises `RequestError` for an unknown or refused one, and for another version."""
@@ -67,20 +71,25 @@ class Catalog:
         """What a model takes and gives; raises `RequestError` while no worker has loaded it."""
         signature = self.signatures.get(name)
         if signature is None:
-            msg = f"model {name} is still loading"
+            self.wake(name)
+            is_shut = name in self.fleet.closed and name not in self.asleep
+            msg = f"model {name} is {'not loaded' if is_shut else 'still loading'}"
             raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE)
         return signature
 
     def is_ready(self, name: str) -> bool:
-        """Whether a request for this model would be run now: loaded somewhere that is up."""
+        """Whether a request for this model would be run: loaded somewhere that is up, or asleep."""
         if name in self.applications:
             return all(self.is_ready(model) for model in self.applications[name])
+        if name in self.fleet.closed:
+            return name in self.asleep
         hosts = [g for g in self.fleet.gpulets if name in g.planned.models]
         return name in self.signatures and (any(g.is_up for g in hosts) if hosts else self.serves(name))
 
     @property
     def is_carved(self) -> bool:
-        """Every gpulet is up, or where there is none every model loaded; those refused by name are not waited for."""
-        wanted = [g for g in self.fleet.gpulets if not set(g.planned.models) <= set(self.refused)]
-        is_loaded = bool(self.fleet.gpulets) or {*self.models} <= {*self.signatures, *self.refused, *self.applications}
+        """Every gpulet is up, or where there is none every model loaded; who is refused by name or shut is not waited for."""
+        absent = {*self.refused, *self.fleet.closed}
+        wanted = [g for g in self.fleet.gpulets if not set(g.planned.models) <= absent]
+        is_loaded = bool(self.fleet.gpulets) or {*self.models} <= {*self.signatures, *absent, *self.applications}
         return self.is_open and is_loaded and all(g.is_up for g in wanted)

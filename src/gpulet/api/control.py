@@ -1,63 +1,67 @@
-"""Loading and unloading models while serving: what the protocol asks of whoever does it."""
+"""What the repository endpoints ask of whoever loads and unloads models, in Triton's words."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
 from typing import Protocol
 
-from gpulet.api.catalog import Catalog
 from gpulet.errors import RequestError
+
+
+class State(StrEnum):
+    """Of a model, as Triton names them."""
+
+    UNAVAILABLE = "UNAVAILABLE"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One model of the repository index; `state` is READY, UNAVAILABLE, LOADING or UNLOADING, `reason` says why."""
+    """One model of the repository: `reason` says why it is not there."""
 
     name: str
     version: str
-    state: str
+    state: State
     reason: str = ""
 
 
 class Control(Protocol):
-    """Loads and unloads; both are done when they return, and raise `RequestError`."""
+    """Loads and unloads by name; all of it on the loop."""
 
     async def load(self, name: str) -> None:
-        """Load a model, or again what changed on disk; the one that serves does so until then."""
+        """Until it is served, as its files are now; raises `RequestError`: what served before serves on."""
         ...
 
     async def unload(self, name: str) -> None:
-        """Answer what waits, then give the memory back."""
+        """Until its memory is given back; requests are refused at once. Raises `RequestError`."""
         ...
 
-    def index(self) -> Sequence[IndexRow]:
-        """All models of the repository."""
+    def index(self, *, ready: bool = False) -> list[IndexRow]:
+        """Every model, or those that are ready."""
         ...
 
 
-class NoControl:
-    """Models are loaded with the server and stay."""
+class ReadOnly:
+    """Where the control mode is not explicit: what there is may be listed, nothing else."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, control: Control) -> None:
+        self._control = control
 
     async def load(self, name: str) -> None:
-        """Raises `RequestError`."""
-        raise _refused(name, "load")
+        """Refused."""
+        raise RequestError(_NOT_ALLOWED, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def unload(self, name: str) -> None:
-        """Raises `RequestError`."""
-        raise _refused(name, "unload")
+        """Refused."""
+        raise RequestError(_NOT_ALLOWED, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def index(self) -> Sequence[IndexRow]:
-        """The catalog's models."""
-        return [self._row(name, served.version) for name, served in self._catalog.models.items()]
-
-    def _row(self, name: str, version: str) -> IndexRow:
-        if name in self._catalog.refused:
-            return IndexRow(name, version, "UNAVAILABLE", self._catalog.refused[name])
-        is_ready = self._catalog.is_ready(name)
-        return IndexRow(name, version, "READY" if is_ready else "LOADING", "" if is_ready else "loading")
+    def index(self, *, ready: bool = False) -> list[IndexRow]:
+        """As it is."""
+        return self._control.index(ready=ready)
 
 
-def _refused(name: str, what: str) -> RequestError:
-    return RequestError(f"{what} of {name[:256]!r} is not allowed: [server] model_control is none")
+_NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"
+_FITS: type[Control] = ReadOnly
+"""The type checker's proof."""

@@ -37,10 +37,10 @@ class ApiLimits:
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Of one model, for each protocol; they hold as long as its signature and what the catalog says of it."""
+    """Of one model, for each protocol; they hold as long as its signature and version do."""
 
     signature: Signature
-    served: Served
+    version: str
     http: Reader
     rpc: RpcReader
 
@@ -92,7 +92,7 @@ class Front:
         served = self.catalog.find(model, version)
         signature = self.catalog.signature(model)
         readers = self._readers.get(model)
-        if readers is None or readers.signature is not signature or readers.served is not served:
+        if readers is None or readers.signature is not signature or readers.version != served.version:
             readers = self._readers[model] = self._make(model, served, signature)
         return readers
 
@@ -100,8 +100,8 @@ class Front:
         version, labels = served.version, served.labels
         checker = Checker(name, signature, served.model.max_batch, served.shapes, pads=served.pads)
         if name in self.catalog.applications:
-            return Readers(signature, served, GatheredReader(version, checker), GatheredRpcReader(version, checker))
-        return Readers(signature, served, Reader(version, checker, labels), RpcReader(version, checker, labels))
+            return Readers(signature, version, GatheredReader(version, checker), GatheredRpcReader(version, checker))
+        return Readers(signature, version, Reader(version, checker, labels), RpcReader(version, checker, labels))
 
     def submit(self, client: Client, model: str, form: Form, limit: Duration) -> RequestId:
         """Hand a request to the driver: one deadline from here to the kernel.
@@ -123,7 +123,7 @@ class Front:
                 return HTTPStatus.BAD_REQUEST
             case Reason.QUEUE_FULL | Reason.LATE:
                 return self.limits.overload_status
-            case Reason.EXPIRED | Reason.STOPPED | Reason.WORKER_LOST:
+            case Reason.EXPIRED | Reason.STOPPED | Reason.WORKER_LOST | Reason.NOT_LOADED:
                 return HTTPStatus.SERVICE_UNAVAILABLE
             case Reason.RUN_FAILED:
                 return HTTPStatus.INTERNAL_SERVER_ERROR

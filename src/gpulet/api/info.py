@@ -78,7 +78,7 @@ class Info:
 
     def index(self, *, only_ready: bool) -> list[Document]:
         """The repository's models and how they are."""
-        rows = [row for row in self.control.index() if row.state == "READY" or not only_ready]
+        rows = self.control.index(ready=only_ready)
         return [{"name": r.name, "version": r.version, "state": r.state, "reason": r.reason} for r in rows]
 
     async def load(self, name: str, parameters: Document) -> None:

@@ -30,6 +30,7 @@ FAILURES: Mapping[Reason, str] = {
     Reason.RUN_FAILED: "BACKEND",
     Reason.WORKER_LOST: "BACKEND",
     Reason.STOPPED: "OTHER",
+    Reason.NOT_LOADED: "OTHER",
 }
 """Triton's reasons for ours. What waited past its deadline is rejected, as with Triton's queue policy."""
 

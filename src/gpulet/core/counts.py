@@ -134,6 +134,7 @@ OUTCOMES: Mapping[Reason, str] = {
     Reason.QUEUE_FULL: "rejected",
     Reason.LATE: "rejected",
     Reason.STOPPED: "rejected",
+    Reason.NOT_LOADED: "rejected",
     Reason.EXPIRED: "expired",
     Reason.CANCELLED: "cancelled",
     Reason.ABANDONED: "cancelled",

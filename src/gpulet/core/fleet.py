@@ -138,12 +138,13 @@ class DeviceState:
 
 
 class Fleet:
-    """Everything a dispatcher may read."""
+    """Everything a dispatcher may read. `closed`: models for which nothing may arrive now."""
 
-    __slots__ = ("devices", "gpulets", "models", "queues", "waiting")
+    __slots__ = ("closed", "devices", "gpulets", "models", "queues", "waiting")
 
     def __init__(self, models: Mapping[str, Model], plan: Plan) -> None:
         self.models = models
+        self.closed: set[str] = set()
         self.gpulets = tuple(GpuletState(g) for g in plan.gpulets)
         self.devices = {d.index: DeviceState(d) for d in plan.devices}
         self.queues: dict[str, dict[str, Queue]] = {name: {} for name in models}

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     WORKER_LOST = "its worker died"
     STOPPED = "the server stopped"
     ABANDONED = "its application request was given up"
+    NOT_LOADED = "its model is not loaded"
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True):
@@ -102,11 +103,25 @@ class Unloaded(_Message, frozen=True):
     device: int
 
 
+class Opened(_Message, frozen=True):
+    """Every worker that is planned with the model has it."""
+
+    model: str
+
+
+class Closed(_Message, frozen=True):
+    """The model is not loaded, or about to leave: what arrives for it is refused, what is here already is served."""
+
+    model: str
+
+
 class Stopping(_Message, frozen=True):
     """No more arrivals are taken; what waits and runs is finished."""
 
 
-Event: TypeAlias = Arrived | Finished | RunFailed | Cancelled | GpuletUp | GpuletDown | Loaded | Unloaded | Stopping
+Event: TypeAlias = (
+    Arrived | Finished | RunFailed | Cancelled | GpuletUp | GpuletDown | Loaded | Unloaded | Opened | Closed | Stopping
+)
 
 
 # commands -------------------------------------------------------------------------------------------------------------

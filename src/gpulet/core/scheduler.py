@@ -20,6 +20,7 @@ from gpulet.core.messages import (
     BatchId,
     Cancelled,
     Carve,
+    Closed,
     Command,
     Drop,
     Event,
@@ -28,6 +29,7 @@ from gpulet.core.messages import (
     GpuletDown,
     GpuletUp,
     Loaded,
+    Opened,
     Reason,
     Reject,
     RequestId,
@@ -92,6 +94,10 @@ class Scheduler:
         """Nothing waits, nothing runs, and no application request is in progress."""
         return not self._running and not self.fleet.waiting and self._flows.is_idle
 
+    def holds(self, model: str) -> bool:
+        """Whether anything waits or runs for it."""
+        return bool(self._depth[model]) or any(run.requests[0].model == model for run in self._running.values())
+
     def step(self, now: Instant, *events: Event) -> list[Command]:
         """Absorb events, then say what to do. Call it also, empty-handed, at `wake_at`."""
         commands: list[Command] = []
@@ -130,6 +136,10 @@ class Scheduler:
             case Loaded() | Unloaded():
                 self.fleet.settle(event)
                 changed.devices.append(event.device)
+            case Opened():
+                self.fleet.closed.discard(event.model)
+            case Closed():
+                self.fleet.closed.add(event.model)
             case Stopping():
                 self._is_stopping = self._flows.is_stopping = True
             case _:
@@ -141,8 +151,8 @@ class Scheduler:
             return self._flows.begin(now, request, self._taking_in(now, changed, commands), commands)
         if request.rows > model.max_batch:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
-        if self._is_stopping and request.id not in self._parts:
-            return commands.append(Reject(request.id, Reason.STOPPED))
+        if (self._is_stopping or request.model in self.fleet.closed) and request.id not in self._parts:
+            return commands.append(Reject(request.id, Reason.STOPPED if self._is_stopping else Reason.NOT_LOADED))
         if self._depth[request.model] >= (model.max_queue or self._limits.max_queue):
             return commands.append(Reject(request.id, Reason.QUEUE_FULL))
         place = self._dispatcher.bind(now, request, self.fleet)

@@ -27,6 +27,7 @@ from gpulet.core.messages import (
 )
 from gpulet.core.metrics import Metrics
 from gpulet.core.scheduler import Scheduler
+from gpulet.drivers.door import Door
 from gpulet.drivers.gather import Client, Gathering
 from gpulet.drivers.timers import LiveTimer
 from gpulet.executors.base import LiveExecutor
@@ -56,6 +57,7 @@ class Live:
         self._journal = journal
         self._observers = tuple(observers)
         self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.door = Door(timer, self.feed)
         self._executor: LiveExecutor
         self._clients: dict[RequestId, Client] = {}
         self._pending: list[Event] = []
@@ -81,12 +83,17 @@ class Live:
             self._clients.pop(number).refuse(Reason.STOPPED)
             return number
         now = self.timer.now()
-        self.feed(Arrived(Request(number, model, now, deadline, client.rows, shape, priority, hard)))
+        request = Request(number, model, now, deadline, client.rows, shape, priority, hard)
+        if model in self.door.asleep:
+            self.door.keep(request)
+        else:
+            self.feed(Arrived(request))
         return number
 
     def cancel(self, request: RequestId) -> None:
         """The client went away: what still waits is given up."""
         if request in self._clients:
+            self.door.let_go(request)
             self.feed(Cancelled(request))
 
     def feed(self, event: Event) -> None:
@@ -104,6 +111,10 @@ class Live:
         while self._clients and self.timer.now() < give_up:  # noqa: ASYNC110 (once in a life)
             await asyncio.sleep(0.01)
         return not self._clients
+
+    def holds(self, model: str) -> bool:
+        """Whether anything waits or runs for it."""
+        return self._scheduler.holds(model)
 
     def _step(self) -> None:
         events, self._pending = self._pending, []

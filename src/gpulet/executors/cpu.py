@@ -21,7 +21,12 @@ class Cores:
 
     def prepare(self, plan: Plan) -> tuple[Post, ...]:
         """A post for each gpulet; nothing is to be made."""
-        return tuple(Post(g.device, (g,), is_alone=True, cores=_cores(plan, g, self._cores)) for g in plan.gpulets)
+        cores = [_cores(plan, gpulet, self._cores) for gpulet in plan.gpulets]
+        spare = tuple(core for core in self._cores if not any(core in mine for mine in cores))
+        return tuple(
+            Post(gpulet.device, (gpulet,), is_alone=True, cores=mine, spare=spare)
+            for gpulet, mine in zip(plan.gpulets, cores, strict=True)
+        )
 
     def prove(self, post: Post, pid: int, ready: Ready) -> None:
         """Every thread may run on the post's cores alone, as the OS tells it."""

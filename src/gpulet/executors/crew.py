@@ -15,15 +15,18 @@ class Crew:
         self._standby: WorkerProcess | None = None
         self._hired: list[WorkerProcess] = []
 
-    def hire(self) -> WorkerProcess:
-        """The one that stands by, or a fresh one; it has no task yet."""
-        worker, self._standby = self._standby or self._idle(), None
+    def hire(self, *, is_gentle: bool = False) -> WorkerProcess:
+        """The one that stands by, or a fresh one; it has no task yet. Who is in a hurry does not wait for gentle imports."""
+        if self._standby and not is_gentle and self._standby.is_importing:
+            worker = self._idle(is_gentle=False)
+        else:
+            worker, self._standby = self._standby or self._idle(is_gentle=is_gentle), None
         self._hired = [*(w for w in self._hired if w.is_open), worker]
         return worker
 
-    def stand_by(self) -> None:
-        """Let one be ready."""
-        self._standby = self._standby or self._idle()
+    def stand_by(self, *, is_gentle: bool = False) -> None:
+        """Let one be ready; gently where others serve."""
+        self._standby = self._standby or self._idle(is_gentle=is_gentle)
 
     async def close(self) -> None:
         """End everyone."""
@@ -31,8 +34,8 @@ class Crew:
         self._hired, self._standby = [], None
         await asyncio.gather(*(worker.close() for worker in workers))
 
-    def _idle(self) -> WorkerProcess:
-        return WorkerProcess(lambda _: None, self._standby_gone, self.program)
+    def _idle(self, *, is_gentle: bool) -> WorkerProcess:
+        return WorkerProcess(lambda _: None, self._standby_gone, self.program, is_gentle=is_gentle)
 
     def _standby_gone(self) -> None:
         self._standby = None

@@ -87,6 +87,10 @@ class Green:
         layout = self._builder.cache.pool.layout
         return layout.whole if layout.is_cut else max(self._builder.cache.pool.widths(), default=layout.whole)
 
+    def bytes_of(self, model: str) -> int:
+        """What a model of the plan in force takes of the GPU's memory."""
+        return self._builder.cache.bytes_of(model) if self._builder else 0
+
     @property
     def is_draining(self) -> bool:
         """Whether a re-cut waits for running batches."""

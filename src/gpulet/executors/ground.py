@@ -18,7 +18,7 @@ class Post:
     """A worker process's place: its gpulets and `device`, and what its environment must hold before CUDA starts.
 
     `is_alone`: the process is the gpulet, and what it sees of the device is its share; else it cuts what it sees.
-    `cores` are the process's own, where it is pinned to any.
+    `cores` are the process's own, where it is pinned to any; `spare` are nobody's, to load on.
     """
 
     device: int
@@ -26,6 +26,7 @@ class Post:
     environment: Mapping[str, str] = field(default_factory=dict)
     is_alone: bool = False
     cores: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
 
 
 def is_place_of(post: Post, other: Post) -> bool:

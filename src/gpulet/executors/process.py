@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 
 from gpulet.errors import Unusable
+from gpulet.executors import gentle
+from gpulet.executors.gentle import calm, is_importing
 from gpulet.executors.wire import LARGEST_MESSAGE, FromWorker, ToWorker
 from gpulet.units import MIB
 
@@ -38,13 +40,25 @@ class Program:
     slot_bytes: int = 512 * MIB
 
 
+_GENTLE: Final = ("-P", gentle.__file__)
+"""As a file, which imports next to nothing at full priority: 20 ms of a core rather than 30."""
 CPU: Final = Program("gpulet.executors.worker")
 
 
 class WorkerProcess:
-    """A child process. `hear` gets its messages, `gone` is called once when it dies; both on the loop."""
+    """A child process. `hear` gets its messages, `gone` is called once when it dies; both on the loop.
 
-    def __init__(self, hear: Callable[[FromWorker], None], gone: Callable[[], None], program: Program = CPU) -> None:
+    `is_gentle`: it imports its runtime in idle time.
+    """
+
+    def __init__(
+        self,
+        hear: Callable[[FromWorker], None],
+        gone: Callable[[], None],
+        program: Program = CPU,
+        *,
+        is_gentle: bool = False,
+    ) -> None:
         self.hear = hear
         self.gone = gone
         self._loop = asyncio.get_running_loop()
@@ -55,7 +69,14 @@ class WorkerProcess:
         self.block = mmap.mmap(block, size)
         self.program = program
         self._child = subprocess.Popen(  # noqa: S603 (our own module)
-            [sys.executable, "-m", program.module, str(theirs.fileno()), str(block), *program.arguments],
+            [
+                sys.executable,
+                *(_GENTLE if is_gentle else ("-m",)),
+                program.module,
+                str(theirs.fileno()),
+                str(block),
+                *program.arguments,
+            ],
             pass_fds=(theirs.fileno(), block),
             stdin=subprocess.DEVNULL,
             env={**os.environ, **_SINGLE_THREADED},
@@ -77,6 +98,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """Of the child."""
         return self._child.pid
+
+    @property
+    def is_importing(self) -> bool:
+        """Whether it began gently and is not done with it, which may take long where cores are never idle."""
+        return is_importing(self.pid)
 
     def send(self, message: ToWorker) -> None:
         """Give the child something to do. A child that is gone is told by `gone`, not here.
@@ -125,8 +151,9 @@ class WorkerProcess:
         self._socket.close()
 
     async def close(self) -> None:
-        """End the child: it stops when its socket closes; one that does not is killed."""
+        """End the child, in idle time: it stops when its socket closes; one that does not is killed."""
         if self._is_open:
+            calm(self.pid)
             self._detach()
         try:
             await asyncio.to_thread(self._child.wait, 2.0)

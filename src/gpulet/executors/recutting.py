@@ -1,4 +1,4 @@
-"""Another plan into force while workers serve: what is new is brought up beside the old, then one swap for all.
+"""Another plan, or other models, into force while workers serve: what is new comes up beside the old, then one swap for all.
 
 PLAN, BUILD, CHECK: the ground prepares, new posts are manned, loaded and proven, posts that hold a whole device re-cut
 themselves. DRAIN: posts that go end what they run and park what comes. SWAP, RESUME: new posts take over, parked batches go
@@ -6,24 +6,35 @@ to the gpulet of the same id. Whatever fails before the swap is undone, and the 
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from gpulet.core.messages import GpuletDown, GpuletUp, Start
-from gpulet.errors import GpuletError, PlanError, Unusable
+from gpulet.errors import GpuletError, ModelError, PlanError, Unusable
 from gpulet.executors.base import Times
 from gpulet.executors.ground import Post
 from gpulet.executors.process import WorkerProcess
 from gpulet.executors.stations import Station
-from gpulet.executors.wire import Recut, Recutted
+from gpulet.executors.wire import Recut, Recutted, WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.plan import GpuletId, Plan
 from gpulet.units import SECOND, Duration
 
 _LONGEST_S = 600.0
 """For building: many graphs of large models take minutes."""
+_GENTLE_S = 30.0
+"""For loading in idle time, which saturated cores hardly have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is to be in force: the plan, the models that are `wanted` of it (None: as now), brought up in idle time or not."""
+
+    plan: Plan
+    wanted: Mapping[str, WorkerModel] | None = None
+    gentle_s: float = 0.0
 
 
 async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Times:
@@ -31,15 +42,36 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
 
     One at a time; `patience` is how long running batches may take to end.
     """
+    return await _bring(workers, Aim(plan), patience)
+
+
+async def reload(
+    workers: Workers, wanted: Mapping[str, WorkerModel], patience: Duration = SECOND, gentle_s: float = _GENTLE_S
+) -> Times:
+    """Have exactly these models loaded, of those that the plan in force has. Raises as `recut` does.
+
+    New workers load in idle time for `gentle_s`, then in haste. A process that holds a device of several gpulets loads its
+    models with its plan: raises `Unusable`.
+    """
+    _refuse_shared(workers, wanted)
+    try:
+        return await _bring(workers, Aim(workers.plan, wanted, gentle_s), patience)
+    finally:
+        workers.stand_by()
+
+
+async def _bring(workers: Workers, aim: Aim, patience: Duration) -> Times:
+    plan = aim.plan
     violations = plan.violations()
     if violations:
         raise PlanError(violations[0])
     old, began = workers.plan, workers.timer.now()
     posts = await workers.on_ground(partial(workers.ground.prepare, plan))
-    change = _match(workers.stations, posts, old, plan)
+    change = _match(workers, posts, aim)
     moved: dict[Station, WorkerProcess] = {}
     try:
-        built = await _build(workers, change, plan, patience, moved)
+        built = await _build(workers, change, aim, patience, moved)
+        _refuse_other_signatures(workers, change.fresh)
         build = workers.timer.now() - began
         await _drain(workers, change.gone, patience)
         _refuse_dead(built.holders)
@@ -47,7 +79,7 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
         await _undo(workers, change, old, patience, moved)
         raise
     drain = workers.timer.now() - began - build
-    swap = _swap(workers, change, old, plan)
+    swap = _swap(workers, change, old, aim)
     await asyncio.gather(*(_dismiss(station) for station in change.gone))
     await workers.on_ground(partial(workers.ground.settle, plan))
     if built.answers:  # posts that re-cut themselves know their times better
@@ -64,23 +96,31 @@ class _Change:
     fresh: tuple[Station, ...]
     gone: tuple[Station, ...]
 
+    @property
+    def manned(self) -> tuple[Station, ...]:
+        """Of the fresh ones those that get a worker: a gpulet of which no model is wanted needs none."""
+        return tuple(station for station in self.fresh if station.given or not station.post.is_alone)
+
 
 @dataclass(frozen=True, slots=True)
 class _Built:
     """What posts that re-cut themselves said, and which worker is to serve the new plan at each new post and at those."""
 
     answers: Sequence[Recutted]
-    holders: Mapping[Station, WorkerProcess]
+    holders: Mapping[Station, WorkerProcess | None]
 
 
-def _match(stations: Sequence[Station], posts: Iterable[Post], old: Plan, plan: Plan) -> _Change:
+def _match(workers: Workers, posts: Iterable[Post], aim: Aim) -> _Change:
+    stations, old, plan = workers.stations, workers.plan, aim.plan
     kept: list[tuple[Station, Post]] = []
     inner: list[tuple[Station, Post]] = []
     fresh: list[Station] = []
     for post in posts:
-        same = next((s for s in stations if _is_same(s.post, post)), None)
+        given = workers.shelf.for_post(post, aim.wanted)
+        same = next((s for s in stations if _is_same(s.post, post) and _has(s, given, workers.refused)), None)
         if same is None:
             fresh.append(Station(post))
+            fresh[-1].given = given
         else:
             is_kept = post.is_alone or _on(old, post.device) == _on(plan, post.device)
             (kept if is_kept else inner).append((same, post))
@@ -104,24 +144,49 @@ def _is_same(old: Post, new: Post) -> bool:
     return (_places(old), old.environment, old.cores) == (_places(new), new.environment, new.cores)
 
 
+def _has(station: Station, wanted: Iterable[WorkerModel], refused: Collection[str]) -> bool:
+    """Whether its worker was given these, but for what cannot be loaded anyway."""
+    if not station.post.is_alone:
+        return True
+    return {m for m in station.given if m.name not in refused} == {m for m in wanted if m.name not in refused}
+
+
+def _refuse_shared(workers: Workers, wanted: Mapping[str, WorkerModel]) -> None:
+    changed = {m.name for m in {*workers.shelf.wanted.values()} ^ {*wanted.values()}}
+    if changed and any(not station.post.is_alone for station in workers.stations):
+        msg = f"{', '.join(sorted(changed))}: a process that holds a whole GPU loads its models with its plan"
+        raise Unusable(msg)
+
+
+def _refuse_other_signatures(workers: Workers, fresh: Iterable[Station]) -> None:
+    """Requests for the file that serves are on their way; one that takes others can only come after it has left."""
+    serving = {name for station in workers.stations for name in station.loaded}
+    for ready in (told for station in fresh for told in station.told):
+        if ready.name in serving and not ready.error and ready.signature != workers.signatures[ready.name]:
+            msg = f"model {ready.name}: it takes or gives other tensors than the file that serves; unload that first"
+            raise ModelError(msg)
+
+
 def _places(post: Post) -> list[tuple[GpuletId, int, int, int, list[tuple[str, int]]]]:
     return [(g.id, g.size.sms, g.offset, g.process, sorted((t.model, t.batch) for t in g.turns)) for g in post.gpulets]
 
 
 async def _build(
-    workers: Workers, change: _Change, plan: Plan, patience: Duration, moved: dict[Station, WorkerProcess]
+    workers: Workers, change: _Change, aim: Aim, patience: Duration, moved: dict[Station, WorkerProcess]
 ) -> _Built:
     """New posts first, since nothing is in force yet by them; then the others all at once. `moved` are those that did."""
     loop = asyncio.get_running_loop()
-    for station in change.fresh:
+    for station in change.manned:
         station.asked = loop.create_future()
-        workers.man(station, plan)
-    holders = {station: station.worker for station in change.fresh if station.worker}
-    await _answers([station.asked for station in change.fresh if station.asked])
+        workers.man(station, aim.plan, aim.wanted, is_gentle=aim.gentle_s > 0)
+    if aim.gentle_s:
+        await _hurry(workers, change.manned, aim)
+    await _answers([station.asked for station in change.manned if station.asked])
+    holders = {station: station.worker for station in change.manned}
     done: list[Recutted] = []
 
     async def move(station: Station) -> None:
-        done.append(await _ask(station, plan, patience))
+        done.append(await _ask(station, aim.plan, patience))
         workers.shelf.learn(station, done[-1].models, workers.stations)
         if station.worker:
             moved[station] = station.worker
@@ -133,10 +198,25 @@ async def _build(
     return _Built(done, {**holders, **moved})
 
 
-def _refuse_dead(holders: Mapping[Station, WorkerProcess]) -> None:
+async def _hurry(workers: Workers, stations: Iterable[Station], aim: Aim) -> None:
+    """Where the idle time was not enough, another worker begins anew and takes what time it needs."""
+    asked = [station.asked for station in stations if station.asked]
+    if not asked:
+        return
+    _, late = await asyncio.wait(asked, timeout=aim.gentle_s)
+    for station in stations:
+        if station.asked in late and station.worker:
+            pid, worker = station.worker.pid, station.worker
+            workers.tell("load_hurried", device=station.post.device, pid=pid, after_s=aim.gentle_s)
+            worker.hear, worker.gone = lambda _: None, lambda: None
+            worker.kill()
+            workers.man(station, aim.plan, aim.wanted)
+
+
+def _refuse_dead(holders: Mapping[Station, WorkerProcess | None]) -> None:
     """A new post whose worker died since is manned by nobody; one that re-cut itself has a successor in the old plan."""
     for station, worker in holders.items():
-        if station.worker is not worker:
+        if worker is None or station.worker is not worker:
             names = ", ".join(str(gpulet.id) for gpulet in station.post.gpulets)
             msg = f"re-cut given up: the new worker of gpulet {names} died before the swap"
             raise Unusable(msg)
@@ -184,9 +264,9 @@ async def _ended(workers: Workers, gone: Iterable[Station]) -> None:
         await workers.batch_ended.wait()
 
 
-def _swap(workers: Workers, change: _Change, old: Plan, plan: Plan) -> Duration:
+def _swap(workers: Workers, change: _Change, old: Plan, aim: Aim) -> Duration:
     """From here on the new posts serve; the core hears of gpulets that it knows: those that are gone, those that are new."""
-    began = workers.timer.now()
+    began, plan = workers.timer.now(), aim.plan
     for station, post in (*change.kept, *change.inner):
         station.post = post
     for station in change.fresh:
@@ -194,12 +274,16 @@ def _swap(workers: Workers, change: _Change, old: Plan, plan: Plan) -> Duration:
     staying = [station for station, _ in (*change.kept, *change.inner)]
     workers.plan = plan
     workers.take_over((*staying, *change.fresh))
+    if aim.wanted is not None:
+        workers.shelf.want(aim.wanted)
+    for station in change.manned:
+        workers.shelf.learn(station, station.told, workers.stations)
     known, planned = {g.id for g in old.gpulets}, {g.id for g in plan.gpulets}
     for lost in sorted(known - planned):
         workers.emit(GpuletDown(lost))
-    for gpulet in (g for station in change.fresh for g in station.post.gpulets):
+    for station, gpulet in ((s, g) for s in change.fresh for g in s.post.gpulets):
         if gpulet.id in known:
-            workers.emit(GpuletUp(gpulet.id))
+            workers.emit((GpuletUp if station.is_up else GpuletDown)(gpulet.id))
     _resume(workers, change.gone)
     return workers.timer.now() - began
 
@@ -231,6 +315,8 @@ async def _undo(
     _resume(workers, change.gone)
     for station in change.fresh:  # they may be busy loading, and are not given the time to end it
         await workers.take_off(station)
+        if station.worker:
+            station.worker.kill()
     await asyncio.gather(*(_dismiss(station) for station in change.fresh))
     for station, _ in change.inner:
         await _send_back(workers, station, old, patience, moved.get(station))

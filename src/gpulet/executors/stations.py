@@ -11,7 +11,7 @@ from gpulet.executors.base import Payload
 from gpulet.executors.ground import Post
 from gpulet.executors.process import WorkerProcess
 from gpulet.executors.slots import Slots
-from gpulet.executors.wire import Recutted
+from gpulet.executors.wire import ModelReady, Recutted, WorkerModel
 from gpulet.units import SECOND, Duration, Instant
 
 FIRST_PAUSE_S = 0.1
@@ -59,6 +59,10 @@ class Station:
         self.post = post
         self.worker: WorkerProcess | None = None
         self.slots: Slots | None = None
+        self.given: tuple[WorkerModel, ...] = ()
+        """What its worker was told to load."""
+        self.told: tuple[ModelReady, ...] = ()
+        """What became of them."""
         self.loaded: set[str] = set()
         self.running: dict[BatchId, Running] = {}
         self.parked: list[Start] | None = None
@@ -72,12 +76,14 @@ class Station:
 
     @property
     def models(self) -> frozenset[str]:
-        """What its gpulets are planned with."""
-        return frozenset(model for gpulet in self.post.gpulets for model in gpulet.models)
+        """What its gpulets are planned with, of what its worker was given."""
+        planned = {model for gpulet in self.post.gpulets for model in gpulet.models}
+        return frozenset(model.name for model in self.given if model.name in planned)
 
-    def man(self, worker: WorkerProcess) -> None:
+    def man(self, worker: WorkerProcess, given: tuple[WorkerModel, ...]) -> None:
         """A worker takes the post; it is not up yet."""
         self.worker = worker
+        self.given = given
         self.slots = Slots(worker.block, worker.program.slots)
 
     def rise(self, now: Instant) -> None:

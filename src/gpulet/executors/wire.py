@@ -20,12 +20,17 @@ LARGEST_MESSAGE = 1 << 17
 
 
 class WorkerModel(msgspec.Struct, frozen=True):
-    """A model a worker loads: its file, the largest batch and the shape classes it is warmed for."""
+    """A model a worker loads: its file, the largest batch and the shape classes it is warmed for; `digest` of its contents.
+
+    Without `batches` its first dimension does not count rows, whatever it looks like (heeded by workers of cores).
+    """
 
     name: str
     path: str
     max_batch: int
     shapes: tuple[str, ...] = (PLAIN,)
+    digest: str = ""
+    batches: bool = True
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -33,12 +38,17 @@ class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Assign(_Message, frozen=True):
-    """To a fresh worker: become a gpulet of these cores, with these models. `threads` is for each model's operators."""
+    """To a fresh worker: become a gpulet of these cores, with these models. `threads` is for each model's operators.
+
+    `is_gentle`: others are served meanwhile, so load in the idle time of `spare` cores, or of its own where there are none.
+    """
 
     cores: tuple[int, ...]
     threads: int
     models: tuple[WorkerModel, ...]
     slots: int = 1
+    is_gentle: bool = False
+    spare: tuple[int, ...] = ()
 
 
 class Occupy(_Message, frozen=True):
@@ -91,12 +101,16 @@ ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch | Prove
 
 
 class ModelReady(msgspec.Struct, frozen=True):
-    """One model's loading: its signature, or why it cannot be served. `took` with its warm-up; 0: not measured."""
+    """One model's loading: its signature, or why it cannot be served.
+
+    `took` with its warm-up and the `bytes` of memory that it took are 0 where nobody measured.
+    """
 
     name: str
     signature: Signature
     error: str = ""
     took: Duration = 0
+    bytes: int = 0
 
 
 class Ready(_Message, frozen=True):

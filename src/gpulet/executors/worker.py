@@ -1,11 +1,13 @@
 """The child process of a CPU gpulet: load models, run batches, nothing else. It ends when its socket does."""
 
+import ctypes
 import gc
 import mmap
 import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, assert_never
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from gpulet.executors import onnxvalues
 from gpulet.executors.base import Signature
+from gpulet.executors.gentle import gently, may_return, restore, threads_of
 from gpulet.executors.onnxsignature import signature_of
 from gpulet.executors.onnxvalues import blank, stored
 from gpulet.executors.tensors import check_shape, filled
@@ -55,7 +58,8 @@ class LoadedModel:
         # A spinning thread burns a core that a neighbour or the front-end needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
-        self.signature = signature_of(self._session)
+        signature = signature_of(self._session)
+        self.signature = msgspec.structs.replace(signature, is_batched=signature.is_batched and model.batches)
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         """One run of the session."""
@@ -80,7 +84,7 @@ class LoadedModel:
 
 def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
     """Load and warm one model; a model that cannot be is told by name and hurts no other."""
-    before = perf_counter_ns()
+    before, bytes_before = perf_counter_ns(), resident_bytes()
     try:
         loaded = LoadedModel(model, threads)
         loaded.warm(model.max_batch, model.shapes)
@@ -88,7 +92,27 @@ def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel
         reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
         reason = reason.removeprefix(f"model {model.name} ").replace(model.path, Path(model.path).name)
         return ModelReady(model.name, Signature((), ()), reason), []
-    return ModelReady(model.name, loaded.signature, took=perf_counter_ns() - before), [loaded]
+    took = perf_counter_ns() - before
+    gc.collect()
+    give_back_memory()
+    return ModelReady(model.name, loaded.signature, took=took, bytes=max(0, resident_bytes() - bytes_before)), [loaded]
+
+
+def load_all(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
+    """At full speed, on the cores that are to serve."""
+    pin(message.cores)
+    return [load(model, message.threads) for model in message.models]
+
+
+def load_gently(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
+    """In idle time. A model of several threads starts them as it is loaded: they must be allowed to come back from there."""
+    pin(message.spare or message.cores)
+    if message.threads > 1 and not may_return():
+        return [load(model, message.threads) for model in message.models]
+    results: list[tuple[ModelReady, list[LoadedModel]]] = []
+    gently(lambda: results.extend(load(model, message.threads) for model in message.models))
+    restore()
+    return results
 
 
 class Worker:
@@ -121,12 +145,11 @@ class Worker:
                 assert_never(message)
 
     def _assign(self, message: Assign) -> FromWorker:
-        pin(message.cores)
         self._outputs_at = len(self._block) // message.slots // 2
-        results = [load(model, message.threads) for model in message.models]
+        results = load_gently(message) if message.is_gentle else load_all(message)
+        pin(message.cores)
         self._models = {ready.name: loaded for ready, models in results for loaded in models}
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # `load` has collected: here it would be at full priority
         return Ready(tuple(ready for ready, _ in results), allowed_cores())
 
     def _run(self, message: RunBatch) -> FromWorker:
@@ -172,25 +195,37 @@ class Worker:
 
 def pin(cores: Sequence[int]) -> None:
     """Allow every thread of this process, and so those it starts later, on these cores only."""
-    for thread in _threads():
-        os.sched_setaffinity(thread, cores)
+    for thread in threads_of(os.getpid()):
+        with suppress(ProcessLookupError):  # the one that loaded may be about to end
+            os.sched_setaffinity(thread, cores)
 
 
 def allowed_cores() -> tuple[tuple[int, ...], ...]:
     """The cores that each thread of this process may use, as the OS tells it."""
-    return tuple(tuple(sorted(os.sched_getaffinity(thread))) for thread in _threads())
+    allowed: list[tuple[int, ...]] = []
+    for thread in threads_of(os.getpid()):
+        with suppress(ProcessLookupError):
+            allowed.append(tuple(sorted(os.sched_getaffinity(thread))))
+    return tuple(allowed)
 
 
-def _threads() -> list[int]:
-    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+def resident_bytes() -> int:
+    """Of this process' memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
-def main() -> None:
+def give_back_memory() -> None:
+    """What a loader used on the way stays with the allocator otherwise: 100 MB of weights were 200 MB of memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
+
+
+def main(arguments: Sequence[str]) -> None:
     """`worker CHANNEL_FD BLOCK_FD`: both inherited from the front-end."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    block = mmap.mmap(int(sys.argv[2]), 0)
-    Worker(channel, block).serve()
+    channel, block = map(int, arguments)
+    Worker(socket.socket(fileno=channel), mmap.mmap(block, 0)).serve()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

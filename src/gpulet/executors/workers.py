@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
+import msgspec
+
 from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
 from gpulet.errors import GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
 from gpulet.executors.crew import Crew
 from gpulet.executors.errands import Errands, Made
-from gpulet.executors.ground import Ground, Post, is_place_of, plan_of
+from gpulet.executors.ground import Ground, is_place_of, plan_of
 from gpulet.executors.process import Program
 from gpulet.executors.shelf import Shelf
 from gpulet.executors.slots import Shapes, Slots
@@ -47,9 +49,9 @@ from gpulet.units import Duration
 
 @dataclass(frozen=True, slots=True)
 class _Finished:
-    """A batch whose outputs stand in a slot, even if its worker has died since."""
+    """A batch whose outputs stand in a slot, even if its worker has died since or another file of its model serves."""
 
-    model: str
+    signature: Signature
     shapes: Shapes
     slots: Slots
 
@@ -76,6 +78,7 @@ class Workers:
         self.emit = emit
         self.tell = tell
         self.batch_ended = asyncio.Event()
+        self.carved = asyncio.Event()
         self.timer = timer
         self.shelf = Shelf(models, tell)
         self._crew = Crew(program, tell)
@@ -125,8 +128,10 @@ class Workers:
             posts = await self.on_ground(partial(self.ground.prepare, self.plan))
             self.take_over([Station(post) for post in posts])
             for station in self.stations:
-                self.man(station, self.plan)
+                if self.shelf.for_post(station.post) or not station.post.is_alone:
+                    self.man(station, self.plan)
             self._crew.stand_by()
+            self.carved.set()
         except Exception as error:  # noqa: BLE001 (whatever it is, a server that never carves must not look as if it would)
             self._give_up(error)
 
@@ -180,7 +185,7 @@ class Workers:
     def outputs(self, batch: BatchId) -> Outputs:
         """Views into the slot; the next batch in it overwrites them."""
         done = self._results.pop(batch)
-        return done.slots.results(batch, self.signatures[done.model], done.shapes)
+        return done.slots.results(batch, done.signature, done.shapes)
 
     def load(self, command: Load) -> None:
         """Workers hold the models of their gpulets from the start."""
@@ -203,28 +208,38 @@ class Workers:
         await self.on_ground(self.ground.close)
         self._errands.close()
 
-    def man(self, station: Station, plan: Plan) -> None:
-        """Give the post a worker, the standby where there is one, and its task in that plan."""
-        worker = self._crew.hire()
+    def man(
+        self, station: Station, plan: Plan, wanted: Mapping[str, WorkerModel] | None = None, *, is_gentle: bool = False
+    ) -> None:
+        """Give the post a worker, the standby where there is one, and its task in that plan: of `wanted` models, if others.
+
+        `is_gentle`: it is not to disturb those who serve.
+        """
+        worker = self._crew.hire(is_gentle=is_gentle)
         worker.hear = lambda message: self._hear(station, message)
         worker.gone = lambda: self._gone(station)
-        station.man(worker)
-        worker.send(self._task(station.post, plan))
+        station.man(worker, self.shelf.for_post(station.post, wanted))
+        worker.send(self._task(station, plan, is_gentle=is_gentle))
 
-    def _task(self, post: Post, plan: Plan) -> ToWorker:
-        slots = self._crew.program.slots
+    def stand_by(self) -> None:
+        """Let a worker be ready that nobody is served by yet, without haste."""
+        self._crew.stand_by(is_gentle=True)
+
+    def _task(self, station: Station, plan: Plan, *, is_gentle: bool) -> ToWorker:
+        post, slots = station.post, self._crew.program.slots
         if post.cores:
-            return Assign(post.cores, post.gpulets[0].size.sms, self.shelf.for_post(post), slots)
-        return Occupy(post.environment, plan_of(post, plan), post.device, self.shelf.all(), slots)
+            return Assign(post.cores, post.gpulets[0].size.sms, station.given, slots, is_gentle, post.spare)
+        return Occupy(post.environment, plan_of(post, plan), post.device, station.given, slots)
 
     def _hear(self, station: Station, message: FromWorker) -> None:
         match message:
             case Done() | Failed():
                 self._end(station, message)
             case Ready():
-                self._errands.do(self._admit(station, message))
+                ready = msgspec.structs.replace(message, models=self.shelf.checked(message.models))
+                self._errands.do(self._admit(station, ready))
             case Recutted():
-                station.reply(message)
+                station.reply(msgspec.structs.replace(message, models=self.shelf.checked(message.models)))
             case Refused():
                 self._refuse(station, message)
             case Returned():
@@ -245,7 +260,7 @@ class Workers:
             self._fail(batch.start, message.error)
             return
         self._suspects.acquit(batch)
-        self._results[message.batch] = _Finished(batch.start.model, message.shapes, station.slots)
+        self._results[message.batch] = _Finished(self.signatures[batch.start.model], message.shapes, station.slots)
         self.emit(Finished(message.batch, batch.copied, message.took))
 
     def _take_back(self, station: Station, message: Returned) -> None:
@@ -291,11 +306,12 @@ class Workers:
         else:
             self._rise(station, ready.models)
 
-    def _rise(self, station: Station, models: Iterable[ModelReady]) -> None:
-        lacking = self.shelf.learn(station, models, self.stations)
+    def _rise(self, station: Station, models: tuple[ModelReady, ...]) -> None:
         station.rise(self.timer.now())
-        if station.reply(None):  # a re-cut says when it serves
+        station.told = models
+        if station.reply(None):  # a re-cut says when it serves, and with it what it has loaded
             return
+        lacking = self.shelf.learn(station, models, self.stations)
         for other in lacking:
             if other.worker:
                 other.worker.kill()
@@ -338,7 +354,7 @@ class Workers:
             elif station in self.stations:  # unless a re-cut has taken its place
                 station.post = next(post for post in posts if is_place_of(station.post, post))
                 self.man(station, plan)
-                self._crew.stand_by()
+                self.stand_by()
         except Exception as error:  # noqa: BLE001 (as in `_carve`: told and tried again, ever more slowly)
             self.tell("carving_refused", device=station.post.device, error=str(error) or repr(error))
             self._errands.do(self._replace(station))

@@ -29,6 +29,11 @@ class Declaration:
     config: Any = field(default_factory=ModelConfig)
     batching: Batching = Batching.BY_MODEL
 
+    @property
+    def batches(self) -> bool:
+        """Whether requests may share a run."""
+        return self.batching is Batching.BY_MODEL or self.config.max_batch_size > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:

@@ -30,13 +30,15 @@ class Offer:
         """Why there is nothing to serve."""
         if self.found.refused:
             return f"no model is left to serve; refused were {'; '.join(map(': '.join, self.found.refused.items()))}"
-        if self.found.artifacts:
-            return "no models: [server] load_models names none, and a plan needs one"
         return "no models: write [[models]] or name a repository under [server]"
 
-    def is_left_out(self, name: str) -> bool:
-        """Whether a model is in the repositories and is not to be loaded at the start: refused, or loaded when asked for."""
-        return name not in self.start and (name in self.found.refused or name in self.found.artifacts)
+    def is_refused(self, name: str) -> bool:
+        """Whether a model is in the repositories and cannot be served."""
+        return name in self.found.refused
+
+    def is_later(self, name: str) -> bool:
+        """Whether a model is loaded once it is asked for by name."""
+        return name in self.found.artifacts and name not in self.start
 
 
 EMPTY = Offer(Scan(NOTHING, MappingProxyType({}), MappingProxyType({})), NOTHING)

@@ -36,6 +36,10 @@ class GraphCache:
         """One that was built."""
         return self._graphs[key]
 
+    def bytes_of(self, model: str) -> int:
+        """By the ledger: its weights and what its graphs have for themselves."""
+        return self.ledger.alone(self._needs([key for key in self._graphs if key.model == model]))
+
     def make_room(self, wanted: Collection[GraphKey], kept: Collection[GraphKey]) -> None:
         """Give up what is neither wanted nor kept until the rest fits; raises `PlanError` where that is not enough.
 

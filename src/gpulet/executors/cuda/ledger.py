@@ -17,6 +17,7 @@ HEADROOM = 0.05
 """Of the GPU's memory: fragments, and what nobody has an account of."""
 SHARE_BYTES = 2 * 32 * MIB + 4 * MIB
 """Scratch of cuBLAS and cuBLASLt on Hopper, and a context: to be measured (E3)."""
+_SHARE = "share "
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class MemoryLedger:
         weights = {f"weights of {key.model}": need.weights for key, need in needs.items()}
         pools: dict[str, int] = {}
         for key, need in needs.items():
-            name = f"share {key.interval}"
+            name = f"{_SHARE}{key.interval}"
             pools[name] = max(pools.get(name, 0), need.pool + SHARE_BYTES)
             if need.session:
                 session = f"session of {key.model} on {key.interval}"
@@ -46,6 +47,10 @@ class MemoryLedger:
         buffers = {f"buffers of {key}": need.staging for key, need in needs.items()}
         charges = (Charge(what, size) for bills in (weights, pools, buffers) for what, size in bills.items())
         return tuple(sorted(charges, key=lambda charge: -charge.size))
+
+    def alone(self, needs: Mapping[GraphKey, Need]) -> int:
+        """What these take for themselves, without the pools of their shares, which others use as well."""
+        return total(charge for charge in self.bill(needs) if not charge.what.startswith(_SHARE))
 
     def can_fit(self, needs: Mapping[GraphKey, Need]) -> bool:
         """Whether these graphs fit together."""

@@ -169,7 +169,7 @@ class GpuWorker:
 
     def _told(self, green: Green) -> tuple[ModelReady, ...]:
         """What became of the models of the plan in force."""
-        loaded = [ModelReady(name, green.signatures[name]) for name in sorted(green.models)]
+        loaded = [ModelReady(name, green.signatures[name], bytes=green.bytes_of(name)) for name in sorted(green.models)]
         none = Signature((), ())
         return (*loaded, *(ModelReady(name, none, error) for name, error in green.refused.items()))
 

@@ -1,0 +1,74 @@
+"""Who has models loaded, as those see it who decide which: a narrow port, and worker processes behind it."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Protocol
+
+from gpulet.executors.base import Signature
+from gpulet.executors.recutting import reload
+from gpulet.executors.wire import WorkerModel
+from gpulet.executors.workers import Workers
+from gpulet.units import Duration
+
+
+class Loader(Protocol):
+    """`signatures` and `refused` tell which models ever were loaded, and which cannot be."""
+
+    signatures: Mapping[str, Signature]
+    refused: MutableMapping[str, str]
+
+    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
+        """Have exactly these loaded; raises `GpuletError`: then it is as before."""
+        ...
+
+    def forgive(self, model: str) -> None:
+        """One that was refused may be tried again."""
+        ...
+
+    def bytes_of(self, model: str) -> int:
+        """What all its copies take; 0 where nobody measured."""
+        ...
+
+
+class WorkerLoader:
+    """Each post's next worker comes up beside the one that serves; `patience` is for its last batch."""
+
+    def __init__(self, workers: Workers, patience: Duration) -> None:
+        self._workers = workers
+        self._patience = patience
+        self.signatures: Mapping[str, Signature] = workers.signatures
+        self.refused: MutableMapping[str, str] = workers.refused
+
+    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
+        """As the port says."""
+        await self._workers.carved.wait()
+        await reload(self._workers, wanted, self._patience)
+
+    def forgive(self, model: str) -> None:
+        """As the port says."""
+        self._workers.shelf.forgive(model)
+
+    def bytes_of(self, model: str) -> int:
+        """As its workers measured."""
+        return self._workers.shelf.bytes_of(model, self._workers.stations)
+
+
+class EmulatedLoader:
+    """Emulated devices have nothing to load: models come and go at once."""
+
+    def __init__(self, signatures: Mapping[str, Signature]) -> None:
+        self.signatures = signatures
+        self.refused: MutableMapping[str, str] = {}
+
+    async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
+        """Nothing is to be done."""
+
+    def forgive(self, model: str) -> None:
+        """Nothing was refused."""
+
+    def bytes_of(self, model: str) -> int:
+        """Nothing."""
+        return 0
+
+
+_FITS: tuple[type[Loader], ...] = (WorkerLoader, EmulatedLoader)
+"""The type checker's proof."""
