@@ -16,6 +16,7 @@ from gpulet.units import Instant
 
 LOGGER = logging.getLogger("gpulet")
 _FOLD_S = 1.0
+_LONGEST_NAME = 256  # clients choose it
 
 
 class _Json(logging.Formatter):
@@ -92,7 +93,7 @@ class RefusalLog:
         for command in commands:
             if isinstance(command, Rejected | Drop | Fail) and command.request < FIRST_STAGE_REQUEST:
                 if not self._counts:
-                    self._example, self._name = command.request, self._name_of(command.request)
+                    self._example, self._name = command.request, self._name_of(command.request)[:_LONGEST_NAME]
                     asyncio.get_running_loop().call_later(_FOLD_S, self._tell)
                 self._counts[command.reason] = self._counts.get(command.reason, 0) + 1
 

@@ -24,8 +24,10 @@ from gpulet.api.rpc.calls import Call
 from gpulet.api.rpc.infer import RpcReader, parse, split
 from gpulet.api.rpc.messages import MESSAGES
 from gpulet.core.fleet import CENTRAL, Fleet
+from gpulet.core.messages import Reason, Reject
 from gpulet.errors import RequestError
 from gpulet.executors.base import Result, Signature, Tensor
+from gpulet.logs import RefusalLog
 from gpulet.model import Model
 from gpulet.plan import Plan
 
@@ -260,3 +262,17 @@ def test_a_wanted_output_in_shared_memory_has_no_parameters_over_http(region):
     form.wanted = (Wanted("y", is_binary=False, place=Place("r", 0, 64)),)
     header, _, _ = Reader("1", Checker("m", NUMBERS, 8)).answer(form, result(4), 0, region)
     assert json.loads(header)["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [1, 4]}]
+
+
+def test_a_name_that_a_client_chose_does_not_fill_the_log(monkeypatch):
+    told = []
+    monkeypatch.setattr("gpulet.logs._FOLD_S", 0)
+    monkeypatch.setattr("gpulet.logs.tell", lambda _, **fields: told.append(fields))
+
+    async def main():
+        log = RefusalLog(lambda _: "x" * 10**6)
+        log.observe(0, [], [Reject(1, Reason.LATE)])
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert len(told[0]["client_request_id"]) == 256
