@@ -84,16 +84,20 @@ def batched(problem: Problem, plan: Plan) -> Dispatcher:
     return DutyCycle(problem, plan)
 
 
-def record(name: str, result: dict[str, Any]) -> None:
-    """Print a result and append it, with machine and commit, to `results/<name>.jsonl`."""
+def stamped(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with when, at which commit and on which machine it was measured."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit, "machine": machine, **result}
+    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit, "machine": machine, **result}
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    """Print a result and append it, stamped, to `results/<name>.jsonl`."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(stamped(result)) + "\n")
     print(json.dumps(result, indent=2))
 
 

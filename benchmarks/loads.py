@@ -21,9 +21,9 @@ from typing import Any
 import uvloop
 from common import record
 
-from gpulet.client import random_requests
 from gpulet.device import Size
 from gpulet.fleetfile import open_site, usable_cores
+from gpulet.httpwire import random_requests
 from gpulet.loadgen import Stream, drive
 from gpulet.model import Model
 from gpulet.plan import Gpulet, Plan, Turn
@@ -34,7 +34,7 @@ from gpulet.units import MS, SECOND
 from gpulet.workload import drawn, poisson
 from servers import command, save_model
 
-ROWS = 16
+ROWS = 64
 SERVED, HEAVY = Model("served", 250 * MS, max_batch=ROWS), "heavy"
 SHARE = 0.7
 CONNECTIONS = 4
@@ -42,14 +42,14 @@ CONNECTIONS = 4
 
 def prepare(folder: Path) -> None:
     """Both models, a fleet of the machine's cores, and their profile."""
-    save_model(folder / "models", SERVED.name, width=512, layers=24)
+    save_model(folder / "models", SERVED.name, width=128, layers=100)
     save_model(folder / "models", HEAVY, width=1024, layers=25)
     sections = "".join(
         f'[[models]]\nname = "{name}"\nslo_ms = {slo}\nrate = 1.0\nmax_batch = {ROWS}\n'
         for name, slo in ((SERVED.name, SERVED.slo / MS), (HEAVY, 1000.0))
     )
     text = f'[[devices]]\nkind = "cpu"\ncores = {min(2, len(usable_cores()))}\n{sections}'
-    (folder / "fleet.toml").write_text(text + '[server]\nrepository = "models"\nhttp_port = 0\nmetrics_port = 0\n')
+    (folder / "fleet.toml").write_text(text + '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\n')
     subprocess.run(command("profile", folder / "fleet.toml", "--budget", "0.3"), check=True, stdout=subprocess.DEVNULL)
 
 
@@ -76,7 +76,7 @@ async def serve(folder: Path, layout: str) -> None:
     await server.open()
     await server.ready()
     await server.residency.unload(HEAVY)
-    print(server.http.http_port, flush=True)
+    print(server.ends.http_port, flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         end = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
         took: list[float] = []

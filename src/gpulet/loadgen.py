@@ -275,10 +275,16 @@ def _message(body: bytes) -> str:
 
 
 async def drive(
-    host: str, port: int, streams: Sequence[Stream], arrivals: Arrivals, *, connections: int = 64
+    host: str,
+    port: int,
+    streams: Sequence[Stream],
+    arrivals: Arrivals,
+    *,
+    connections: int = 64,
+    pause_s: float = 0.0,
 ) -> Outcome:
     """Send the arrivals, each with its rows (`arrivals.models` in the order of `streams`), and wait for the answers, at
-    most ten seconds.
+    most ten seconds. `pause_s` after connecting, in which a slow server accepts what would else delay the first requests.
 
     Raises `Unusable` when nobody listens there.
     """
@@ -307,6 +313,7 @@ async def drive(
     except OSError as error:
         msg = f"no server at {host}:{port}: {error.strerror or error}"
         raise Unusable(msg) from None
+    await asyncio.sleep(pause_s)
     before = process_time_ns()
     await load.run(arrivals)
     load.outcome.client_cpu_us = (process_time_ns() - before) / US / max(1, len(arrivals))

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/peers.py`: other servers beside ours, under the same load."""
