@@ -49,7 +49,9 @@ def prepare(folder: Path) -> None:
         for name, slo in ((SERVED.name, SERVED.slo / MS), (HEAVY, 1000.0))
     )
     text = f'[[devices]]\nkind = "cpu"\ncores = {min(2, len(usable_cores()))}\n{sections}'
-    (folder / "fleet.toml").write_text(text + '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\n')
+    (folder / "fleet.toml").write_text(
+        text + '[server]\nrepository = "models"\nhttp_port = 0\ngrpc_port = 0\nmetrics_port = 0\n'
+    )
     subprocess.run(command("profile", folder / "fleet.toml", "--budget", "0.3"), check=True, stdout=subprocess.DEVNULL)
 
 
