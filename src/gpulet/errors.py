@@ -25,6 +25,9 @@
 `assert` guards against our own mistakes; nothing else is raised on purpose.
 """
 
+_LONGEST = 1000
+"""Characters of what a client is told: it may quote the client, and travels in a header over gRPC."""
+
 
 class GpuletError(Exception):
     """The root: everything below carries one clear line with the thing and the number."""
@@ -58,7 +61,7 @@ class RequestError(BadInput):
     """One request that cannot be served; `status` is its HTTP status code."""
 
     def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
         self.status = status
 
 

@@ -16,11 +16,14 @@ from gpulet.units import Instant
 
 LOGGER = logging.getLogger("gpulet")
 _FOLD_S = 1.0
+_LONGEST_NAME = 256  # clients choose it
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
+        if record.exc_info:
+            fields = {**fields, "error": repr(record.exc_info[1])}
         line = {"time": self.formatTime(record), "level": record.levelname, "event": record.getMessage(), **fields}
         return orjson.dumps(line, default=str).decode()
 
@@ -46,6 +49,9 @@ def configure(log_format: Literal["text", "json"]) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.handlers[:] = [handler]
+    uvicorn.setLevel(logging.ERROR)  # it warns of every request that is no HTTP
     logging.getLogger("opentelemetry").handlers[:] = [handler]  # a collector that is away is told as everything else
 
 
@@ -66,6 +72,7 @@ _WRONG = frozenset(
         "reload_failed",
         "journal_stopped",
         "requests_refused",
+        "request_failed",
         "drain_incomplete",
         "core_failed",
     }
@@ -86,7 +93,7 @@ class RefusalLog:
         for command in commands:
             if isinstance(command, Rejected | Drop | Fail) and command.request < FIRST_STAGE_REQUEST:
                 if not self._counts:
-                    self._example, self._name = command.request, self._name_of(command.request)
+                    self._example, self._name = command.request, self._name_of(command.request)[:_LONGEST_NAME]
                     asyncio.get_running_loop().call_later(_FOLD_S, self._tell)
                 self._counts[command.reason] = self._counts.get(command.reason, 0) + 1
 

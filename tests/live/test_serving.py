@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_a_refusal_waits_for_the_answers_before_it(digits, held_out):
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
 
 
-def test_blank_lines_and_chunked_requests_leave_a_connection_usable(digits, held_out):
+def test_blank_lines_leave_a_connection_usable_and_a_chunked_request_ends_it(digits, held_out):
     get_live = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     good = post("/v2/models/digits-small/infer", infer_body(held_out[0][0]))
     answer = raw(digits.port, b"\r\n\r\n" + get_live + b"\r\n" + good)
@@ -177,6 +178,41 @@ def test_blank_lines_and_chunked_requests_leave_a_connection_usable(digits, held
     chunked = b"POST /v2/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     answer = raw(digits.port, chunked + get_live)
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"405", b"200"]
+    assert b"connection: close" in answer.rpartition(b"HTTP/1.1 ")[2]
+
+
+def test_a_chunked_request_without_an_end_is_refused_when_it_is_too_large(digits):
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        peer.sendall(b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            for _ in range(100):
+                peer.sendall(b"20000\r\n" + bytes(0x20000) + b"\r\n")
+        assert peer.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(digits):
+    body = bytes(70 << 20)
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        peer.sendall(post("/v2/models/digits-small/infer", body))  # without an error
+        assert one_answer(peer).startswith(b"HTTP/1.1 413")
+
+
+def test_a_control_request_is_told_to_send_its_body(digits):
+    with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
+        peer.sendall(
+            b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
+        assert peer.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.sendall(b"{}")
+        while not (answer := peer.recv(100)).startswith(b"HTTP/1.1 200"):
+            assert answer.startswith(b"HTTP/1.1 100")
+
+
+def test_a_scrape_is_a_head_and_no_more(digits):
+    with socket.create_connection(("127.0.0.1", digits.metrics_port), 10) as peer, suppress(ConnectionError):
+        for _ in range(100):
+            peer.sendall(b"GET /metrics HTTP/1.1\r\nX: " + bytes(1 << 16))
+        assert peer.recv(100) == b""
 
 
 def test_an_offer_to_upgrade_and_an_expectation_are_met(digits, held_out):

@@ -106,7 +106,12 @@ def test_without_padding_only_listed_shapes_are_served():
     assert not of_text(16, pads=False).is_padded
     with pytest.raises(RequestError, match="model m is served with free dimensions 16, 32, 64, not 5x5x5"):
         of_text(5, pads=False)
-    assert Classes("m", TEXT).fit(text(5, 6, 7)).shape == "5x6x7"
+    assert Classes("m", TEXT).fit(text(5, 5, 5)).shape == "5x5x5"
+
+
+def test_inputs_that_disagree_in_a_named_dimension_are_refused_without_padding_too():
+    with pytest.raises(RequestError, match="its inputs must agree in"):
+        Classes("m", TEXT).fit(text(5, 6, 7))
 
 
 def result(tensor, array):

@@ -69,6 +69,8 @@ class Service:
         return self.calls[-1]
 
     def echo(self, message):
+        if message == b"bug":
+            raise ZeroDivisionError
         if message == b"no":
             msg = "no, 100 %"
             raise RequestError(msg, 404)
@@ -122,6 +124,7 @@ class Wire:
             live=SimpleNamespace(timer=SimpleNamespace(now=lambda: clock[0])),
             limits=SimpleNamespace(body=body, head=16384, connections=connections),
             connections=0,
+            packing=None,
             flush_soon=lambda connection: connection.flush(),
         )
         self.protocol = H2Protocol(self.front, self.service, set())
@@ -193,6 +196,7 @@ def test_a_deadline_counts_from_the_head_on(wire):
     ("raw", "said"),
     [
         (call(1, "/u", b"no"), b"grpc-status\x015\x00\x0cgrpc-message\x0bno, 100 %25"),
+        (call(1, "/u", b"bug"), b"grpc-status\x0213\x00\x0cgrpc-message\x0einternal error"),
         (call(1, "/nothing"), b"grpc-status\x0212\x00\x0cgrpc-message"),
         (call(1, "/u", b"", (b"authorization", b"x")), b"grpc-status\x0216"),
         (call(1, "/u", b"", (b"grpc-timeout", b"soon")), b"grpc-status\x013"),

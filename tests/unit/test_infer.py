@@ -106,7 +106,7 @@ BAD = {
     ),
     "unknown output": (header(x(), n(), outputs=[{"name": "z"}]), "no output 'z'; it gives y, k"),
     "timeout": (header(x(), n(), parameters={"timeout": -5}), "timeout must be above 0 microseconds, is -5"),
-    "priority": (header(x(), n(), parameters={"priority": -1}), "priority must not be below 0, is -1"),
+    "priority": (header(x(), n(), parameters={"priority": -1}), "priority must be 0 to 4294967295, is -1"),
     "timeout type": (header(x(), n(), parameters={"timeout": "soon"}), "request is not valid"),
 }
 

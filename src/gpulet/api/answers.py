@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpulet.api.asking import Wanted
+from gpulet.api.asking import MOST_ELEMENTS, MOST_STRINGS, Wanted
 from gpulet.api.forms import Form
 from gpulet.api.regions import Regions
+from gpulet.errors import RequestError
 from gpulet.executors.base import Buffer, Outputs, Result, Signature
 from gpulet.executors.bytestrings import STRINGS, ends, pack
 
@@ -58,6 +59,7 @@ def _one(
     data: Buffer = rows_of(result, first_row, form.rows) if is_batched else result.data
     datatype = result.tensor.datatype
     if wanted.classes:
+        _check_classes(wanted, prod(shape), form.rows)
         values: NDArray[Any] = np.frombuffer(data, NUMPY[datatype]).reshape(shape if is_batched else (1, *shape))
         best = _classes(values.reshape(len(values), -1), wanted.classes, labels.get(wanted.name, ()))
         shape = (len(values), len(best) // max(1, len(values)))[0 if is_batched else 1 :]
@@ -66,6 +68,13 @@ def _one(
         regions.write(wanted.place, data)
         return Answered(wanted, datatype, shape, b"", len(data))
     return Answered(wanted, datatype, shape, data, len(data))
+
+
+def _check_classes(wanted: Wanted, elements: int, rows: int) -> None:
+    """They are sorted and spelled on the loop."""
+    if elements > MOST_ELEMENTS or min(elements, wanted.classes * rows) > MOST_STRINGS:
+        msg = f"output {wanted.name!r} of {elements} elements: {wanted.classes} classes of a row are too many"
+        raise RequestError(msg)
 
 
 def rows_of(result: Result, first_row: int, rows: int) -> memoryview:

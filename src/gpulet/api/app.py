@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gpulet.api.asking import LARGEST_DESCRIPTION
 from gpulet.api.exposition import expose
 from gpulet.api.heads import bears
 from gpulet.api.info import Info
@@ -66,7 +67,9 @@ def make_app(info: Info, token: str = "") -> Starlette:
         post |= {f"{model}/infer": pages.infer}
     routes = [Route(path, page) for path, page in get.items()]
     routes += [Route(path, page, methods=["POST"]) for path, page in post.items()]
-    return Starlette(routes=routes, exception_handlers=_HANDLERS, middleware=[Middleware(_Guard, token=token)])
+    app = Starlette(routes=routes, exception_handlers=_HANDLERS, middleware=[Middleware(_Guard, token=token)])
+    app.router.redirect_slashes = False  # it would redirect to whatever host a request names
+    return app
 
 
 def make_metrics_app(registry: CollectorRegistry, token: str = "") -> Starlette:
@@ -188,8 +191,14 @@ async def _json(request: Request) -> dict[str, Any]:
 
 async def _document(request: Request, kind: type[_Kind]) -> _Kind:
     """The body as what it should be; raises `RequestError`."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_DESCRIPTION:
+            msg = f"body is larger than {LARGEST_DESCRIPTION} bytes"
+            raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     try:
-        return msgspec.json.decode(await request.body() or b"{}", type=kind)
+        return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         msg = f"request is not valid: {error}"
         raise RequestError(msg) from None
@@ -209,4 +218,9 @@ async def _crash(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-_HANDLERS = {HTTPException: _error, RequestError: _refuse, Exception: _crash}
+async def _gone(_: Request, __: Exception) -> Response:
+    """The client left before it had sent all: nobody reads this."""
+    return Response()
+
+
+_HANDLERS = {HTTPException: _error, RequestError: _refuse, ClientDisconnect: _gone, Exception: _crash}

@@ -2,8 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gpulet.executors.base import Buffer
+
+LARGEST_DESCRIPTION: Final = 4 << 20
+"""Bytes of a request less its binary tensors, and of any other document: all is read on the loop, and no request may hold
+that for more than 100 ms."""
+MOST_ELEMENTS: Final = 1 << 18
+"""Of a tensor that stands in a description or in an answer's; an image of 3 x 224 x 224 has 150,528."""
+MOST_STRINGS: Final = 1 << 16
+"""Of a BYTES tensor: each is looked at by itself."""
+MOST_DIMENSIONS: Final = 32
+MOST_TENSORS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class Classes:
     def fit(self, given: Shapes) -> Fit:
         """The class of these inputs, in the signature's order; raises `RequestError` where there is none."""
         own = self._free(given)
+        self._refuse_unequal(own)
         if self._buckets:
             return self._padded(given, own)
         shape = "x".join(map(str, own)) if own else PLAIN
@@ -105,7 +106,6 @@ class Classes:
 
     def _padded(self, given: Shapes, own: tuple[int, ...]) -> Fit:
         """The smallest bucket that holds it."""
-        self._refuse_unequal(own)
         for bucket in self._buckets:
             if all(n <= most for n, most in zip(own, bucket.lengths, strict=True)):
                 lengths = dict(zip(self._axes, zip(bucket.lengths, own, strict=True), strict=True))

@@ -19,6 +19,7 @@ def inflated(body: bytes, encoding: str, most_bytes: int) -> bytes:
         msg = f"body is not {encoding}: {error}"
         raise RequestError(msg) from None
     if len(data) > most_bytes:
+        del data  # the error keeps this frame
         msg = f"body is larger than {most_bytes} bytes once unpacked"
         raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     if not unpacker.eof or unpacker.unused_data:

@@ -3,8 +3,12 @@
 Unknown parameters are allowed and ignored, as the protocol says.
 """
 
+from typing import Annotated
+
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
+
+from gpulet.api.asking import MOST_DIMENSIONS, MOST_TENSORS
 
 
 class TensorParameters(msgspec.Struct):
@@ -22,7 +26,7 @@ class InputDoc(msgspec.Struct):
     """One input of a request."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], Meta(max_length=MOST_DIMENSIONS)]
     datatype: str
     parameters: TensorParameters | UnsetType = UNSET
     data: msgspec.Raw | UnsetType = UNSET
@@ -46,7 +50,7 @@ class RequestParameters(msgspec.Struct):
 class RequestDoc(msgspec.Struct):
     """A request's JSON."""
 
-    inputs: list[InputDoc]
+    inputs: Annotated[list[InputDoc], Meta(max_length=MOST_TENSORS)]
     id: str = ""
-    outputs: list[OutputDoc] | UnsetType = UNSET
+    outputs: Annotated[list[OutputDoc], Meta(max_length=MOST_TENSORS)] | UnsetType = UNSET
     parameters: RequestParameters | UnsetType = UNSET

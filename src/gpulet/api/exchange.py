@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gpulet.api.compression import deflated, inflated
 from gpulet.api.forms import Form
-from gpulet.api.front import Front, refusal
+from gpulet.api.front import Front, as_request_error, refusal
 from gpulet.api.heads import Head, error_response, response_head
 from gpulet.api.infer import Reader
 from gpulet.core.messages import Reason
@@ -70,8 +70,8 @@ class Exchange:
                 )
             else:
                 self._read(body)
-        except RequestError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
 
     def _read(self, body: bytes) -> None:
         front, head = self._connection.front, self._head
@@ -93,12 +93,17 @@ class Exchange:
         def done(future: "asyncio.Future[bytes]") -> None:
             if self._is_over:
                 return
+            error = future.exception()  # not raised here: it would keep the future, that the error, until a collection
+            if isinstance(error, Exception):
+                self.fail(as_request_error(error))
+                return
             try:
                 then(future.result())
-            except RequestError as error:
-                self.fail(error)
+            except Exception as found:  # noqa: BLE001 (see there)
+                self.fail(as_request_error(found))
 
-        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(done)
+        packing = self._connection.front.packing
+        asyncio.get_running_loop().run_in_executor(packing, work).add_done_callback(done)
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -111,8 +116,8 @@ class Exchange:
             header, json_bytes, data = self._reader.answer(
                 self._form, outputs, first_row, self._connection.front.regions
             )
-        except RequestError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
             return
         self.inputs = ()
         # One buffer now: the views point into a slot that the next batch overwrites.
@@ -142,6 +147,7 @@ class Exchange:
 
     def fail(self, error: RequestError) -> None:
         """The request is not valid."""
+        self.inputs = ()
         self.response = error_response(error.status, str(error), self.keep_alive)
         self._connection.flush_soon()
 

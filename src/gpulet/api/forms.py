@@ -6,17 +6,19 @@ Clients repeat themselves, so what a description means is kept by its bytes (`Fo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from gpulet.api.asking import Asked, Given, Place, Wanted
-from gpulet.api.buckets import Classes, Fit
+from gpulet.api.asking import MOST_STRINGS, Asked, Given, Place, Wanted
+from gpulet.api.buckets import Classes, Fit, Shapes
 from gpulet.api.regions import Regions
 from gpulet.errors import RequestError
 from gpulet.executors.base import DATATYPE_SIZES, Buffer, Outputs, Signature, Tensor
-from gpulet.executors.bytestrings import STRINGS, ends, unpack
+from gpulet.executors.bytestrings import LENGTH_BYTES, STRINGS, ends
 from gpulet.units import US, Duration
 
 _LARGEST_TIMEOUT_US: Final = 2**53
+_LAST_PRIORITY: Final = 2**32 - 1
+_MOST_ANSWERS: Final = 64
 
 Source: TypeAlias = int | Place | Buffer
 """Where an input's bytes are: the number of a binary tensor that follows the description, a region, or here."""
@@ -42,7 +44,7 @@ class Form:
     wanted: tuple[Wanted, ...]
     fit: Fit
     is_plain: bool = False
-    answers: dict[Any, bytes] = field(default_factory=dict)
+    answers: dict[Shapes, bytes] = field(default_factory=dict)
 
     def cut(self, body: memoryview) -> list[memoryview]:
         """The binary tensors of what follows the description; raises `RequestError` where its size is another."""
@@ -62,6 +64,12 @@ class Form:
             return tuple([raws[source] for source in self.sources])  # type: ignore[index] # as `is_plain` says
         return self.fit.pad(tuple([self._fetch(place, raws, regions) for place in range(len(self.sources))]))
 
+    def remember(self, shapes: Shapes, header: bytes) -> None:
+        """How an answer of these shapes is described; where shapes depend on values there may be any number of them."""
+        if len(self.answers) >= _MOST_ANSWERS:
+            self.answers.clear()
+        self.answers[shapes] = header
+
     def own(self, outputs: Outputs, first_row: int, *, is_batched: bool) -> tuple[Outputs, int]:
         """The outputs and where this request's rows begin in them, less what padding added."""
         if not self.fit.is_padded:
@@ -76,22 +84,28 @@ class Form:
         elif isinstance(source, Place):
             data = regions.read(source)
         else:
-            return source
+            data = source
         return data if count < 0 else _whole_strings(memoryview(data), count)
 
 
 def _whole_strings(data: memoryview, count: int) -> Buffer:
+    if count > MOST_STRINGS:
+        msg = f"BYTES tensor: {MOST_STRINGS} elements at most, not {count}"
+        raise RequestError(msg)
     try:
-        end = ends(data, count)[-1] if count else 0
+        found = ends(data, count)
     except ValueError as error:
         msg = f"BYTES tensor: {error}"
         raise RequestError(msg) from None
     try:
-        for element in unpack(data, count):
-            element.decode()  # a run that cannot read it would fail for its neighbours as well
+        for begin, end in zip((0, *found), found, strict=False):
+            str(
+                data[begin + LENGTH_BYTES : end], "utf-8"
+            )  # a run that cannot read it would fail for its neighbours too
     except UnicodeDecodeError as error:
         msg = f"BYTES tensor: an element is not UTF-8: {error}"
         raise RequestError(msg) from None
+    end = found[-1] if found else 0
     if end != len(data):
         msg = f"BYTES tensor: {len(data)} bytes, its {count} elements are {end}"
         raise RequestError(msg)
@@ -211,6 +225,9 @@ class Checker:
                 msg = f"model {self.name} has no output {item.name!r}; it gives {', '.join(self._outputs)}"
                 raise RequestError(msg)
             self._check_classes(item)
+        if len({item.name for item in asked.outputs}) < len(asked.outputs):
+            msg = f"model {self.name}: an output is wanted twice"
+            raise RequestError(msg)
         return tuple(asked.outputs)
 
     def _check_classes(self, item: Wanted) -> None:
@@ -243,7 +260,7 @@ def _timeout(asked: Asked) -> Duration:
 
 
 def _priority(asked: Asked) -> int:
-    if asked.priority < 0:
-        msg = f"priority must not be below 0, is {asked.priority}"
+    if not 0 <= asked.priority <= _LAST_PRIORITY:
+        msg = f"priority must be 0 to {_LAST_PRIORITY}, is {asked.priority}"
         raise RequestError(msg)
     return asked.priority

@@ -1,12 +1,12 @@
 """What all connections of all protocols share: the driver, the catalog, who reads requests for which model."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import Final, Protocol
 
-from gpulet.api.answers import Labels
-from gpulet.api.catalog import Catalog
+from gpulet.api.catalog import Catalog, Served
 from gpulet.api.forms import Checker, Form
 from gpulet.api.gathered import GatheredReader, GatheredRpcReader
 from gpulet.api.heads import Head
@@ -17,8 +17,12 @@ from gpulet.api.rpc.infer import RpcReader
 from gpulet.core.messages import Reason, RequestId
 from gpulet.drivers.gather import Client
 from gpulet.drivers.live import Live
+from gpulet.errors import RequestError
 from gpulet.executors.base import Signature
+from gpulet.logs import tell
 from gpulet.units import Duration
+
+_PACKERS: Final = 2  # each holds a whole body, and what it unpacks to
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Front:
         self.token = token
         self.heads: dict[bytes, Head] = {}
         self.connections = 0
+        self.packing = ThreadPoolExecutor(_PACKERS, "packing")
         self._readers: dict[str, Readers] = {}
         self._answered: list[Flushable] = []
         self._load = LoadReport(live.metrics, live.timer)
@@ -88,11 +93,11 @@ class Front:
         signature = self.catalog.signature(model)
         readers = self._readers.get(model)
         if readers is None or readers.signature is not signature or readers.version != served.version:
-            readers = self._readers[model] = self._make(model, served.version, signature, served.labels)
+            readers = self._readers[model] = self._make(model, served, signature)
         return readers
 
-    def _make(self, name: str, version: str, signature: Signature, labels: Labels) -> Readers:
-        served = self.catalog.models[name]
+    def _make(self, name: str, served: Served, signature: Signature) -> Readers:
+        version, labels = served.version, served.labels
         checker = Checker(name, signature, served.model.max_batch, served.shapes, pads=served.pads)
         if name in self.catalog.applications:
             return Readers(signature, version, GatheredReader(version, checker), GatheredRpcReader(version, checker))
@@ -122,6 +127,14 @@ class Front:
                 return HTTPStatus.SERVICE_UNAVAILABLE
             case Reason.RUN_FAILED:
                 return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """What goes wrong with one request is its own answer: anything else would take its neighbours along, or hang."""
+    if isinstance(error, RequestError):
+        return error
+    tell("request_failed", error=repr(error)[:1000])
+    return RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def refusal(reason: Reason) -> str:

@@ -17,8 +17,10 @@ from gpulet.executors.base import Buffer
 from gpulet.units import MS, Duration
 
 CACHE_ENTRIES: Final = 1024
-_INFER: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?$")
+CACHEABLE_BYTES: Final = 2048
+_INFER: Final = re.compile(rb"(?:https?://[^/?]*)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?$")
 _JSON_LENGTH: Final = b"inference-header-content-length"
+_MOST_DIGITS: Final = 18
 _WAITS: Final = (b"gpulet-timeout-ms", b"x-envoy-expected-rq-timeout-ms")
 
 
@@ -52,12 +54,16 @@ class _HeadParser:
     def __init__(self) -> None:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.is_whole = False
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.is_whole = True
 
 
 def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
@@ -75,15 +81,16 @@ def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
     except httptools.HttpParserError as error:
         msg = f"not an HTTP request: {error}"
         raise RequestError(msg) from None
-    if not found.url:
-        msg = "not an HTTP request: no request line"
+    if not found.is_whole:  # HTTP/2 begins with what looks like a head
+        msg = "not an HTTP request: no request line, or of HTTP/2"
         raise RequestError(msg)
     headers = dict(found.headers)
     body = _length(headers, b"content-length", -1 if method in {"POST", "PUT"} else 0)
     is_chunked = b"transfer-encoding" in headers
+    expects = headers.get(b"expect", b"").lower() == b"100-continue"
     match = _INFER.fullmatch(found.url)
     if match is None or method != "POST":
-        return Head("", "", max(0, body), -1, keep_alive, method, is_chunked)
+        return Head("", "", max(0, body), -1, keep_alive, method, is_chunked, expects_continue=expects)
     model, version = unquote(match[1].decode("ascii", "replace")), (match[2] or b"").decode("ascii", "replace")
     return Head(
         model,
@@ -93,7 +100,7 @@ def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
         keep_alive,
         method,
         is_chunked,
-        expects_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+        expects_continue=expects,
         is_allowed=bears(headers.get(b"authorization", b""), token),
         limit=_limit(headers),
         encoding=_encoding(headers),
@@ -142,7 +149,7 @@ def _length(headers: dict[bytes, bytes], name: bytes, absent: int) -> int:
     value = headers.get(name)
     if value is None:
         return absent
-    if not value.isdigit():
+    if not value.isdigit() or len(value) > _MOST_DIGITS:
         msg = f"{name.decode()} must be a whole number, is {value[:40]!r}"
         raise RequestError(msg)
     return int(value)

@@ -14,15 +14,17 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gpulet.api.asking import LARGEST_DESCRIPTION
 from gpulet.api.exchange import Exchange
 from gpulet.api.front import Front
-from gpulet.api.heads import CACHE_ENTRIES, Head, parse_head
+from gpulet.api.heads import CACHE_ENTRIES, CACHEABLE_BYTES, Head, parse_head
 from gpulet.errors import RequestError
 
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 _MOST_PIPELINED: Final = 64
 _PATIENCE_S: Final = 30.0
+_LINGER_S: Final = 1.0
 
 
 class InferProtocol(HttpToolsProtocol):
@@ -37,6 +39,7 @@ class InferProtocol(HttpToolsProtocol):
         self._is_opaque = False
         self._is_refused = False
         self._is_continued = False
+        self._fed = 0
         self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn narrows it
@@ -55,7 +58,7 @@ class InferProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_opaque:
-            super().data_received(data)
+            self._feed(data)
             return
         if self._is_refused:
             return
@@ -70,6 +73,7 @@ class InferProtocol(HttpToolsProtocol):
         """Uvicorn has answered the request that was handed over; go on reading."""
         super().on_response_complete()
         # uvicorn has armed a timer that only its own requests would disarm; ours do not pass there.
+        self._set_timeout(waits=False)
         if not self._is_opaque:
             self._unset_keepalive_if_required()
         self._handed_over = False
@@ -96,11 +100,21 @@ class InferProtocol(HttpToolsProtocol):
             exchange = exchanges.popleft()
             self.transport.write(exchange.response[0] if len(exchange.response) == 1 else b"".join(exchange.response))
             if not exchange.keep_alive:
-                self.transport.close()
+                self._leave()
                 return
         if not exchanges and self._buffer:  # a full pipeline, or a request for uvicorn, has waited for this
             self.transport.resume_reading()
             self.loop.call_soon(self._read)
+
+    def _leave(self) -> None:
+        """What a refused client still sends is dropped for a while: a close at once would reset it under its answer."""
+        limit = self.front.limits.connections
+        if self._is_refused and self.transport.can_write_eof() and self.front.connections <= limit:
+            self.transport.resume_reading()
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def _read(self) -> None:
         """Take whole requests off the buffer, as far as they go."""
@@ -129,7 +143,7 @@ class InferProtocol(HttpToolsProtocol):
         head = self._head(raw)
         if head is None:
             return False
-        if head.is_chunked or not head.model:
+        if not head.model:
             return self._hand_over(raw, head)
         if not self._admit(head):
             return False
@@ -152,7 +166,7 @@ class InferProtocol(HttpToolsProtocol):
             self._refuse(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
         elif head.body > self.front.limits.body:
             self._refuse(413, f"body of {head.body} bytes is larger than {self.front.limits.body}")
-        elif head.body < 0:
+        elif head.body < 0 or head.is_chunked:
             self._refuse(411, "an infer request needs a Content-Length")
         return not self._is_refused
 
@@ -172,36 +186,54 @@ class InferProtocol(HttpToolsProtocol):
             except RequestError as error:
                 self._refuse(error.status, str(error))
                 return None
-            if len(heads) >= CACHE_ENTRIES:
-                heads.clear()
-            heads[raw] = head
+            if len(raw) <= CACHEABLE_BYTES:
+                if len(heads) >= CACHE_ENTRIES:
+                    heads.clear()
+                heads[raw] = head
         return head
 
     def _hand_over(self, raw: bytes, head: Head) -> bool:
         """Give one request to uvicorn, once the answers before it are out (`flush` comes back here)."""
         if self._exchanges:
             return False
-        if head.body > self.front.limits.body:
-            self._refuse(413, f"body of {head.body} bytes is larger than {self.front.limits.body}")
+        if head.body > LARGEST_DESCRIPTION:
+            self._refuse(413, f"body of {head.body} bytes is larger than {LARGEST_DESCRIPTION}")
             return False
-        if head.is_chunked:  # its end is uvicorn's to find: the rest of this connection is uvicorn's
+        if head.is_chunked:  # its end is uvicorn's to find, so it is the last on this connection
             self._is_opaque = True
             data = bytes(self._buffer)
             self._buffer.clear()
-            super().data_received(data)
+            self._set_timeout(waits=True)
+            self._feed(data)
             return False
         end = len(raw) + max(0, head.body)
         if len(self._buffer) < end:
+            self._continue(head)
             return False
+        self._is_continued = False
         data = bytes(self._buffer[:end])
         del self._buffer[:end]
         self._handed_over = True
         super().data_received(data)
         return False
 
+    def _feed(self, data: bytes) -> None:
+        """To uvicorn, which bounds neither heads nor trailers."""
+        self._fed += len(data)
+        if self._fed > 2 * LARGEST_DESCRIPTION:
+            self._refuse(413, f"request is larger than {2 * LARGEST_DESCRIPTION} bytes")
+            return
+        super().data_received(data)
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+            self._set_timeout(waits=self.cycle.more_body)
+
     def _refuse(self, status: int, message: str) -> None:
         """Answer in turn and close: what follows on this connection cannot be trusted."""
         self._is_refused = True
+        if self._is_opaque and self.cycle is not None:
+            self._is_opaque, self.cycle.disconnected = False, True
+            self.cycle.message_event.set()
         self._buffer.clear()
         self._set_timeout(waits=False)
         last = Exchange(self, keep_alive=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from math import prod
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from gpulet.api.answers import NUMPY, Answered, Labels, answer_of, rows_of
-from gpulet.api.asking import Asked, Given, Place, Wanted
+from gpulet.api.asking import LARGEST_DESCRIPTION, MOST_ELEMENTS, MOST_STRINGS, Asked, Given, Place, Wanted
 from gpulet.api.documents import InputDoc, OutputDoc, RequestDoc, RequestParameters, TensorParameters
 from gpulet.api.forms import Checker, Form
 from gpulet.api.regions import Regions
@@ -22,6 +23,7 @@ from gpulet.executors.bytestrings import STRINGS, pack, unpack
 
 _CACHE_ENTRIES: Final = 512
 _CACHEABLE_BYTES: Final = 4096
+_UINT64_END: Final = 1 << 64
 _NO_PARAMETERS: Final = TensorParameters()
 
 _decode = msgspec.json.Decoder(RequestDoc).decode
@@ -81,11 +83,14 @@ class Reader:
         header = orjson.dumps({**head, **identity, "outputs": [_describe(a) for a in answered]})
         if all(a.wanted.is_binary and not a.wanted.place and a.datatype != STRINGS for a in answered):
             from_dim = 1 if self.signature.is_batched else 0
-            form.answers[tuple([a.shape[from_dim:] for a in answered])] = header
+            form.remember(tuple([a.shape[from_dim:] for a in answered]), header)
         return header
 
 
 def _asked(header: bytes) -> Asked:
+    if len(header) > LARGEST_DESCRIPTION:
+        msg = f"{len(header)} bytes of JSON are larger than {LARGEST_DESCRIPTION}: send tensors as binary data"
+        raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     try:
         doc = _decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -133,9 +138,8 @@ def _describe(answered: Answered) -> dict[str, Any]:
     wanted = answered.wanted
     doc: dict[str, Any] = {"name": wanted.name, "datatype": answered.datatype, "shape": answered.shape}
     if wanted.place:
-        region = {"shared_memory_region": wanted.place.region, "shared_memory_byte_size": answered.size}
-        doc["parameters"] = {**region, "shared_memory_offset": wanted.place.offset}
-    elif wanted.is_binary:
+        return doc  # as Triton has it: its C++ client takes any parameters for those of binary data
+    if wanted.is_binary:
         doc["parameters"] = {"binary_data_size": answered.size}
     else:
         doc["data"] = _values(answered)
@@ -144,9 +148,12 @@ def _describe(answered: Answered) -> dict[str, Any]:
 
 def _values(answered: Answered) -> list[Any]:
     """A flat list for JSON; raises `RequestError` for what JSON has no form of."""
+    count = prod(answered.shape)
+    if count > (MOST_STRINGS if answered.datatype == STRINGS else MOST_ELEMENTS):
+        msg = f"output {answered.wanted.name!r} has {count} elements, too many for JSON: ask for binary data"
+        raise RequestError(msg)
     if answered.datatype == STRINGS:
-        data, count = memoryview(answered.data), prod(answered.shape)
-        return [element.decode("utf-8", "replace") for element in unpack(data, count)]
+        return [element.decode("utf-8", "replace") for element in unpack(memoryview(answered.data), count)]
     if answered.datatype not in NUMPY:
         msg = f"output {answered.wanted.name!r}: {answered.datatype} travels as binary data only"
         raise RequestError(msg)
@@ -159,9 +166,14 @@ def _read(name: str, datatype: str, shape: tuple[int, ...], data: msgspec.Raw) -
     if datatype in {"FP16", "BF16"}:
         msg = f"input {name!r}: {datatype} travels as binary data only"
         raise RequestError(msg)
+    count, text = prod(shape), bytes(data)
+    if count > MOST_ELEMENTS:
+        msg = f"input {name!r} has {count} elements, too many for JSON: send binary data"
+        raise RequestError(msg)
     try:
-        values = orjson.loads(bytes(data))
-        array = _strings(values) if datatype == STRINGS else _array(values, datatype)
+        array = (
+            _strings(orjson.loads(text)) if datatype == STRINGS else _array(_loaded(text, datatype, count), datatype)
+        )
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         msg = f"input {name!r}: data is not {datatype}: {str(error)[:120]}"
         raise RequestError(msg) from None
@@ -169,6 +181,17 @@ def _read(name: str, datatype: str, shape: tuple[int, ...], data: msgspec.Raw) -
         msg = f"input {name!r}: data has shape {list(array.shape)}, shape says {list(shape)}"
         raise RequestError(msg)
     return pack(array.ravel().tolist()) if datatype == STRINGS else array.tobytes()
+
+
+def _loaded(text: bytes, datatype: str, count: int) -> Any:
+    """Numbers; numpy would take booleans among them for 0 and 1."""
+    if text.count(b",") >= count:
+        msg = f"found more than {count} values"
+        raise ValueError(msg)
+    if datatype != "BOOL" and (b"true" in text or b"false" in text):
+        msg = "found booleans"
+        raise ValueError(msg)
+    return orjson.loads(text)
 
 
 def _strings(values: Any) -> NDArray[Any]:
@@ -184,7 +207,9 @@ def _strings(values: Any) -> NDArray[Any]:
 
 def _array(values: Any, datatype: str) -> NDArray[Any]:
     """Integers must be integers and in range, booleans booleans; numpy alone would convert them silently."""
-    raw = np.asarray(values)
+    raw = np.asarray(values, object if datatype == "UINT64" else None)
+    if raw.dtype == object and all(isinstance(value, int) and 0 <= value < _UINT64_END for value in raw.flat):
+        raw = raw.astype(np.uint64)  # numpy alone makes floats of numbers on both sides of 2^63
     is_real = datatype.startswith("FP")
     kinds = "iuf" if is_real else "b" if datatype == "BOOL" else "iu"
     if raw.size and raw.dtype.kind not in kinds:
@@ -195,4 +220,9 @@ def _array(values: Any, datatype: str) -> NDArray[Any]:
         if raw.min() < bounds.min or raw.max() > bounds.max:
             msg = f"{raw.min()} to {raw.max()} is out of range"
             raise ValueError(msg)
-    return raw.astype(NUMPY[datatype])
+    with np.errstate(over="ignore"):
+        array: NDArray[Any] = raw.astype(NUMPY[datatype])
+    if is_real and not np.isfinite(array).all():
+        msg = "a number is out of range"
+        raise ValueError(msg)
+    return array

@@ -77,7 +77,11 @@ class Regions:
         if place.size > self._most_bytes:
             msg = f"an input of {place.size} bytes is larger than {self._most_bytes}"
             raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        data = os.pread(region.descriptor, place.size, region.offset + place.offset)
+        try:
+            data = os.pread(region.descriptor, place.size, region.offset + place.offset)
+        except OSError as error:
+            msg = f"shared memory region {place.region!r} cannot be read: {error.strerror}"
+            raise RequestError(msg) from None
         if len(data) != place.size:
             msg = f"shared memory region {place.region!r} was cut short: {len(data)} of {place.size} bytes are left"
             raise RequestError(msg)
@@ -93,7 +97,14 @@ class Regions:
         if os.fstat(region.descriptor).st_size < begin + len(data):
             msg = f"shared memory region {place.region!r} was cut short"
             raise RequestError(msg)
-        os.pwrite(region.descriptor, data, begin)
+        try:
+            written = os.pwrite(region.descriptor, data, begin)
+        except OSError as error:  # a sparse file, say, whose file system is full
+            msg = f"shared memory region {place.region!r} cannot be written: {error.strerror}"
+            raise RequestError(msg) from None
+        if written != len(data):
+            msg = f"shared memory region {place.region!r} took {written} of {len(data)} bytes"
+            raise RequestError(msg)
 
     def _find(self, name: str) -> Region:
         region = self._regions.get(name)

@@ -62,11 +62,32 @@ class HttpServer:
         def make() -> HttpToolsProtocol:
             if is_front:
                 return InferProtocol(self._front, config, state, {})
-            return HttpToolsProtocol(config, state, {})
+            return _MetricsProtocol(config, state, self._front.limits.head)
 
         loop = asyncio.get_running_loop()
         self._servers.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG, ssl=self._tls))
         self._states.append(state)
+
+
+class _MetricsProtocol(HttpToolsProtocol):
+    """A scrape is a head: who sends more leaves, since uvicorn bounds none."""
+
+    def __init__(self, config: Config, state: ServerState, most_bytes: int) -> None:
+        super().__init__(config, state, {})
+        self._most_bytes = most_bytes
+        self._taken = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._taken += len(data)
+        if self._taken > self._most_bytes:
+            self.transport.close()
+        else:
+            super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """The next may be as large."""
+        self._taken = 0
+        super().on_response_complete()
 
 
 def bind_ports(host: str, http_port: int, metrics_port: int) -> tuple[socket.socket, socket.socket]:

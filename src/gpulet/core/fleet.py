@@ -22,6 +22,7 @@ class Central(Enum):
 
 CENTRAL: Final = Central.QUEUE
 _DEFAULT_PRIORITY = 0
+_MOST_QUEUES = 64
 
 
 class Queue:
@@ -158,6 +159,8 @@ class Fleet:
         shapes = self.queues[model]
         found = shapes.get(shape)
         if found is None:
+            if len(shapes) >= _MOST_QUEUES:  # clients choose shapes: those that nobody waits for are forgotten
+                shapes = self.queues[model] = {known: queue for known, queue in shapes.items() if queue}
             found = shapes[shape] = Queue(CENTRAL, model, shape)
         return found
 

@@ -215,13 +215,16 @@ class Scheduler:
             if request not in again:
                 self._retried.discard(request.id)
                 self._fail(request.id, Reason.WORKER_LOST, commands)
-        running.queue.restore(again)
+        queue = running.queue
+        if queue.owner is CENTRAL:
+            queue = self.fleet.queue(queue.model, queue.shape)  # it may have been forgotten while it was empty
+        queue.restore(again)
         for request in again:
             self._retried.add(request.id)
             self._depth[request.model] += 1
-            self.fleet.waiting[request.id] = running.queue
+            self.fleet.waiting[request.id] = queue
             heappush(self._deadlines, (request.deadline, request.id))
-        changed.queues.append(running.queue)
+        changed.queues.append(queue)
 
     def _expire(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:

@@ -5,6 +5,7 @@ from struct import Struct
 from typing import Final
 
 _LENGTH: Final = Struct("<I")
+LENGTH_BYTES: Final = _LENGTH.size
 STRINGS: Final = "BYTES"
 
 

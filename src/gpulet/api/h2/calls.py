@@ -4,16 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from gpulet.api.front import as_request_error
 from gpulet.api.h2.heads import RpcHead
 from gpulet.api.h2.reading import One
 from gpulet.api.h2.rpcs import Rpc, Rpcs
 from gpulet.api.h2.streaming import InferStream
 from gpulet.api.rpc.calls import Call
 from gpulet.api.rpc.service import Kind
-from gpulet.api.rpc.status import RpcError, Status
-from gpulet.errors import RequestError
-
-_INTERNAL: Final = RpcError("internal error", Status.INTERNAL)
 
 
 class _Infer(One):
@@ -69,11 +66,8 @@ class _Document(One):
             return
         if error is None:
             self.rpcs.answer(self, (work.result(),))
-        elif isinstance(error, RequestError):
-            self.fail(error)
-        else:
-            self.fail(_INTERNAL)
-            raise error  # to be told by the loop
+        elif isinstance(error, Exception):
+            self.fail(as_request_error(error))
 
     def over(self) -> None:
         super().over()

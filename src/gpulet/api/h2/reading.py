@@ -5,6 +5,7 @@ from functools import partial
 from typing import Final
 
 from gpulet.api.compression import inflated
+from gpulet.api.front import as_request_error
 from gpulet.api.h2.heads import RpcHead
 from gpulet.api.h2.messages import PREFIX_BYTES, MessageReader
 from gpulet.api.h2.rpcs import Rpc, Rpcs
@@ -46,16 +47,18 @@ class Reading(Rpc):
             self._begin(unpack())
             return
         self._is_unpacking = True
-        asyncio.get_running_loop().run_in_executor(None, unpack).add_done_callback(self._unpacked)
+        asyncio.get_running_loop().run_in_executor(self.rpcs.packing, unpack).add_done_callback(self._unpacked)
 
     def _unpacked(self, unpacked: "asyncio.Future[bytes]") -> None:
         self._is_unpacking = False
+        error = unpacked.exception()  # not raised here: it would keep the future, that the error, until a collection
         try:
-            message = unpacked.result()
-            if not self.is_over:
-                self._begin(message)
-        except RequestError as error:
-            self.fail(error)
+            if isinstance(error, Exception):
+                self.fail(as_request_error(error))
+            elif not self.is_over:
+                self._begin(unpacked.result())
+        except Exception as found:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(found))
 
     def _begin(self, message: bytes) -> None:
         raise NotImplementedError
@@ -90,8 +93,8 @@ class One(Reading):
                 self._begin(data[PREFIX_BYTES:])
             else:
                 self._collect(data, size, is_ended=is_ended)
-        except RequestError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
 
     def _collect(self, data: bytes, size: int, *, is_ended: bool) -> None:
         self._quiet_s = 0

@@ -73,6 +73,7 @@ class Rpcs:
     ) -> None:
         self.service = service
         self.connection = connection
+        self.packing = front.packing
         self.now = front.live.timer.now
         self.most_bytes = front.limits.body + HEAD_ROOM
         self._most_held = max(_LEAST_HELD, 4 * self.most_bytes)

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from gpulet.api.front import as_request_error
 from gpulet.api.h2.heads import RpcHead
 from gpulet.api.h2.reading import Reading
 from gpulet.api.h2.rpcs import Rpcs
@@ -48,8 +49,8 @@ class InferStream(Reading):
             self._send()
             while self._has_room() and self._next():
                 self._send()
-        except RequestError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
         finally:
             self._is_at_it = False
         self._end_if_done()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gpulet.api.forms import Form
-from gpulet.api.front import Front, Readers, refusal
+from gpulet.api.front import Front, Readers, as_request_error, refusal
 from gpulet.api.rpc.infer import as_varint, parse, split
 from gpulet.api.rpc.messages import MESSAGES
 from gpulet.api.rpc.status import RpcError, Status
@@ -74,8 +74,8 @@ class Call:
             return
         try:
             self.parts = self._readers.rpc.answer(self._form, outputs, first_row, self._front.regions)
-        except RequestError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 (see there)
+            self.fail(as_request_error(error))
             return
         self._end()
 
@@ -120,15 +120,18 @@ class Infer:
         """A call that has begun, or is over already; `limit` is how long its client waits, 0: it does not say, below: too late."""
         call = Call(self._front, traceparent, done)
         try:
-            if limit < 0:
-                raise RpcError(refusal(Reason.EXPIRED), Status.DEADLINE_EXCEEDED)
-            description, raws = split(message)
-            model, readers, form = self._form(description, tuple([len(raw) for raw in raws]))
-            call.begin(model, readers, form, raws, limit)
-        except RequestError as error:
+            self._start(call, message, limit)
+        except Exception as error:  # noqa: BLE001 (see there)
             call.inputs = ()
-            call.fail(error)
+            call.fail(as_request_error(error))
         return call
+
+    def _start(self, call: Call, message: bytes, limit: Duration) -> None:
+        if limit < 0:
+            raise RpcError(refusal(Reason.EXPIRED), Status.DEADLINE_EXCEEDED)
+        description, raws = split(message)
+        model, readers, form = self._form(description, tuple([len(raw) for raw in raws]))
+        call.begin(model, readers, form, raws, limit)
 
     def _form(self, description: bytes, raw_sizes: tuple[int, ...]) -> tuple[str, Readers, Form]:
         known = self._known.get((description, raw_sizes))

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from gpulet.api.answers import NUMPY, Answered, Labels, answer_of, rows_of
-from gpulet.api.asking import Asked, Given, Place, Wanted
+from gpulet.api.asking import LARGEST_DESCRIPTION, MOST_DIMENSIONS, MOST_TENSORS, Asked, Given, Place, Wanted
 from gpulet.api.forms import Checker, Form
 from gpulet.api.regions import Regions
 from gpulet.api.rpc.messages import MESSAGES
@@ -45,11 +45,21 @@ _CONTENTS: Final = {
 
 def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     """The description and the raw tensors, as views where they come last. Raises `RequestError` for what is no message."""
-    view, end, size = memoryview(message), 0, len(message)
+    view, end, size, fields = memoryview(message), 0, len(message), 0
     while end < size and message[end] != _RAW_INPUT:
-        end = _skip(message, end)
-    description, raws = message[:end], []
+        end, fields = _skip(message, end), fields + 1
+        if fields > MOST_TENSORS:
+            msg = f"a request has {MOST_TENSORS} fields at most"
+            raise RequestError(msg)
+    if end > LARGEST_DESCRIPTION:
+        msg = f"a request without its raw contents is {LARGEST_DESCRIPTION} bytes at most, not {end}"
+        raise RequestError(msg)
+    description = message[:end]
+    raws: list[memoryview] = []
     while end < size:
+        if len(raws) >= MOST_TENSORS:
+            msg = f"a request has {MOST_TENSORS} raw contents at most"
+            raise RequestError(msg)
         if message[end] != _RAW_INPUT:
             return _parsed(message)
         length, end = _varint(message, end + 1)
@@ -62,6 +72,9 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
 
 def _parsed(message: bytes) -> tuple[bytes, list[memoryview]]:
     """The same where other fields follow raw tensors, which is allowed and nobody does."""
+    if len(message) > LARGEST_DESCRIPTION:
+        msg = "raw_input_contents must come last in a request of this size"
+        raise RequestError(msg)
     whole: Any = parse(message)
     raws = [memoryview(raw) for raw in whole.raw_input_contents]
     del whole.raw_input_contents[:]
@@ -155,7 +168,7 @@ class RpcReader:
         head: bytes = response.SerializeToString()
         if not any(a.wanted.place or a.wanted.classes for a in answered):
             from_dim = 1 if self.signature.is_batched else 0
-            form.answers[tuple([a.shape[from_dim:] for a in answered])] = head
+            form.remember(tuple([a.shape[from_dim:] for a in answered]), head)
         return head
 
 
@@ -198,6 +211,9 @@ def _given(item: Any, place: Place | None, raw_size: int | None) -> Given:
     has_contents = item.HasField("contents")
     if has_contents and (place or raw_size is not None):
         msg = f"input {item.name!r} must be given once: as contents, raw or in shared memory"
+        raise RequestError(msg)
+    if len(item.shape) > MOST_DIMENSIONS:
+        msg = f"input {item.name!r} has {len(item.shape)} dimensions, {MOST_DIMENSIONS} at most"
         raise RequestError(msg)
     shape = tuple(item.shape)
     read = partial(_read, item.name, item.datatype, shape, item.contents) if has_contents else None

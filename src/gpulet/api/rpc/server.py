@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
 from typing import Any, Final
 
 import grpc
 
-from gpulet.api.front import Front
+from gpulet.api.front import Front, as_request_error
 from gpulet.api.rpc.calls import MOST_STREAMED, Call, streamed
 from gpulet.api.rpc.service import HEAD_ROOM, WATCH_S, Kind, Service, Unary
 from gpulet.api.rpc.status import status_of
@@ -70,7 +69,7 @@ class _Handlers(grpc.GenericRpcHandler):
         path = handler_call_details.method
         metadata = dict(handler_call_details.invocation_metadata)
         if not self._service.allows(path, str(metadata.get("authorization", "")).encode()):
-            return grpc.unary_unary_rpc_method_handler(_refuse)
+            return grpc.stream_stream_rpc_method_handler(_refuse)  # whatever it is, nothing of it is read
         return self._handlers.get(path)
 
     def _make(self, path: str, kind: Kind) -> Any:
@@ -116,9 +115,19 @@ class _Handlers(grpc.GenericRpcHandler):
                     each[0].cancel()
 
     async def _read(self, messages: AsyncIterator[bytes], context: Any, calls: Any) -> None:
-        with suppress(grpc.RpcError):  # the client has gone: what has come is answered to nobody
+        call: Call | None = None
+        try:
             async for message in messages:
-                await calls.put(self._begin(message, context))
+                call, waiting = self._begin(message, context)
+                await calls.put((call, waiting))
+                call = None
+        except grpc.RpcError:
+            pass  # the client has gone: what has come is answered to nobody
+        except Exception as error:  # noqa: BLE001 (see there; without an end the answers would wait for ever)
+            as_request_error(error)
+        finally:
+            if call:  # the answers have ended before there was room for it
+                call.cancel()
         await calls.put(None)
 
     def _begin(self, message: bytes, context: Any) -> "tuple[Call, asyncio.Future[bytes]]":
@@ -150,16 +159,16 @@ def _unary(answer: Unary) -> Any:
         try:
             answered = answer(message)
             return await answered if isinstance(answered, Awaitable) else answered
-        except RequestError as error:
-            await context.abort(_CODES[status_of(error)], str(error))
+        except Exception as error:
+            refused = as_request_error(error).with_traceback(None)  # which would keep the message until a collection
+            await context.abort(_CODES[status_of(refused)], str(refused))
             raise
 
     return grpc.unary_unary_rpc_method_handler(call)
 
 
-async def _refuse(_: bytes, context: Any) -> bytes:
+async def _refuse(_: AsyncIterator[bytes], context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is wanted")
-    return b""
 
 
 def _limit(context: Any) -> Duration:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
+from gpulet.api.asking import LARGEST_DESCRIPTION
 from gpulet.api.front import Front
 from gpulet.api.heads import bears
 from gpulet.api.info import Document, Info
@@ -68,6 +69,9 @@ class Service:
 
 
 def _parsed(kind: Any, message: bytes) -> Any:
+    if len(message) > LARGEST_DESCRIPTION:
+        msg = f"a {kind.DESCRIPTOR.name} is {LARGEST_DESCRIPTION} bytes at most, not {len(message)}"
+        raise RequestError(msg)
     try:
         return kind.FromString(message)
     except DecodeError:
