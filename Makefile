@@ -36,6 +36,8 @@ bench: setup
 	$(BIN)/python benchmarks/dstack.py
 	$(BIN)/python benchmarks/sim.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/rpc.py
+	$(BIN)/python benchmarks/fuzz_h2.py
 	$(BIN)/python benchmarks/overload.py --kill
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/planning.py

@@ -177,7 +177,7 @@ class LimitsSection(_Section):
     max_queue: int = Field(4096, gt=0, description="requests that may wait per model")
     max_body_mib: float = Field(64.0, gt=0, le=2048, allow_inf_nan=False, description="largest request body")
     max_header_kib: int = Field(16, gt=0, le=1024, description="largest request head")
-    max_connections: int = Field(4096, gt=0, description="open HTTP connections")
+    max_connections: int = Field(4096, gt=0, description="open connections, HTTP and gRPC")
     memory_mib: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="memory of all loaded models, as workers measure it; 0: not bounded"
     )
@@ -196,6 +196,9 @@ class ServerSection(_Section):
     http_port: int = Field(8000, ge=0, le=65535, description="OIP v2 over HTTP; 0: any free port")
     grpc: bool = Field(True, description="serve OIP v2 over gRPC as well")
     grpc_port: int = Field(8001, ge=0, le=65535, description="OIP v2 over gRPC; 0: any free port")
+    grpc_plane: Literal["own", "grpcio"] = Field(
+        "own", description="who speaks gRPC: own, at a fraction of the CPU; grpcio, Google's server, to fall back on"
+    )
     metrics_port: int = Field(8002, ge=0, le=65535, description="/metrics; 0: any free port")
     overload_status: Literal[429, 503] = Field(429, description="HTTP status when predicted late or the queue is full")
     drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False, description="time to finish work on SIGTERM")

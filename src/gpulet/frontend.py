@@ -3,15 +3,17 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
 from gpulet.api.catalog import Catalog
 from gpulet.api.control import Control
 from gpulet.api.front import ApiLimits, Front
+from gpulet.api.h2.server import H2Server
 from gpulet.api.info import Document, Info
 from gpulet.api.regions import Regions
-from gpulet.api.rpc.server import RpcServer
+from gpulet.api.rpc.service import Service
 from gpulet.api.server import HttpServer, bind_ports
 from gpulet.api.tls import Tls
 from gpulet.drivers.live import Live
@@ -28,6 +30,7 @@ class Ports:
     sockets: tuple[socket.socket, socket.socket]
     host: str
     grpc_port: int | None
+    grpc_plane: str
     limits: ApiLimits
     allow_client_shm: bool
     token: str
@@ -49,7 +52,7 @@ def bind(site: Site) -> Ports:
     )
     sockets = bind_ports(server.host, server.http_port, server.metrics_port)
     grpc_port = server.grpc_port if server.grpc else None
-    return Ports(sockets, server.host, grpc_port, bounds, server.allow_client_shm, token, tls)
+    return Ports(sockets, server.host, grpc_port, server.grpc_plane, bounds, server.allow_client_shm, token, tls)
 
 
 def _token(site: Site) -> str:
@@ -91,10 +94,10 @@ class FrontEnd:
         )
         self._regions = regions
         self._http = HttpServer(front, info, registry, ports.sockets, ports.tls.context() if ports.tls else None)
-        self._rpc: RpcServer | None = None
+        self._rpc: _RpcEnd | None = None
         try:
             if ports.grpc_port is not None:
-                self._rpc = RpcServer(front, info, ports.host, ports.grpc_port, ports.tls)
+                self._rpc = _rpc_end(ports, front, Service(front, info), ports.grpc_port)
         except Unusable:
             for bound in ports.sockets:
                 bound.close()
@@ -109,9 +112,35 @@ class FrontEnd:
         if self._rpc:
             await self._rpc.open()
 
+    def leave(self) -> None:
+        """The server will stop: tell clients that can be told to go elsewhere."""
+        if self._rpc:
+            self._rpc.leave()
+
     async def close(self) -> None:
         """Accept no more; end what is open."""
         await self._http.close()
         if self._rpc:
             await self._rpc.close()
         self._regions.forget()
+
+
+class _RpcEnd(Protocol):
+    """A plane of gRPC."""
+
+    port: int
+
+    async def open(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def _rpc_end(ports: Ports, front: Front, service: Service, port: int) -> _RpcEnd:
+    """The plane that the fleet file names."""
+    if ports.grpc_plane == "own":
+        return H2Server(front, service, ports.host, port, ports.tls)
+    from gpulet.api.rpc.server import RpcServer  # noqa: PLC0415 (grpcio: 75 ms and threads that `own` does without)
+
+    return RpcServer(front, service, ports.host, port, ports.tls)

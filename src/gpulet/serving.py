@@ -74,6 +74,7 @@ class LiveServer:
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
         self.catalog.is_open = False
+        self.ends.leave()
         if self.poller:
             await self.poller.close()
         await self.residency.close()

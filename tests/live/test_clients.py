@@ -55,12 +55,28 @@ def server(tmp_path_factory):
     save_copy(folder / "models", "flags", TensorProto.BOOL)
     save_copy(folder / "models", "two", TensorProto.INT64, inputs=("a", "b"))
     with serve(fleet(folder, MODELS, repository=folder / "models", allow_client_shm=True)) as running:
+        running.folder = folder
         yield running
 
 
-@pytest.fixture(params=["http", "grpc"])
-def wire(request, server):
+@pytest.fixture(scope="module")
+def fallback(server):
+    """The same on grpcio."""
+    options = {"repository": server.folder / "models", "allow_client_shm": True, "grpc_plane": "grpcio"}
+    with serve(fleet(server.folder, MODELS, **options)) as running:
+        yield running
+
+
+@pytest.fixture(params=["own", "grpcio"])
+def plane(request):
+    """A server of each gRPC plane."""
+    return request.getfixturevalue("server" if request.param == "own" else "fallback")
+
+
+@pytest.fixture(params=["http", "grpc", "grpcio"])
+def wire(request):
     """A module of tritonclient and a client of it."""
+    server = request.getfixturevalue("fallback" if request.param == "grpcio" else "server")
     module = over_http if request.param == "http" else over_grpc
     address = f"127.0.0.1:{server.port}" if module is over_http else server.grpc
     with closing(module.InferenceServerClient(address)) as client:
@@ -193,11 +209,11 @@ def call(server, request):
         return np.frombuffer(method(request, timeout=10).raw_output_contents[0], np.float32)
 
 
-def test_raw_contents_need_not_come_last(server):
+def test_raw_contents_need_not_come_last(plane):
     request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[X.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=[2, 4])
     rest = service_pb2.ModelInferRequest(id="late").SerializeToString()
-    with grpc.insecure_channel(server.grpc) as channel:
+    with grpc.insecure_channel(plane.grpc) as channel:
         method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         answer = service_pb2.ModelInferResponse.FromString(method(request.SerializeToString() + rest, timeout=10))
     assert answer.id == "late"
@@ -314,9 +330,9 @@ def test_load_is_told_to_balancers_who_ask(server):
             assert answer.headers["endpoint-load-metrics"].startswith(start)
 
 
-def test_a_stream_answers_in_order_and_outlives_a_bad_request(server):
+def test_a_stream_answers_in_order_and_outlives_a_bad_request(plane):
     answers = queue.Queue()
-    with closing(over_grpc.InferenceServerClient(server.grpc)) as client:
+    with closing(over_grpc.InferenceServerClient(plane.grpc)) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         for number in range(20):
             client.async_stream_infer(
@@ -332,10 +348,10 @@ def test_a_stream_answers_in_order_and_outlives_a_bad_request(server):
         client.stop_stream()
 
 
-def test_asyncio_clients(server):
+def test_asyncio_clients(plane):
     async def ask():
-        http = over_http_aio.InferenceServerClient(f"127.0.0.1:{server.port}")
-        rpc = over_grpc_aio.InferenceServerClient(server.grpc)
+        http = over_http_aio.InferenceServerClient(f"127.0.0.1:{plane.port}")
+        rpc = over_grpc_aio.InferenceServerClient(plane.grpc)
         for module, client in ((over_http, http), (over_grpc, rpc)):
             answers = await asyncio.gather(*(client.infer("tiny", [given(module, X + n)]) for n in range(20)))
             for number, answer in enumerate(answers):
@@ -345,8 +361,8 @@ def test_asyncio_clients(server):
     asyncio.run(ask())
 
 
-def test_errors_have_the_protocols_codes(server):
-    with closing(over_grpc.InferenceServerClient(server.grpc)) as client:
+def test_errors_have_the_protocols_codes(plane):
+    with closing(over_grpc.InferenceServerClient(plane.grpc)) as client:
         for model, tensor, code in (
             ("nobody", given(over_grpc, X), "NOT_FOUND"),
             ("tiny", given(over_grpc, X[:, :2]), "INVALID_ARGUMENT"),
@@ -358,25 +374,6 @@ def test_errors_have_the_protocols_codes(server):
         with pytest.raises(InferenceServerException) as raised:
             client.load_model("tiny")
         assert "explicit model load / unload is not allowed" in str(raised.value)
-
-
-def test_a_grpc_deadline_and_a_cancelled_call_end_in_the_queue(tmp_path):
-    (tmp_path / "p.csv").write_text(
-        "model,size,batch,mean_ms\nslow,1,1,300\nslow,1,2,300\nslow,2,1,300\nslow,2,2,300\n"
-    )
-    path = fleet(tmp_path, {"slow": (20000, 1)}, device='executor = "simulated"\ncount = 1')
-    x = np.zeros((1, 1), np.float32)
-    with serve(path) as server, closing(over_grpc.InferenceServerClient(server.grpc)) as client:
-        with pytest.raises(InferenceServerException) as raised:
-            client.infer("slow", [given(over_grpc, x, "input")], client_timeout=0.05)
-        assert raised.value.status() in {"StatusCode.DEADLINE_EXCEEDED", "StatusCode.UNAVAILABLE"}
-        calls = [client.async_infer("slow", [given(over_grpc, x, "input")], lambda **_: None) for _ in range(40)]
-        for each in calls[20:]:
-            each.cancel()
-        for _ in range(2):  # answered after those before it, which are fewer than were sent
-            client.infer("slow", [given(over_grpc, x, "input")])
-    counts = server.all("stopped")[0]["served"]["slow"]
-    assert counts < 42
 
 
 @pytest.fixture(scope="module")
@@ -404,11 +401,12 @@ def certificate(tmp_path_factory):
     return folder / "cert.pem", folder / "key.pem"
 
 
-def test_tls_and_tokens_guard_both_ports(tmp_path, certificate):
+@pytest.mark.parametrize("plane", ["own", "grpcio"])
+def test_tls_and_tokens_guard_both_ports(tmp_path, certificate, plane):
     cert, key = certificate
     save_model(tmp_path / "models", "tiny")
     (tmp_path / "token").write_text("s3cret\n")
-    keys = {"tls_certificate": str(cert), "tls_key": str(key), "token_file": "token"}
+    keys = {"tls_certificate": str(cert), "tls_key": str(key), "token_file": "token", "grpc_plane": plane}
     with serve(fleet(tmp_path, {"tiny": (200, 50)}, repository=tmp_path / "models", **keys)) as server:
         context = ssl.create_default_context(cafile=str(cert))
         body = json.dumps(
@@ -453,8 +451,8 @@ def test_an_address_beyond_loopback_needs_protection_or_a_word(tmp_path, keys, w
         assert server.all("ready")
 
 
-def test_the_standard_health_service_answers(server):
-    with grpc.insecure_channel(server.grpc) as channel:
+def test_the_standard_health_service_answers(plane):
+    with grpc.insecure_channel(plane.grpc) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert check(b"", timeout=10) == b"\x08\x01"
         assert check(b"\x0a\x04tiny", timeout=10) == b"\x08\x01"

@@ -92,15 +92,15 @@ class _MetricsProtocol(HttpToolsProtocol):
 
 def bind_ports(host: str, http_port: int, metrics_port: int) -> tuple[socket.socket, socket.socket]:
     """Sockets bound to both ports, before anything else of a server is made; raises `Unusable` when one is taken."""
-    first = _bind(host, http_port, "http_port")
+    first = bind_port(host, http_port, "http_port")
     try:
-        return first, _bind(host, metrics_port, "metrics_port")
+        return first, bind_port(host, metrics_port, "metrics_port")
     except Unusable:
         first.close()
         raise
 
 
-def _bind(host: str, port: int, key: str) -> socket.socket:
+def bind_port(host: str, port: int, key: str) -> socket.socket:
     """A bound socket; raises `Unusable` that names the address when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
