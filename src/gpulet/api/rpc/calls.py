@@ -119,6 +119,9 @@ class Infer:
     def begin(self, message: bytes, limit: Duration, traceparent: str, done: Callable[[Call], None]) -> Call:
         """A call that has begun, or is over already; `limit` is how long its client waits, 0: it does not say, below: too late."""
         call = Call(self._front, traceparent, done)
+        if limit < 0:
+            call.fail(RpcError(refusal(Reason.EXPIRED), Status.DEADLINE_EXCEEDED))
+            return call
         try:
             self._start(call, message, limit)
         except Exception as error:  # noqa: BLE001 (see there)
