@@ -123,18 +123,13 @@ class Infer:
             call.fail(RpcError(refusal(Reason.EXPIRED), Status.DEADLINE_EXCEEDED))
             return call
         try:
-            self._start(call, message, limit)
+            description, raws = split(message)
+            model, readers, form = self._form(description, tuple([len(raw) for raw in raws]))
+            call.begin(model, readers, form, raws, limit)
         except Exception as error:  # noqa: BLE001 (see there)
             call.inputs = ()
             call.fail(as_request_error(error))
         return call
-
-    def _start(self, call: Call, message: bytes, limit: Duration) -> None:
-        if limit < 0:
-            raise RpcError(refusal(Reason.EXPIRED), Status.DEADLINE_EXCEEDED)
-        description, raws = split(message)
-        model, readers, form = self._form(description, tuple([len(raw) for raw in raws]))
-        call.begin(model, readers, form, raws, limit)
 
     def _form(self, description: bytes, raw_sizes: tuple[int, ...]) -> tuple[str, Readers, Form]:
         known = self._known.get((description, raw_sizes))

@@ -115,19 +115,19 @@ class _Handlers(grpc.GenericRpcHandler):
                     each[0].cancel()
 
     async def _read(self, messages: AsyncIterator[bytes], context: Any, calls: Any) -> None:
-        call: Call | None = None
+        pair: tuple[Call, asyncio.Future[bytes]] | None = None
         try:
             async for message in messages:
-                call, waiting = self._begin(message, context)
-                await calls.put((call, waiting))
-                call = None
+                pair = self._begin(message, context)
+                await calls.put(pair)
+                pair = None
         except grpc.RpcError:
             pass  # the client has gone: what has come is answered to nobody
         except Exception as error:  # noqa: BLE001 (see there; without an end the answers would wait for ever)
             as_request_error(error)
         finally:
-            if call:  # the answers have ended before there was room for it
-                call.cancel()
+            if pair:  # the answers have ended before there was room for it
+                pair[0].cancel()
         await calls.put(None)
 
     def _begin(self, message: bytes, context: Any) -> "tuple[Call, asyncio.Future[bytes]]":
