@@ -111,13 +111,14 @@ def test_a_shape_class_fills_the_free_dimensions_of_all_inputs(opened):
     ids_dims, mask_dims = (t.dims for t in opened.signatures["pair"].inputs)
     assert ids_dims == mask_dims == opened.signatures["pair"].outputs[1].dims
     assert len(set(ids_dims)) == 2
-    by_name, _ = answers(opened, GraphKey("pair", 2, LEFT, "7"), 2, ids, mask)
+    named = GraphKey("pair", 2, LEFT, "7")
+    by_name, _ = answers(opened, named, 2, ids, mask)
     np.testing.assert_array_equal(by_name, expected)
     with pytest.raises(ModelError, match="model pair has 2 free dimensions"):
-        opened.build(GraphKey("pair", 2, LEFT, "7"))
+        opened.build(GraphKey("pair", 2, LEFT, "7x7x7"))
     with pytest.raises(ModelError, match="pair x 2 of 7x9"):
         opened.build(GraphKey("pair", 2, LEFT, "7x9"))
-    assert opened.keys == (key,)
+    assert opened.keys == (key, named)
 
 
 def test_half_precision_goes_through(opened):
