@@ -28,7 +28,8 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest -q -m "not gpu and slow" tests/unit
-	$(BIN)/python -m pytest -q --ignore=tests/unit
+	$(BIN)/python -m pytest -q -n 2 tests/golden tests/property
+	$(BIN)/python -m pytest -q --ignore=tests/unit --ignore=tests/golden --ignore=tests/property
 
 bench: setup
 	$(BIN)/python benchmarks/step.py
