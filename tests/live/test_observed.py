@@ -119,6 +119,8 @@ def prometheus(folder, target):
 def query(port, expression):
     """What the query gives: a value for each series."""
     status, answer = get(port, "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
+    if status == 503:  # it listens before it is ready
+        return []
     assert status == 200, (expression, answer)
     return [float(series["value"][1]) for series in json.loads(answer)["data"]["result"]]
 

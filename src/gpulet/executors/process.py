@@ -80,7 +80,7 @@ class WorkerProcess:
             pass_fds=(theirs.fileno(), block),
             stdin=subprocess.DEVNULL,
             env={**os.environ, **_SINGLE_THREADED},
-            start_new_session=True,  # a Ctrl-C is for the front-end, which drains and then closes its workers
+            process_group=0,  # a Ctrl-C is for the front-end, which drains and then closes its workers
         )
         theirs.close()
         os.close(block)
