@@ -36,7 +36,8 @@ class Gpulet:
 
     `processes` share it (MPS inside MIG): each runs a batch at a time and goes round the turns once in a `duty_cycle`,
     and a turn's latency is that of one batch while the others run theirs. `process` is 0 where all of them are meant;
-    in a plan that was `unfolded` it says which one of them this is, from 1.
+    in a plan that was `unfolded` it says which one of them this is, from 1. Where nothing is cut, `priority` says who gives way:
+    0 goes first.
     """
 
     id: GpuletId
@@ -47,6 +48,7 @@ class Gpulet:
     turns: tuple[Turn, ...]
     processes: int = 1
     process: int = 0
+    priority: int = 0
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class GpuletDoc(msgspec.Struct, forbid_unknown_fields=True):
     assignments: list[AssignmentDoc]
     processes: int = 1
     label: str = ""
+    priority: int = 0
 
 
 class DeviceDoc(msgspec.Struct):
@@ -101,9 +102,8 @@ def _promise_doc(p: Promise) -> PromiseDoc:
 
 def _gpulet_doc(g: Gpulet) -> GpuletDoc:
     turns = [AssignmentDoc(t.model, t.batch, t.rate, to_ms(t.latency)) for t in g.turns]
-    return GpuletDoc(
-        g.device, g.size.sms, g.size.share_pct, g.offset, to_ms(g.duty_cycle), turns, g.processes, g.size.label
-    )
+    share, duty_ms = g.size.share_pct, to_ms(g.duty_cycle)
+    return GpuletDoc(g.device, g.size.sms, share, g.offset, duty_ms, turns, g.processes, g.size.label, g.priority)
 
 
 def read_plan(text: bytes, problem: Problem, source: str) -> Plan:
@@ -163,7 +163,8 @@ def _counted(kinds: Sequence[str]) -> str:
 def _gpulet(place: int, g: GpuletDoc) -> Gpulet:
     turns = tuple(Turn(a.model, a.batch, a.rate, from_ms(a.latency_ms)) for a in g.assignments)
     size = Size(g.size, g.share_pct, g.label)
-    return Gpulet(place, g.device, size, g.offset, from_ms(g.duty_cycle_ms), turns, g.processes)
+    duty = from_ms(g.duty_cycle_ms)
+    return Gpulet(place, g.device, size, g.offset, duty, turns, g.processes, priority=g.priority)
 
 
 def _strangers(plan: Plan, problem: Problem) -> list[str]:

@@ -298,11 +298,15 @@ def test_a_bad_request_gets_one_clear_error_and_hurts_nobody(digits, held_out, n
     assert good.startswith(b"HTTP/1.1 200 OK")
 
 
+def threads(pid):
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 def test_every_thread_of_a_worker_may_run_on_its_own_cores_only(digits):
     assert len(digits.workers) == len({w["pid"] for w in digits.workers.values()})
     for worker in digits.workers.values():
-        for task in Path(f"/proc/{worker['pid']}/task").iterdir():
-            assert os.sched_getaffinity(int(task.name)) <= set(worker["cores"])
+        for thread in threads(worker["pid"]):
+            assert os.sched_getaffinity(thread) <= set(worker["cores"])
 
 
 def test_metrics_carry_tritons_names_and_ours(digits):
@@ -444,12 +448,21 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path):
     assert f"cannot listen on 127.0.0.1:{port} (http_port)" in line
 
 
-def test_unpinned_workers_share_all_cores(tmp_path):
-    save_model(tmp_path / "models", "tiny")
+def test_unpinned_workers_share_all_cores_and_the_laxer_objective_gives_way(tmp_path):
+    for name in ("tiny", "lax"):
+        save_model(tmp_path / "models", name)
     device = 'mechanism = "whole"'
-    path = fleet(tmp_path, {"tiny": (200, 20)}, device=device, repository=tmp_path / "models")
+    path = fleet(tmp_path, {"tiny": (200, 20), "lax": (400, 20)}, device=device, repository=tmp_path / "models")
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
     with serve(path) as server:
-        assert server.workers[0]["cores"] == list(usable_cores())
+        workers = {worker["models"][0]: worker for worker in server.workers.values()}
+        assert {tuple(worker["cores"]) for worker in workers.values()} == {tuple(usable_cores())}
+        nice = {name: {os.getpriority(os.PRIO_PROCESS, t) for t in threads(w["pid"])} for name, w in workers.items()}
+        assert nice == {"tiny": {mine}, "lax": {max(mine, 10)}}
+        sessions = {os.getsid(worker["pid"]) for worker in workers.values()}
+        assert sessions == {os.getsid(server.process.pid)}, (
+            "in sessions of their own niceness would not count between them"
+        )
         body = json.dumps(
             {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
         ).encode()

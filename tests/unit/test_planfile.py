@@ -1,6 +1,7 @@
 """Plans of every kind come back from JSON as they were."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from test_plan import MIG_LAYOUT, RESIDENT, SESSION, TURNS
@@ -12,10 +13,13 @@ from gpulet.planfile import read_plan, to_doc, to_json
 from gpulet.profile import Profile
 from gpulet.units import MS
 
+YIELDING = replace(TURNS, gpulets=(TURNS.gpulets[0], replace(TURNS.gpulets[1], priority=2)))
 MODELS = {name: Model(name, 60 * MS) for name in "abc"}
 
 
-@pytest.mark.parametrize("plan", [TURNS, MIG_LAYOUT, SESSION, RESIDENT], ids=["turns", "mig", "timeline", "residents"])
+@pytest.mark.parametrize(
+    "plan", [TURNS, MIG_LAYOUT, SESSION, RESIDENT, YIELDING], ids=["turns", "mig", "timeline", "residents", "priority"]
+)
 def test_a_plan_comes_back_from_json_as_it_was(plan):
     text = json.dumps(to_json(to_doc(plan, "mine", 5 * MS))).encode()
     models = {name: m for name, m in MODELS.items() if not plan.gpulets or plan.hosts(name)}

@@ -154,6 +154,42 @@ def test_shared_is_chosen_where_there_are_more_models_than_cores_can_be_cut_for(
     assert plan.violations() == ()
 
 
+def unlike(light, heavy, contention=0.0):
+    """One light model (objective 25 ms) and one heavy one (400 ms) that gains less from two cores than it pays for them."""
+    models = {"light": Model("light", 25 * MS, 8), "heavy": Model("heavy", 400 * MS, 1)}
+    times = {("light", 1): 1, ("light", 2): 1, ("heavy", 1): 40, ("heavy", 2): 25}
+    points = tuple(
+        Point(name, size, rows, *[ms * MS] * 3)
+        for (name, size), ms in times.items()
+        for rows in (1, 8)[: models[name].max_batch]
+    )
+    device = Device(0, cpu_kind(2), Mechanism.CPU, contention)
+    return Problem(models, {"light": light, "heavy": heavy}, (device,), Profile(points))
+
+
+def test_the_tighter_objective_goes_first_and_pays_nothing_for_the_laxer():
+    plan = shared(unlike(100.0, 30.0))
+    assert isinstance(plan, Plan)
+    assert plan.violations() == ()
+    assert [(g.models[0], g.priority, g.size.sms) for g in plan.gpulets] == [
+        ("light", 0, 1),
+        ("heavy", 1, 1),
+        ("heavy", 1, 1),
+    ]
+    alone = shared(unlike(100.0, 0.0))
+    assert plan.promises["light"] == alone.promises["light"]
+
+
+def test_the_laxer_objective_has_what_the_tighter_leaves():
+    """Two workers of 40 ms on 2 cores less 100 x 1 ms, after one run of 1 ms: (2 x 40 + 1) / 1.9 ms each."""
+    plan = shared(unlike(100.0, 30.0))
+    assert plan.hosts("heavy")[0].turns[0].latency == pytest.approx((2 * 40 + 1) / 1.9 * MS)
+    assert plan.promises["heavy"].throughput == pytest.approx(2 * 1000 * 1.9 / 81)
+    starved = shared(unlike(1900.0, 30.0))
+    assert isinstance(starved, Infeasible)
+    assert set(starved.unserved) == {"heavy"}
+
+
 def test_contention_lowers_what_sharing_promises():
     asked = problem({"a": 20.0, "b": 20.0}, cores=2)
     crowded = replace(asked, devices=(replace(asked.devices[0], contention=0.5),))

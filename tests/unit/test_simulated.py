@@ -13,10 +13,11 @@ from gpulet.units import MS
 from support import SMS, World, models_of, requests_of, tiny_plan, tiny_profile
 
 
-def crowd(contention=0.0, size=SMS):
+def crowd(contention=0.0, size=SMS, priorities=(0, 0, 0)):
     """An executor on one whole device of three overlapping gpulets; finish times by batch."""
     plan = tiny_plan([[(size, ["m0"])] * 3], ["m0"], Mechanism.WHOLE)
-    plan = replace(plan, devices=(replace(plan.devices[0], contention=contention),))
+    gpulets = tuple(replace(g, priority=p) for g, p in zip(plan.gpulets, priorities, strict=True))
+    plan = replace(plan, gpulets=gpulets, devices=(replace(plan.devices[0], contention=contention),))
     timer = VirtualTimer()
     ends = {}
 
@@ -66,6 +67,21 @@ def test_three_runs_share_the_device_and_the_last_speeds_up():
         start(0, gpulet, gpulet + 1)
     ends = run()
     assert ends == {1: 30 * MS, 2: 30 * MS, 3: 30 * MS}
+
+
+def test_who_goes_first_is_not_slowed_and_the_next_has_what_is_left():
+    start, run = crowd(priorities=(1, 0, 0), size=SMS * 3 // 4)
+    start(0, 0, 1)
+    start(3 * MS, 1, 2)
+    # Runs of 15 ms. From 3 to 18 ms the first has a quarter for its three: a third of its speed, so 12 - 5 ms are left then.
+    assert run() == {1: 25 * MS, 2: 18 * MS}
+
+
+def test_who_is_left_nothing_goes_at_a_tenth_of_its_speed():
+    start, run = crowd(priorities=(1, 0, 0))
+    start(0, 0, 1)
+    start(3 * MS, 1, 2)
+    assert run() == {1: 19 * MS, 2: 13 * MS}
 
 
 @pytest.mark.parametrize("second", [1, 3, 7])

@@ -31,8 +31,8 @@ class Post:
 
 def is_place_of(post: Post, other: Post) -> bool:
     """Whether both are the same gpulets' place, whatever their environment has become."""
-    same = [(g.id, g.size, g.offset, g.process) for g in post.gpulets] == [
-        (g.id, g.size, g.offset, g.process) for g in other.gpulets
+    same = [(g.id, g.size, g.offset, g.process, g.priority) for g in post.gpulets] == [
+        (g.id, g.size, g.offset, g.process, g.priority) for g in other.gpulets
     ]
     return (post.device, post.is_alone) == (other.device, other.is_alone) and same
 

@@ -1,7 +1,8 @@
 """An executor that answers after the profiled time. It works under both drivers: its clock is the driver's.
 
-On partitioned devices a run takes what the profile says. On a `whole` device runs overlap: with n of them that want
-s_1 + ... + s_n of S SMs, each goes max(1, sum s / S) x (1 + contention x (n - 1)) slower. With an interference model the
+On partitioned devices a run takes what the profile says. On a `whole` device runs overlap: with n of them, of which those
+of one priority want s_1 + s_2 + ... of the S SMs that others before them leave, each of those goes max(1, sum s / S) x
+(1 + contention x (n - 1)) slower, and one that is left next to nothing ten times, as niceness 10 is. With an interference model the
 device part of each run goes slower by what its neighbours on the same device cost. Whenever a neighbour starts or ends,
 what is left of each run is re-timed.
 """
@@ -26,14 +27,18 @@ Noise = Callable[[Duration], Duration]
 """How long a run takes instead of what its profile says."""
 
 
+_STARVED = 10.0
+
+
 class _Overlapping:
     """A run with neighbours: how much work is left, and how many times slower than alone it goes now."""
 
-    __slots__ = ("footprint", "left", "slowdown", "sms", "stamp")
+    __slots__ = ("footprint", "left", "priority", "slowdown", "sms", "stamp")
 
-    def __init__(self, left: float, sms: int, footprint: Footprint) -> None:
+    def __init__(self, left: float, sms: int, priority: int, footprint: Footprint) -> None:
         self.left = left
         self.sms = sms
+        self.priority = priority
         self.footprint = footprint
         self.slowdown = 1.0
         self.stamp = 0
@@ -56,13 +61,21 @@ class _Crowd:
 
     def pace(self) -> None:
         """Say how fast each run goes beside those that are here now."""
-        crowding = self._crowding() if self.device.mechanism is Mechanism.WHOLE else 1.0
+        crowding = self._crowding() if self.device.mechanism is Mechanism.WHOLE else {}
         for run in self.runs.values():
-            run.slowdown = crowding * self._interference(run)
+            run.slowdown = crowding.get(run.priority, 1.0) * self._interference(run)
 
-    def _crowding(self) -> float:
-        wanted = sum(run.sms for run in self.runs.values())
-        return max(1.0, wanted / self.device.kind.sms) * (1 + self.device.contention * max(0, len(self.runs) - 1))
+    def _crowding(self) -> dict[int, float]:
+        """By priority."""
+        wanted: dict[int, int] = {}
+        for run in self.runs.values():
+            wanted[run.priority] = wanted.get(run.priority, 0) + run.sms
+        toll = 1 + self.device.contention * max(0, len(self.runs) - 1)
+        crowding, left = {}, self.device.kind.sms
+        for priority in sorted(wanted):
+            crowding[priority] = toll * max(1.0, min(_STARVED, wanted[priority] / left) if left else _STARVED)
+            left = max(0, left - wanted[priority])
+        return crowding
 
     def _interference(self, run: _Overlapping) -> float:
         if self.interference is None or len(self.runs) == 1:
@@ -95,7 +108,7 @@ class Simulated:
         self._load_time = load_time
         self._keeps_rows = keeps_rows
         self._rows: dict[BatchId, int] = {}
-        self._gpulets = {g.id: (g.device, g.size.sms, g.processes) for g in plan.gpulets}
+        self._gpulets = {g.id: (g.device, g.size.sms, g.processes, g.priority) for g in plan.gpulets}
         crowded = (d for d in plan.devices if interference or d.mechanism is Mechanism.WHOLE)
         self._crowds = {d.index: _Crowd(d, interference) for d in crowded}
         self._footprints: dict[tuple[str, int, int, int], Footprint] = {}
@@ -113,7 +126,7 @@ class Simulated:
         if self._keeps_rows:
             self._rows[command.batch] = command.rows
         on = command.on
-        device, sms, processes = (on.device, on.size, 1) if isinstance(on, Carve) else self._gpulets[on]
+        device, sms, processes, priority = (on.device, on.size, 1, 0) if isinstance(on, Carve) else self._gpulets[on]
         key = (command.model, sms, command.shape, processes)
         curve = self._curves.get(key)
         if curve is None:
@@ -122,7 +135,7 @@ class Simulated:
         if self._noise:
             latency = self._noise(latency)
         if device in self._crowds:
-            self._join(self._crowds[device], command, latency, sms, processes)
+            self._join(self._crowds[device], command, latency, (sms, processes, priority))
         else:
             self._timer.at(self._timer.now() + latency, self._finish, command.batch)
 
@@ -148,13 +161,14 @@ class Simulated:
     def _finish(self, batch: BatchId) -> None:
         self._emit(Finished(batch))
 
-    def _join(self, crowd: _Crowd, command: Start, latency: Duration, sms: int, processes: int) -> None:
+    def _join(self, crowd: _Crowd, command: Start, latency: Duration, place: tuple[int, int, int]) -> None:
+        sms, processes, priority = place
         crowd.progress(self._timer.now())
         key = command.model, sms, command.rows, processes
         if key not in self._footprints:
             share = sms / crowd.device.kind.sms
             self._footprints[key] = footprint(self._profile, command.model, sms, share, command.rows, processes)
-        crowd.runs[command.batch] = _Overlapping(latency, sms, self._footprints[key])
+        crowd.runs[command.batch] = _Overlapping(latency, sms, priority, self._footprints[key])
         self._retime(crowd)
 
     def _retime(self, crowd: _Crowd) -> None:

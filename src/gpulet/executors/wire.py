@@ -41,6 +41,7 @@ class Assign(_Message, frozen=True):
     """To a fresh worker: become a gpulet of these cores, with these models. `threads` is for each model's operators.
 
     `is_gentle`: others are served meanwhile, so load in the idle time of `spare` cores, or of its own where there are none.
+    `priority` is the gpulet's among those that share its cores.
     """
 
     cores: tuple[int, ...]
@@ -49,6 +50,7 @@ class Assign(_Message, frozen=True):
     slots: int = 1
     is_gentle: bool = False
     spare: tuple[int, ...] = ()
+    priority: int = 0
 
 
 class Occupy(_Message, frozen=True):

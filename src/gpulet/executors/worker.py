@@ -44,6 +44,8 @@ from gpulet.executors.wire import (
 from gpulet.units import PLAIN
 
 Arrays = Sequence[NDArray[Any]]
+_NICE = (10, 15, 19)
+"""By priority from 1: of a core that two want, each step takes a tenth to a third."""
 
 
 class LoadedModel:
@@ -148,6 +150,7 @@ class Worker:
         self._outputs_at = len(self._block) // message.slots // 2
         results = load_gently(message) if message.is_gentle else load_all(message)
         pin(message.cores)
+        give_way(message.priority)
         self._models = {ready.name: loaded for ready, models in results for loaded in models}
         gc.freeze()  # `load` has collected: here it would be at full priority
         return Ready(tuple(ready for ready, _ in results), allowed_cores())
@@ -198,6 +201,20 @@ def pin(cores: Sequence[int]) -> None:
     for thread in threads_of(os.getpid()):
         with suppress(ProcessLookupError):  # the one that loaded may be about to end
             os.sched_setaffinity(thread, cores)
+
+
+def give_way(priority: int) -> None:
+    """Let every thread of this process, and those it starts later, run after workers of a lower number.
+
+    Niceness rather than SCHED_IDLE, which knows one level, and loads have that. A process may only grow nicer: one that is
+    to go first again is started anew.
+    """
+    if not priority:
+        return
+    nice = _NICE[min(priority, len(_NICE)) - 1]
+    for thread in threads_of(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def allowed_cores() -> tuple[tuple[int, ...], ...]:

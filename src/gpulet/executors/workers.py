@@ -228,7 +228,9 @@ class Workers:
     def _task(self, station: Station, plan: Plan, *, is_gentle: bool) -> ToWorker:
         post, slots = station.post, self._crew.program.slots
         if post.cores:
-            return Assign(post.cores, post.gpulets[0].size.sms, station.given, slots, is_gentle, post.spare)
+            (gpulet,) = post.gpulets
+            threads, priority = gpulet.size.sms, gpulet.priority
+            return Assign(post.cores, threads, station.given, slots, is_gentle, post.spare, priority)
         return Occupy(post.environment, plan_of(post, plan), post.device, station.given, slots)
 
     def _hear(self, station: Station, message: FromWorker) -> None:
