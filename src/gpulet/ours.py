@@ -26,6 +26,7 @@ from gpulet.planners.segments import segments
 from gpulet.planners.shared import shared
 
 _UNLIMITED = 10**6
+_TURNS: MakeDispatcher = partial(DutyCycle, learns=True)
 CANDIDATES: tuple[Planner, ...] = (
     packing,
     partial(packing, merges=False),
@@ -46,8 +47,8 @@ def as_planned(problem: Problem, plan: Plan) -> Dispatcher:
 
 
 _CHOSEN: Mapping[str, MakeDispatcher] = {
-    "": DutyCycle,
-    MERGING: DutyCycle,
+    "": _TURNS,
+    MERGING: _TURNS,
     "elsa": Elsa,
     "fifs": partial(Fifs, idle=Idle.LARGEST),
     HORIZON: Horizon,
@@ -65,14 +66,14 @@ def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Pl
     """
     search = partial(pooled, starts=POOLS, worth=partial(worth, as_planned, quick), enough=enough)
     if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
-        turns = best(problem, candidates=CANDIDATES, judge=partial(holds, DutyCycle))
+        turns = best(problem, candidates=CANDIDATES, judge=partial(holds, _TURNS))
         pool = search(problem) if problem.rows and isinstance(turns, Infeasible) else turns
         if isinstance(pool, Plan):
             return pool
         return _sized_as_they_come(problem) if any(d.resizes_runs for d in problem.devices) else turns
     if all(point.processes == 1 for point in problem.profile.points):
         return search(problem)
-    segmented = best(problem, candidates=(segments,), judge=partial(holds, DutyCycle))
+    segmented = best(problem, candidates=(segments,), judge=partial(holds, _TURNS))
     if isinstance(segmented, Plan):
         return segmented
     shared_out = search(problem)  # where there are more models than instances, say

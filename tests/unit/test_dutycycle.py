@@ -2,12 +2,14 @@ from collections import Counter
 
 import pytest
 
-from gpulet.core.messages import Arrived, Drop, Finished, Reason, Reject, Start
-from gpulet.core.scheduler import Limits
+from gpulet.core.messages import Arrived, Drop, Finished, GpuletUp, Reason, Reject, Start
+from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dutycycle import DutyCycle, Hold
+from gpulet.drivers.sim import simulate
 from gpulet.request import Request
-from gpulet.units import MS
-from support import World, models_of, requests_of, tiny_plan
+from gpulet.units import MS, SECOND
+from gpulet.workload import drawn, poisson
+from support import World, models_of, problem_of, requests_of, tiny_plan
 
 PLAIN = ("", 0, False)
 
@@ -139,3 +141,48 @@ def test_without_early_drop_late_requests_are_served_late():
     assert counts.served == 30
     assert counts.late > 0
     assert not [c for _, _, commands in w.steps for c in commands if isinstance(c, Drop)]
+
+
+def overloaded(learns, factor):
+    """In-time answers and late ones of one gpulet, asked for twice what its device can do, which is slower than its profile says."""
+    (model,) = models_of(1, 100 * MS)
+    plan = tiny_plan([[(8, ["m0"])]], ["m0"])
+    problem = problem_of([model], plan)
+    scheduler = Scheduler(problem.models, plan, DutyCycle(problem, plan, learns=learns), Limits())
+    per_second = 2 * 4 * SECOND / problem.profile.latency("m0", 8, 4)
+    arrivals = drawn((model,), {"m0": per_second}, 3 * SECOND, 1, poisson)
+    metrics = simulate(scheduler, problem.profile.stretched(factor), plan, arrivals)
+    m0 = metrics.models["m0"]
+    return m0.served - m0.late, m0.late
+
+
+def test_a_device_slower_than_its_profile_serves_nearly_all_late_unless_that_is_learned():
+    (in_time, late), (learned, still_late) = overloaded(learns=False, factor=1.5), overloaded(learns=True, factor=1.5)
+    assert late > in_time, "in overload everything served is served just in time"
+    assert still_late < 0.15 * learned
+    assert learned + still_late > 0.95 * (in_time + late), "and the device is as busy as before"
+
+
+def test_where_the_profile_is_right_learning_changes_nothing():
+    assert overloaded(learns=True, factor=1.0) == overloaded(learns=False, factor=1.0)
+
+
+def test_a_spell_of_slow_runs_is_not_held_against_a_model_for_ever():
+    """Runs of 3 ms that take 60 for a while, then requests that leave 10: refused at first, and served again after some."""
+    (model,) = models_of(1, 400 * MS)
+    plan = tiny_plan([[(8, ["m0"])]], ["m0"])
+    problem = problem_of([model], plan)
+    core = Scheduler(problem.models, plan, DutyCycle(problem, plan, learns=True), Limits())
+    core.step(0, GpuletUp(0))
+    now, answers = 0, []
+    for n in range(400):
+        slow = n < 30
+        now += 100 * MS
+        (command,) = core.step(now, Arrived(Request(n, "m0", now, now + (400 if slow else 10) * MS)))
+        answers.append(type(command))
+        if isinstance(command, Start):
+            now += (60 if slow else 3) * MS
+            core.step(now, Finished(command.batch))
+    assert answers[:30] == [Start] * 30
+    assert answers[30] is Reject
+    assert answers[-1] is Start

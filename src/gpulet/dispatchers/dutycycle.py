@@ -7,6 +7,10 @@ Several gpulets of one model share it by credit: the idle one that has served le
 
 Early drop is Nexus': the oldest request may shrink the batch to what it can still wait for, but not below half of what
 waits; else it is dropped, so that overload does not shrink batches. A request that is predicted late is refused.
+
+With `learns` predictions follow what runs take: in overload everything that is served is served just in time, so a device
+that is slower than its profile says would serve nearly everything late. Clockwork (OSDI 2020) predicts from the last runs
+of each batch size; here each turn has one factor on its whole profile, never below 1, which one run in ten exceeds.
 """
 
 from bisect import bisect_right
@@ -32,11 +36,15 @@ class Hold(StrEnum):
 class _Host:
     """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput.
 
-    `slowdown` is what the plan allows for neighbours: the planned latency over the profile's.
+    `slowdown` is what the plan allows for neighbours: the planned latency over the profile's. `throughput` is the planned one,
+    `rate`, at the slowdown that was learned.
     """
 
     __slots__ = (
+        "_built",
         "_curves",
+        "_most",
+        "_planned",
         "_processes",
         "_profile",
         "batch",
@@ -47,9 +55,10 @@ class _Host:
         "rate",
         "size",
         "slowdown",
+        "throughput",
     )
 
-    def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile) -> None:
+    def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile, slo: Duration) -> None:
         self.gpulet: GpuletId = gpulet.id
         self.model = model
         self.size = gpulet.size.sms
@@ -58,10 +67,13 @@ class _Host:
         alone = profile.curve(model, self.size, PLAIN, self._processes)
         self.batch = min(batch, len(alone))
         planned = next(turn.latency for turn in gpulet.turns if turn.model == model)
-        self.slowdown = max(1.0, planned / alone[self.batch - 1])
+        self.slowdown = self._built = max(1.0, planned / alone[self.batch - 1])
+        self._planned = self.slowdown
+        self._most = max(self._planned, min(_MOST * self._planned, slo / (2 * alone[0])))
         self._curves = {PLAIN: self._slowed(alone)}
         self.duty = gpulet.duty_cycle
         self.rate = self.batch / sum(turn.latency for turn in gpulet.turns)
+        self.throughput = self.rate
         self.credit = 0.0
 
     def curve(self, shape: str) -> Curve:
@@ -70,16 +82,34 @@ class _Host:
             self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape, self._processes))
         return self._curves[shape]
 
+    def learn(self, took: Duration, expected: Duration) -> None:
+        """Move towards the slowdown that one run in ten exceeds; curves follow in steps, since most moves are small."""
+        self.slowdown = min(max(self.slowdown * (_UP if took > expected else _DOWN), 1.0), self._most)
+        if not 1 / _STEP < self.slowdown / self._built < _STEP:
+            self._built = self.slowdown
+            self.throughput = self.rate * self._planned / self._built
+            self._curves.clear()
+
     def _slowed(self, curve: Curve) -> Curve:
-        return curve if self.slowdown == 1 else tuple(round(latency * self.slowdown) for latency in curve)
+        return curve if self._built == 1 else tuple(round(latency * self._built) for latency in curve)
 
 
 class DutyCycle:
     """Builds batches for planned gpulets, model by model. `drops_early` off: late requests are served late."""
 
-    def __init__(self, problem: Problem, plan: Plan, *, hold: Hold = Hold.NONE, drops_early: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        *,
+        hold: Hold = Hold.NONE,
+        drops_early: bool = True,
+        learns: bool = False,
+    ) -> None:
         self._holds = hold is Hold.DUTY
         self._drops_early = drops_early
+        self._learns = learns
+        self._running: dict[GpuletId, tuple[_Host, Instant, Duration]] = {}
         self._turns = {g.id: [self._host(problem, g, place) for place in range(len(g.turns))] for g in plan.gpulets}
         self._hosts: dict[str, list[_Host]] = {name: [] for name in problem.models}
         for host in (host for turns in self._turns.values() for host in turns):
@@ -89,27 +119,43 @@ class DutyCycle:
     @staticmethod
     def _host(problem: Problem, gpulet: Gpulet, place: int) -> _Host:
         turn = gpulet.turns[place]
-        return _Host(gpulet, turn.model, turn.batch, problem.profile)
+        return _Host(gpulet, turn.model, turn.batch, problem.profile, problem.models[turn.model].slo)
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; with early drop, what is predicted late is refused."""
         if request.rows > 1 and not self._can_ever_run(request):
             return Reason.TOO_LARGE
         if self._drops_early and now + self._predicted(now, request, fleet) > request.deadline:
+            if self._learns:
+                self._relent(request, fleet)
             return Reason.LATE
         return CENTRAL
+
+    def _relent(self, request: Request, fleet: Fleet) -> None:
+        """What was refused by an idle gpulet was so for what was learned: with no run at all that would stand for ever."""
+        for host in self._hosts[request.model]:
+            if fleet.gpulets[host.gpulet].is_idle:
+                host.learn(0, 1)
 
     def _can_ever_run(self, request: Request) -> bool:
         return any(request.rows <= len(host.curve(request.shape)) for host in self._hosts[request.model])
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start one batch, or drop one hopeless head, and be asked again; or say when to be asked."""
+        if self._learns:
+            self._learn(now, changed)
         for host, queue in self._candidates(changed, fleet):
             if fleet.gpulets[host.gpulet].is_idle and queue:
                 decision = self._turn(now, host, queue, fleet)
                 if decision is not _WAIT:
                     return decision
         return Decision(wake_at=self._next_wait(now, fleet))
+
+    def _learn(self, now: Instant, changed: Changed) -> None:
+        for gpulet in changed.gpulets:
+            if gpulet.is_idle and gpulet.id in self._running:
+                host, started, expected = self._running.pop(gpulet.id)
+                host.learn(now - started, expected)
 
     def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
         """Idle gpulets go round their turns; a queue that grew offers itself by credit."""
@@ -158,16 +204,14 @@ class DutyCycle:
             return _WAIT
         requests = queue.take(most)
         rows = len(requests) if len(queue) == queue.rows else sum(r.rows for r in requests)
-        self._account(host, rows)
-        return Decision((Run(host.gpulet, requests, curve[rows - 1]),), more=True)
+        return self._run(now, host, requests, rows, curve[rows - 1])
 
     def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
         """The head has more rows than this gpulet ever runs at once: start the first request behind it that fits."""
         fits = next((r for r in queue if r.rows <= len(curve)), None)
         if fits is None or (self._drops_early and now + curve[fits.rows - 1] > fits.deadline):
             return _WAIT
-        self._account(host, fits.rows)
-        return Decision((Run(host.gpulet, [fits], curve[fits.rows - 1]),), more=True)
+        return self._run(now, host, [fits], fits.rows, curve[fits.rows - 1])
 
     def _another_can(self, now: Instant, host: _Host, head: Request, fleet: Fleet) -> bool:
         """Whether a gpulet that must be faster, since this one cannot, can still serve the head in time once it is free."""
@@ -179,13 +223,16 @@ class DutyCycle:
                     return True
         return False
 
-    def _account(self, host: _Host, rows: int) -> None:
-        """Credit the host and move its turn to the end of its gpulet's round."""
+    def _run(self, now: Instant, host: _Host, requests: list[Request], rows: int, expected: Duration) -> Decision:
+        """Start them, credit the host and move its turn to the end of its gpulet's round."""
+        if self._learns:
+            self._running[host.gpulet] = host, now, expected
         host.credit += rows / host.rate
         turns = self._turns[host.gpulet]
         if len(turns) > 1:
             turns.remove(host)
             turns.append(host)
+        return Decision((Run(host.gpulet, requests, expected),), more=True)
 
     def _next_wait(self, now: Instant, fleet: Fleet) -> Instant:
         """When the next held batch must start; queues that emptied or grew full are forgotten."""
@@ -203,7 +250,7 @@ class DutyCycle:
             if gpulet.is_up:
                 free = gpulet.busy_until if gpulet.running else now
                 soonest = min(soonest, free)
-                rate += host.rate
+                rate += host.throughput
                 curve = host.curve(request.shape)
                 run = min(run, curve[min(max(host.batch, request.rows), queue.rows + request.rows, len(curve)) - 1])
         if not rate:
@@ -220,3 +267,8 @@ def _credit(host: _Host) -> float:
 
 
 _WAIT = Decision()
+_UP, _DOWN = 1.09, 0.99
+"""Nine small steps down undo one up: one run in ten is slower."""
+_STEP = 1.05
+_MOST = 8.0
+"""Times the planned slowdown, and one row within half the objective at most: a machine that hangs is not learned from."""
