@@ -1,7 +1,8 @@
 """Loads beside serving: a model of 100 MB is loaded and unloaded back to back while another is served at 70 % of its capacity.
 
-Capacity is measured first, closed loop, through the whole server on the served model's one core. Then runs without and with
-loads alternate. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
+Capacity is what one core leaves: it is measured first, closed loop, through the whole server, while a process that does nothing
+but compute holds the core that the served model's gpulet does not have. Then runs without and with loads alternate, without that
+process. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
 replaces the worker that serves. What must hold: attainment of at least 99 % with loads, and a p99 of at most 1.5 times that of
 the run without, by the medians.
 """
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -124,6 +127,19 @@ class Served:
         self._process.wait(60)
 
 
+@contextmanager
+def held(core: int) -> Iterator[None]:
+    """That core is busy until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"]
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def capacity(port: int, seconds: float) -> float:
     """Requests a second, closed loop: the core always has the next one waiting."""
     request = (await random_requests("127.0.0.1", port, SERVED.name, (ROWS,)))[ROWS]
@@ -158,7 +174,9 @@ def measure(folder: Path, layout: str, seconds: float, repeats: int) -> dict[str
     """Alternating runs of one layout."""
     served = Served(folder, layout)
     try:
-        most = uvloop.run(capacity(served.port, min(5.0, seconds)))
+        free = uvloop.run(capacity(served.port, min(5.0, seconds)))
+        with held(usable_cores()[-1]):
+            most = uvloop.run(capacity(served.port, min(5.0, seconds)))
         alone: list[dict[str, Any]] = []
         beside: list[dict[str, Any]] = []
         for seed in range(1, repeats + 1):
@@ -175,6 +193,7 @@ def measure(folder: Path, layout: str, seconds: float, repeats: int) -> dict[str
     return {
         "layout": layout,
         "capacity": most,
+        "capacity_without_the_other": free,
         "rate": SHARE * most,
         "attainment": attained,
         "attainment_alone": median(a["attainment"] for a in alone),
