@@ -30,6 +30,7 @@ from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.device import Device, Kind, Mechanism, Size, overcut
 from gpulet.dispatchers.clipper import Clipper, regression
 from gpulet.dispatchers.dstack import Dstack
+from gpulet.dispatchers.dutycycle import DutyCycle
 from gpulet.dispatchers.elsa import Elsa, Rule, Within
 from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.horizon import Horizon
@@ -207,7 +208,7 @@ class Watch:
 class World:
     """A scheduler under virtual time, watched."""
 
-    def __init__(self, models, plan, make_dispatcher, limits=None, profile=None, applications=()):
+    def __init__(self, models, plan, make_dispatcher, limits=None, profile=None, applications=(), look=None):
         limits = limits or Limits()
         problem = problem_of(models, plan, profile)
         self.plan = plan
@@ -218,6 +219,7 @@ class World:
         self.watch = Watch(plan, limits, applications=frozenset(names))
         self.steps = []
         observers = [self.watch.observe, lambda *step: self.steps.append(step)]
+        observers += [lambda now, *_: look(self, now)] if look else []
         self.simulation = Simulation(self.scheduler, self.timer, self.metrics, observers)
         self.executor = MortalExecutor(problem.profile, plan, self.timer, self.simulation.feed)
         self.simulation.attach(self.executor)
@@ -432,7 +434,14 @@ def as_they_come(problem, plan):
     return Horizon(problem, plan)
 
 
+def patient(problem, plan):
+    """Every model's requests may wait 3 ms for a fuller batch."""
+    models = {name: replace(model, max_queue_delay=3 * MS) for name, model in problem.models.items()}
+    return DutyCycle(replace(problem, models=models), plan)
+
+
 OPTIONS = {
+    "duty cycle, patient": patient,
     "dstack, in sessions": in_sessions,
     "rolling horizon": as_they_come,
     "elsa": Elsa,

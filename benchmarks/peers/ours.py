@@ -13,6 +13,7 @@ from peers.live import Live, started
 from peers.onnxfiles import Network
 from peers.processes import Unavailable
 from peers.search import highest_level
+from peers.table import WAIT_US
 from peers.wire import Wire, free_ports
 
 HAS_GRPC = "grpc_port" in ServerSection.model_fields
@@ -30,6 +31,7 @@ def fleet_text(networks: Sequence[Network], rates: Mapping[str, float], way: str
     for network in networks:
         lines += ["[[models]]", f'name = "{network.name}"', f"slo_ms = {network.slo_ms}"]
         lines += [f"rate = {rates[network.name]}", f"max_batch = {1 if network.is_heavy else 32}"]
+        lines += [] if network.is_heavy else [f"max_queue_delay_us = {WAIT_US}"]
     lines += ["[server]", 'repository = "models"', 'journal = "journal"']
     return "\n".join(lines) + "\n"
 

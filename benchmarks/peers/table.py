@@ -7,6 +7,8 @@ from pathlib import Path
 from peers.wire import Wire
 
 SERVERS = Path(__file__).parent / "servers"
+WAIT_US = 2000
+"""So long may a request wait for its batch to fill, whoever serves it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from typing import Any
 from peers import venvs
 from peers.live import Live, started
 from peers.onnxfiles import IDENTITY, Network
-from peers.table import PEERS, SERVERS
+from peers.table import PEERS, SERVERS, WAIT_US
 from peers.wire import Wire, free_ports, grpc_message
 
-_WAIT_US = 2000
 _IMPORTED_S = 1.0
 
 
@@ -67,7 +66,7 @@ def _hosted(network: Network, shape: Shape, folder: Path) -> dict[str, Any]:
         "shape": network.shape,
         "outputs": network.outputs,
         "batch": 1 if heavy else shape.batch,
-        "wait_us": _WAIT_US,
+        "wait_us": WAIT_US,
         "instances": shape.instances if heavy else 1,
         "threads": shape.threads if heavy else 1,
         "is_heavy": heavy,

@@ -33,7 +33,7 @@ CHIEF = 2
 """So many peers, the first of the table, are probed in every shape before the rest is probed in one."""
 _NEARLY = 0.97
 _HOPELESS = 0.95
-_RETRIES = 4
+_RETRIES = 12
 _MOST = 512
 _PLANNED_RATE = 1000.0
 _START_S = 12.0

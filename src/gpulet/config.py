@@ -91,6 +91,12 @@ class ModelSection(_Section):
         "the model must mask",
     )
     max_batch: int = Field(0, gt=0, description="most rows of a batch; left out: the largest profiled, at most 32")
+    max_queue_delay_us: int = Field(
+        0,
+        ge=0,
+        description="how long a request may wait for its batch to fill while a gpulet is idle, as in Triton; dispatchers with "
+        "rules of their own (elsa, fifs, horizon) ignore it",
+    )
     memory_mib: float = Field(
         0.0, gt=0, allow_inf_nan=False, description="device memory of a replica; left out: not counted"
     )

@@ -11,7 +11,7 @@ class Model:
     """What is served: `slo` is the time allowed from arrival to answer, `max_batch` counts rows.
 
     `memory` and `input_bytes` (of a row) are bytes, 0 where nobody knows them. `max_queue` requests may wait;
-    0: as many as of any model.
+    0: as many as of any model. A request may wait `max_queue_delay` for its batch to fill while a gpulet is idle.
 
     Raises `ConfigError` when the objective or the batch limit is not positive.
     """
@@ -22,6 +22,7 @@ class Model:
     memory: int = 0
     input_bytes: int = 0
     max_queue: int = 0
+    max_queue_delay: Duration = 0
 
     def __post_init__(self) -> None:
         if self.slo <= 0:

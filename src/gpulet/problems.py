@@ -18,7 +18,7 @@ from gpulet.profiletable import parse_profile
 from gpulet.roofline.analytic import analytic
 from gpulet.roofline.few import filled_from_few
 from gpulet.rows import SINGLE, RowDistribution, parse_rows
-from gpulet.units import MIB, MS, SECOND, Duration, from_ms
+from gpulet.units import MIB, MS, SECOND, US, Duration, from_ms
 
 DEFAULT_MAX_BATCH = 32
 _DEFAULT_SLO_RUNS = 5
@@ -200,7 +200,7 @@ def _model(site: Site, section: ModelSection, profile: Profile) -> Model:
     slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
     memory, row = round(section.memory_mib * MIB), round(section.input_kib * 1024)
     queue = min(site.wishes(section.name).max_queue, site.config.limits.max_queue)
-    return Model(section.name, slo, max_batch, memory, row, queue)
+    return Model(section.name, slo, max_batch, memory, row, queue, section.max_queue_delay_us * US)
 
 
 def _interference(site: Site) -> Interference | None:

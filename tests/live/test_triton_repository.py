@@ -128,7 +128,6 @@ def test_what_has_no_effect_is_told_once(server):
     assert ignored["fields"] == [
         "instance_group",
         "dynamic_batching.preferred_batch_size",
-        "dynamic_batching.max_queue_delay_microseconds",
     ]
 
 

@@ -50,6 +50,23 @@ def test_a_plan_file_serves_the_simulator(gpulet, tmp_path):
     assert set(one["fairness"]) == {"runtime", "area", "goodput"}
 
 
+def test_a_fleet_file_that_lets_batches_fill_gets_larger_ones_in_time(gpulet, tmp_path):
+    (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nm,1,1,0.1\nm,1,32,1.5\nm,2,1,0.1\nm,2,32,0.9\n")
+
+    def simulated(delay_us):
+        (tmp_path / "f.toml").write_text(
+            '[[devices]]\nkind = "cpu"\ncores = 2\nexecutor = "simulated"\nprofile = "p.csv"\n'
+            f'[[models]]\nname = "m"\nslo_ms = 25\nrate = 2000\nmax_queue_delay_us = {delay_us}\n'
+        )
+        _, out, _ = gpulet("simulate", tmp_path / "f.toml", "--duration", 1, "--json")
+        return json.loads(out)["models"]["m"]
+
+    at_once, filled = simulated(0), simulated(2000)
+    assert filled["mean_batch"] > 3 * at_once["mean_batch"]
+    assert filled["attainment"] == at_once["attainment"] == 1
+    assert at_once["p50_ms"] < filled["p50_ms"] < at_once["p50_ms"] + 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

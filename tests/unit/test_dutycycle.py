@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,9 @@ from support import World, models_of, problem_of, requests_of, tiny_plan
 PLAIN = ("", 0, False)
 
 
-def world(layout, hold=Hold.NONE, drops_early=True, slo=40 * MS):
+def world(layout, hold=Hold.NONE, drops_early=True, slo=40 * MS, delays=(0, 0)):
     names = sorted({name for cut in layout for _, models in cut for name in models})
-    models = models_of(len(names), slo)
+    models = [replace(m, max_queue_delay=delay) for m, delay in zip(models_of(len(names), slo), delays, strict=False)]
     plan = tiny_plan(layout, names)
     return World(
         models,
@@ -47,6 +48,68 @@ def test_holding_ends_after_one_duty_cycle():
     w.run(requests_of([(MS, 0, 1, *PLAIN), (2 * MS, 0, 1, *PLAIN)], models))
     duty = w.plan.gpulets[0].duty_cycle
     assert [(now, c.rows) for now, c in starts(w)] == [(MS + duty, 2)]
+
+
+DELAYED = (3 * MS, 0)
+ALONE, TWICE, SHARED = [[(8, ["m0"])]], [[(4, ["m0"]), (4, ["m0"])]], [[(8, ["m0", "m1"])]]
+
+
+def delayed(layout, arrivals, slo=40 * MS, delays=DELAYED):
+    """(ms, rows, gpulet) of every start; arrivals are (ms, model) or whole tuples."""
+    w, models = world(layout, slo=slo, delays=delays)
+    w.run(requests_of([(ms * MS, *(rest if len(rest) > 1 else (*rest, 1, *PLAIN))) for ms, *rest in arrivals], models))
+    return [(now / MS, c.rows, c.on) for now, c in starts(w)]
+
+
+def test_an_idle_gpulet_waits_the_models_delay_for_a_fuller_batch():
+    assert delayed(ALONE, [(1, 0), (2, 0), (3, 0)]) == [(4, 3, 0)]
+
+
+def test_who_fills_the_batch_starts_it_at_once():
+    assert delayed(ALONE, [(1, 0), (1, 0), (2, 0), (3, 0), (3, 0)]) == [(3, 4, 0), (9, 1, 0)]
+    assert delayed(ALONE, [(1, 0), (2, 0, 4, *PLAIN)]) == [(2, 1, 0), (5, 4, 0)]
+
+
+def test_a_gpulet_waits_no_longer_than_its_duty_cycle():
+    assert delayed(ALONE, [(1, 0)], slo=400 * MS, delays=(99 * MS,)) == [(7, 1, 0)]
+
+
+def test_a_batch_starts_while_two_runs_of_a_full_one_are_in_time():
+    assert delayed(ALONE, [(1, 0)], slo=14 * MS) == [(3, 1, 0)]
+    assert delayed(ALONE, [(1, 0)], slo=12 * MS) == [(1, 1, 0)]
+
+
+def test_a_later_request_with_less_time_ends_the_wait_of_all():
+    w, _ = world(ALONE, delays=DELAYED)
+    w.run([Request(1, "m0", 0, 40 * MS), Request(2, "m0", MS, 14 * MS), Request(3, "m0", MS + MS // 2, 40 * MS)])
+    assert [(now, c.rows) for now, c in starts(w)] == [(2 * MS, 3)]
+
+
+def test_a_request_of_priority_does_not_make_those_behind_it_wait_longer():
+    assert delayed(ALONE, [(0, 0), (1, 0, 1, "", 2, False), (2, 0, 1, "", 1, False)]) == [(3, 3, 0)]
+
+
+def test_several_idle_gpulets_start_one_batch_when_the_wait_ends():
+    first, second, _ = delayed(TWICE, [(0, 0), (1, 0), (10, 0), (11, 0), (40, 0)], slo=100 * MS)
+    assert first[:2] == (3, 2)
+    assert second[:2] == (13, 2)
+    assert {first[2], second[2]} == {0, 1}
+
+
+def test_while_one_model_waits_another_has_the_gpulet():
+    assert delayed(SHARED, [(0, 0), (1, 1)], slo=100 * MS) == [(1, 1, 0), (4, 1, 0)]
+
+
+def test_the_turns_of_other_models_are_allowed_for():
+    assert delayed(ALONE, [(0, 0)], slo=20 * MS) == [(3, 1, 0)]
+    assert delayed(SHARED, [(0, 0)], slo=20 * MS) == [(2, 1, 0)]  # a turn of 6 ms of m1, and twice as much of m0
+
+
+def test_what_a_death_brings_back_is_not_held_once_more():
+    w, models = world(ALONE, delays=DELAYED)
+    w.kill(5 * MS, 0, MS)
+    w.run(requests_of([(MS, 0, 1, *PLAIN)], models))
+    assert [now for now, _ in starts(w)] == [4 * MS, 6 * MS]
 
 
 def test_models_of_a_gpulet_take_turns():

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from gpulet.config import parse_fleet_file
 from servers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -14,9 +15,11 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from peers.grpcload import Kind, frame, headers
 from peers.ledger import SKIPPED, Ledger
 from peers.onnxfiles import LENET, RESNET50
+from peers.ours import fleet_text
 from peers.processes import Unavailable
 from peers.report import Claim, Report, claims, show, spread, summary
 from peers.search import highest_level, largest_rate, settled_level
+from peers.table import WAIT_US
 from peers.wire import Wire, numbers, request
 from peers.workloads import OURS, SHAPES
 
@@ -45,6 +48,12 @@ def test_a_search_where_nothing_holds_finds_none():
 def test_levels_are_found_by_halves_and_one_by_one(limit, guess):
     assert highest_level(lambda level: level <= limit, guess, 8) == limit
     assert settled_level(lambda level: level <= limit, guess, 8) == limit
+
+
+def test_only_a_model_that_batches_waits_and_as_long_as_with_the_peers():
+    text = fleet_text([LENET, RESNET50], {LENET.name: 1000.0, RESNET50.name: 5.0}, "cut")
+    delays = {model.name: model.max_queue_delay_us for model in parse_fleet_file(text, "fleet").models}
+    assert delays == {LENET.name: WAIT_US, RESNET50.name: 0}
 
 
 def test_a_resumed_run_measures_only_what_is_missing_or_failed(tmp_path):

@@ -23,7 +23,7 @@ from gpulet.repository.controlling import Added, Changed, Control, Removed, at_s
 from gpulet.repository.pbtxt import parse_pbtxt
 from gpulet.repository.taking import Report, report_of, wishes_of
 from gpulet.repository.verdicts import VERDICTS, Use
-from gpulet.units import MS
+from gpulet.units import MS, US
 
 
 def put(repository, name, *versions, config=None, file="model.onnx", **files):
@@ -187,7 +187,7 @@ def test_every_field_that_is_not_used_is_reported_when_it_is_set():
     instance_group { count: 2 } input { name: "x" format: FORMAT_NHWC }
     optimization { graph { level: 1 } priority: PRIORITY_MAX cuda { graphs: true } input_pinned_memory { enable: true }
       output_pinned_memory { enable: true } gather_kernel_buffer_threshold: 1 eager_batching: true }
-    dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 100 preserve_ordering: true
+    dynamic_batching { preferred_batch_size: 4 preserve_ordering: true
       priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 1 value { max_queue_size: 1 } }
       default_queue_policy { timeout_action: DELAY allow_timeout_override: true } }
     """
@@ -560,6 +560,22 @@ def test_objective_batch_and_queue_of_a_configuration_reach_the_plan(tmp_path, s
     assert (models["m"].slo, models["m"].max_batch, models["m"].max_queue) == (25 * MS, 8, 12)
     assert (models["n"].max_batch, models["n"].max_queue) == (32, 0)
     assert models["o"].max_batch == 32  # no more is profiled
+
+
+def test_a_fleet_file_is_heard_before_a_configuration_about_how_long_a_batch_may_fill(tmp_path, site_of):
+    for name in "mn":
+        put(tmp_path / "models", name, config="dynamic_batching { max_queue_delay_microseconds: 100 }")
+    put(tmp_path / "models", "o")
+    put(tmp_path / "models", "p", config="dynamic_batching { max_queue_delay_microseconds: 100 }")
+    said = {"m": "max_queue_delay_us = 70", "n": "max_queue_delay_us = 0", "o": "", "p": ""}
+    fleet = "".join(f'[[models]]\nname = "{name}"\nrate = 10\n{line}\n' for name, line in said.items())
+    models = problem_of(site_of(fleet)).models
+    assert {name: model.max_queue_delay for name, model in models.items()} == {
+        "m": 70 * US,
+        "n": 0,
+        "o": 0,
+        "p": 100 * US,
+    }
 
 
 def test_a_configuration_is_heard_before_the_fleet_file_and_the_smaller_batch_counts(tmp_path, site_of):

@@ -31,7 +31,7 @@ class Queue:
     A central queue holds one model and one shape class; a gpulet's own queue may mix them.
     """
 
-    __slots__ = ("_hasty", "_plain", "model", "owner", "rows", "shape")
+    __slots__ = ("_hasty", "_plain", "_soonest", "model", "owner", "rows", "shape")
 
     def __init__(self, owner: GpuletId | Central, model: str = "", shape: str = "") -> None:
         self.owner = owner
@@ -40,6 +40,7 @@ class Queue:
         self.rows = 0
         self._plain: deque[Request] = deque()
         self._hasty: dict[int, deque[Request]] = {}
+        self._soonest: Instant | None = None
 
     def __len__(self) -> int:
         return len(self._plain) + sum(map(len, self._hasty.values()))
@@ -58,6 +59,20 @@ class Queue:
         """The next to be served; the queue must not be empty."""
         return self._plain[0] if not self._hasty else next(iter(self))
 
+    @property
+    def oldest(self) -> Instant:
+        """When the one arrived that has waited longest; the queue must not be empty."""
+        if not self._hasty:
+            return self._plain[0].arrival
+        return min(lane[0].arrival for lane in (*self._hasty.values(), self._plain) if lane)
+
+    @property
+    def soonest(self) -> Instant:
+        """The earliest deadline of all that wait; the queue must not be empty. Kept from one look to the next."""
+        if self._soonest is None:
+            self._soonest = min(request.deadline for request in self)
+        return self._soonest
+
     def take(self, most_rows: int) -> list[Request]:
         """The longest prefix within `most_rows` that may form a batch; nothing is removed."""
         if len(self._plain) == self.rows and self.owner is CENTRAL and not self._hasty:
@@ -75,15 +90,19 @@ class Queue:
         """Add behind those of the same priority."""
         self._lane(request).append(request)
         self.rows += request.rows
+        if self._soonest is not None and request.deadline < self._soonest:
+            self._soonest = request.deadline
 
     def restore(self, requests: Sequence[Request]) -> None:
         """Put requests back at the front, in their order."""
+        self._soonest = None
         for request in reversed(requests):
             self._lane(request).appendleft(request)
             self.rows += request.rows
 
     def remove(self, requests: Sequence[Request]) -> None:
         """Remove requests that wait here; cheap when they are the front of the queue."""
+        self._soonest = None
         for request in requests:
             lane = self._lane(request)
             if lane[0] is request:

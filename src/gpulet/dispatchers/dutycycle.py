@@ -5,6 +5,11 @@ rows. `Hold.DUTY` builds a batch until it is full or its oldest request has wait
 `Hold.NONE` starts with whatever waits, which is never later (a turn is no longer than planned) and usually sooner.
 Several gpulets of one model share it by credit: the idle one that has served least of its planned throughput is next.
 
+Under `Hold.NONE` a model's `max_queue_delay` lets an idle gpulet wait for a fuller batch, never longer than one duty cycle, so
+that the plan's promise still holds: one duty cycle and one round of runs. It waits for nothing that a deadline forbids: all
+that waits would still be in time after the other models' turns here and a full batch, with the run of another to spare,
+since alarms ring late. Meanwhile the gpulet is idle, for its other models too.
+
 Early drop is Nexus': the oldest request may shrink the batch to what it can still wait for, but not below half of what
 waits; else it is dropped, so that overload does not shrink batches. A request that is predicted late is refused.
 
@@ -37,7 +42,7 @@ class _Host:
     """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput.
 
     `slowdown` is what the plan allows for neighbours: the planned latency over the profile's. `throughput` is the planned one,
-    `rate`, at the slowdown that was learned.
+    `rate`, at the slowdown that was learned. `others` is how long the other models' turns here take together.
     """
 
     __slots__ = (
@@ -52,6 +57,7 @@ class _Host:
         "duty",
         "gpulet",
         "model",
+        "others",
         "rate",
         "size",
         "slowdown",
@@ -72,7 +78,9 @@ class _Host:
         self._most = max(self._planned, min(_MOST * self._planned, slo / (2 * alone[0])))
         self._curves = {PLAIN: self._slowed(alone)}
         self.duty = gpulet.duty_cycle
-        self.rate = self.batch / sum(turn.latency for turn in gpulet.turns)
+        whole = sum(turn.latency for turn in gpulet.turns)
+        self.others = whole - planned
+        self.rate = self.batch / whole
         self.throughput = self.rate
         self.credit = 0.0
 
@@ -107,6 +115,7 @@ class DutyCycle:
         learns: bool = False,
     ) -> None:
         self._holds = hold is Hold.DUTY
+        self._delays = {name: model.max_queue_delay for name, model in problem.models.items()}
         self._drops_early = drops_early
         self._learns = learns
         self._running: dict[GpuletId, tuple[_Host, Instant, Duration]] = {}
@@ -199,12 +208,22 @@ class DutyCycle:
                 return Decision(drop=(head,), more=True)
             most = min(most, bearable)
         most = max(most, head.rows)
-        if self._holds and queue.rows < host.batch and now < head.arrival + host.duty:
-            self._waits[queue.model, queue.shape, host.gpulet] = head.arrival + host.duty
+        until = self._held_until(host, queue, curve)
+        if now < until:
+            self._waits[queue.model, queue.shape, host.gpulet] = until
             return _WAIT
         requests = queue.take(most)
         rows = len(requests) if len(queue) == queue.rows else sum(r.rows for r in requests)
         return self._run(now, host, requests, rows, curve[rows - 1])
+
+    def _held_until(self, host: _Host, queue: Queue, curve: Curve) -> Instant:
+        """When this host no longer waits for a fuller batch; the past where it is full or never waits."""
+        if self._holds:
+            return queue.head.arrival + host.duty if queue.rows < host.batch else _PAST
+        delay, full = self._delays[host.model], min(host.batch, len(curve))
+        if not delay or queue.rows >= full:
+            return _PAST
+        return min(queue.oldest + min(delay, host.duty), queue.soonest - host.others - 2 * curve[full - 1])
 
     def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
         """The head has more rows than this gpulet ever runs at once: start the first request behind it that fits."""
@@ -272,3 +291,4 @@ _UP, _DOWN = 1.09, 0.99
 _STEP = 1.05
 _MOST = 8.0
 """Times the planned slowdown, and one row within half the objective at most: a machine that hangs is not learned from."""
+_PAST: Instant = 0

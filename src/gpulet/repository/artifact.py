@@ -39,13 +39,14 @@ class Declaration:
 class Wishes:
     """What a configuration asks of the server, 0 where it says nothing: objective, most rows of a batch, most that may wait.
 
-    `shapes` are the free dimensions that are served, as in a fleet file.
+    `max_queue_delay` is how long they may wait for a fuller batch. `shapes` are the free dimensions that are served, as in a fleet file.
     """
 
     slo: Duration = 0
     max_batch: int = 0
     max_queue: int = 0
     shapes: tuple[str, ...] = ()
+    max_queue_delay: Duration = 0
 
 
 NO_WISHES = Wishes()

@@ -10,7 +10,7 @@ from gpulet.errors import ConfigError
 from gpulet.repository.artifact import Artifact
 from gpulet.repository.controlling import Control, at_start
 from gpulet.repository.scanning import NOTHING, Scan, scan
-from gpulet.units import to_ms
+from gpulet.units import US, to_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,15 @@ def offer_of(server: ServerSection, folder: Path, formats: Sequence[str]) -> Off
 
 
 def wished(section: ModelSection, artifact: Artifact | None) -> ModelSection:
-    """A model's section with what its own configuration says: its objective counts more than the section's."""
+    """A model's section with what its own configuration says: its objective counts more than the section's, its delay less."""
     if artifact is None:
         return section
-    wishes, said = artifact.wishes, {}
+    wishes = artifact.wishes
+    said: dict[str, float] = {}
     if wishes.slo:
         said["slo_ms"] = to_ms(wishes.slo)
+    if wishes.max_queue_delay and "max_queue_delay_us" not in section.model_fields_set:
+        said["max_queue_delay_us"] = wishes.max_queue_delay // US
     if wishes.shapes and not section.shapes:
         return section.model_copy(update={**said, "shapes": list(wishes.shapes)})
     return section.model_copy(update=said)

@@ -87,9 +87,10 @@ def _bad_tensors(config: Any) -> Iterator[str]:
 
 
 def wishes_of(declaration: Declaration) -> Wishes:
-    """Objective, batch, queue and shapes; raises `ModelError` for a parameter that makes no sense."""
+    """Objective, batch, queue, delay and shapes; raises `ModelError` for a parameter that makes no sense."""
     config = declaration.config
-    policy = config.dynamic_batching.default_queue_policy
+    batching = config.dynamic_batching
+    policy = batching.default_queue_policy
     is_said = SLO_KEY in config.parameters
     slo = _slo(config.parameters[SLO_KEY].string_value) if is_said else policy.default_timeout_microseconds * US
     if slo > _LONGEST:
@@ -97,7 +98,13 @@ def wishes_of(declaration: Declaration) -> Wishes:
         raise ModelError(msg)
     is_written = declaration.batching is Batching.AS_WRITTEN
     shapes = config.parameters[SHAPES_KEY].string_value if SHAPES_KEY in config.parameters else ""
-    return Wishes(slo, max(1, config.max_batch_size) if is_written else 0, policy.max_queue_size, _shapes(shapes))
+    return Wishes(
+        slo,
+        max(1, config.max_batch_size) if is_written else 0,
+        policy.max_queue_size,
+        _shapes(shapes),
+        batching.max_queue_delay_microseconds * US,
+    )
 
 
 def _slo(text: str) -> int:

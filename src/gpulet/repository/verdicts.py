@@ -47,6 +47,8 @@ _USED: Mapping[str, str] = {
     "output.label_filename": "labels of the classification extension, a line for each index",
     "dynamic_batching.default_queue_policy.default_timeout_microseconds": "the objective (SLO), where no parameter says it",
     "dynamic_batching.default_queue_policy.max_queue_size": "requests that may wait, at most `[limits] max_queue`",
+    "dynamic_batching.max_queue_delay_microseconds": "how long a request may wait for its batch to fill while a gpulet is idle, "
+    "where the fleet file does not say it (`max_queue_delay_us`)",
     "default_model_filename": "the file in a version's folder, instead of `model.onnx`, `model.pt2` or `model.pt`",
     "parameters": "`gpulet.slo_ms` (the objective) and `gpulet.shapes` (free dimensions, `224x224 448x448`); others are "
     "reported as not used",
@@ -62,7 +64,6 @@ _NOT_USED: Mapping[str, str] = {
     "optimization.gather_kernel_buffer_threshold": "inputs are put together before they are copied",
     "optimization.eager_batching": "batches are put together when a gpulet is free",
     "dynamic_batching.preferred_batch_size": "batches are as large as objectives allow",
-    "dynamic_batching.max_queue_delay_microseconds": "how long a request waits follows from its deadline",
     "dynamic_batching.preserve_ordering": "answers of one HTTP connection leave in order, others as they are ready",
     "dynamic_batching.priority_levels": "any `priority` of a request counts, 1 first",
     "dynamic_batching.default_priority_level": "a request that names no priority comes after those that do",
