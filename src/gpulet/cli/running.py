@@ -35,7 +35,8 @@ from gpulet.errors import BadInput, ModelError
 from gpulet.exposure import refuse_exposed
 from gpulet.fleetfile import Site, open_site, servable
 from gpulet.httpwire import parse_address, random_requests
-from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
+from gpulet.loadgen import Outcome, Stream, drive
+from gpulet.loadgen.spec import LoadSpec, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
 from gpulet.measuring import measure, missing
