@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
 
+from gpulet.configfaults import Location, told
 from gpulet.errors import ConfigError
 
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -291,25 +291,11 @@ def parse_fleet_file(text: str, source: str) -> FleetFile:
     try:
         return FleetFile.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        line = _line_of(text, first["loc"])
-        where = f"{source}: line {line}" if line else source
-        msg = f"{where}: {_explain(first)}"
+        msg = told(error.errors()[0], text, source, _known)
         raise ConfigError(msg) from None
 
 
-def _explain(error: ErrorDetails) -> str:
-    """Key, value and what is allowed, in our words where pydantic's would confuse."""
-    key = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(".[", "[")
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; known are {', '.join(_known(error['loc'][:-1]))}"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be")
-    return f"{key} = {error['input']!r}: {message}"
-
-
-def _known(location: tuple[int | str, ...]) -> list[str]:
+def _known(location: Location) -> list[str]:
     section = ".".join(part for part in location if isinstance(part, str))
     fields = _SECTIONS[section].model_fields if section in _SECTIONS else FleetFile.model_fields
     return list(fields)
@@ -329,25 +315,6 @@ _SECTIONS: dict[str, type[_Section]] = {
     "server": ServerSection,
     "tracing": TracingSection,
 }
-
-
-def _line_of(text: str, location: tuple[int | str, ...]) -> int:
-    """The line of a key: its tables' headers, counted, then the key below. 0 when it stands nowhere (it is missing)."""
-    lines = text.splitlines()
-    start, path, left = -1, "", list(location)
-    while left:
-        path = f"{path}.{left[0]}" if path else str(left[0])
-        header = re.compile(rf"\s*\[+\s*{re.escape(path)}\s*\]+")
-        starts = [n for n in range(start + 1, len(lines)) if header.match(lines[n])]
-        nth = left[1] if len(left) > 1 and isinstance(left[1], int) else -1
-        if max(0, nth) >= len(starts):
-            break
-        start, left = starts[max(0, nth)], left[1 if nth < 0 else 2 :]
-    if not left:
-        return start + 1
-    key = re.compile(rf"\s*{re.escape(str(left[0]))}\s*=")
-    found = next((n for n in range(start + 1, len(lines)) if key.match(lines[n])), start)
-    return found + 1
 
 
 def describe() -> Iterator[tuple[str, str, Any, str]]:

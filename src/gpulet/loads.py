@@ -74,7 +74,7 @@ class Files:
 
 
 def make_residency(site: Site, plan: Plan, files: Files, live: Live, catalog: Catalog) -> Residency:
-    """The models of the plan that are loaded, by the fleet file's rules."""
+    """The models of the plan that are loaded, by the fleet file's rules; the catalog knows which of them sleep."""
     limits, server = site.config.limits, site.config.server
     live.door.patience, live.door.most = round(server.load_wait_s * SECOND), limits.max_queue
 
@@ -100,7 +100,9 @@ def make_residency(site: Site, plan: Plan, files: Files, live: Live, catalog: Ca
         frozenset(section.name for section in site.sections if section.pin),
         {name: len(plan.hosts(name)) or 1 for name in found},
     )
-    return Residency(found, rules, around, [name for name in found if not site.offer.is_later(name)])
+    residency = Residency(found, rules, around, [name for name in found if not site.offer.is_later(name)])
+    catalog.asleep, catalog.wake = live.door.asleep, residency.wake
+    return residency
 
 
 class Poller:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpulet.api.catalog import Catalog, Served
-from gpulet.api.control import ReadOnly
+from gpulet.api.control import Control, ReadOnly
 from gpulet.api.exposition import make_registry
 from gpulet.api.gathered import gathered_signature
 from gpulet.api.info import Document
 from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
+from gpulet.config import ModelSection
+from gpulet.core.fleet import Fleet
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
@@ -20,12 +22,13 @@ from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
 from gpulet.executors.base import LiveExecutor, Signature
-from gpulet.executors.loading import EmulatedLoader, WorkerLoader
+from gpulet.executors.loading import EmulatedLoader, Loader, WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
+from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.fleetfile import Site
-from gpulet.frontend import FrontEnd, bind
+from gpulet.frontend import FrontEnd, Ports, bind
 from gpulet.grounds import ground_of, program_of
 from gpulet.journalfile import JournalFile
 from gpulet.loads import Files, Poller, make_residency
@@ -34,11 +37,10 @@ from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.repository.completing import as_json, complete
 from gpulet.residency import Residency
-from gpulet.systems import make_scheduler
+from gpulet.systems import make_metrics, make_scheduler
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
 from gpulet.units import SECOND
-from gpulet.useful import useful_sizes
 
 
 @dataclass(slots=True)
@@ -49,13 +51,16 @@ class LiveServer:
     executor: LiveExecutor
     catalog: Catalog
     ends: FrontEnd
-    metrics: Metrics
-    timer: LiveTimer
     journal: JournalFile | None
     drain_s: float
     residency: Residency
     poller: Poller | None = None
     tracing: Tracing | None = None
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it was worth so far."""
+        return self.live.metrics
 
     async def open(self) -> None:
         """Accept connections and begin to carve; ready once that is done."""
@@ -82,7 +87,7 @@ class LiveServer:
             tell("drain_incomplete", after_s=self.drain_s)
         await self.ends.close()
         await self.executor.close()
-        self.timer.close()
+        self.live.timer.close()
         if self.journal:
             self.journal.close()
         if self.tracing:
@@ -97,64 +102,46 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     plan, server = plan.unfolded(), site.config.server
     ports = bind(site)
     scheduler = make_scheduler(site.system, problem, plan, site.limits)
-    versions = {name: a.version for name, a in site.artifacts.items()}
-    shapes = {section.name: tuple(section.shapes) for section in site.sections}
-    labels = {
-        section.name: dict(site.artifacts[section.name].labels) if section.name in site.artifacts else {}
-        for section in site.sections
-    }
-    pads = {section.name: section.pad for section in site.sections}
-    served = {
-        name: Served(model, versions.get(name, "1"), shapes[name], labels[name], pads=pads[name])
-        for name, model in problem.models.items()
-    }
-    served |= {application.name: _served_application(application, problem) for application in problem.applications}
     timer = LiveTimer(asyncio.get_running_loop())
-    metrics = Metrics(
-        list(served),
-        plan,
-        knees=useful_sizes(problem),
-        applications=[application.name for application in problem.applications],
-        begins=timer.now(),
-    )
-    applications = {application.name: models_of(application) for application in problem.applications}
-    catalog = Catalog(served, {}, {}, scheduler.fleet, applications=applications)
     journal = _journal(site, Header.of(site.dispatcher_name, problem, plan, site.limits))
-    refusals = RefusalLog(lambda request: live.client(request).name)
-    known = {name: model.version for name, model in served.items()}
-    tracing = open_tracing(
-        site.config.tracing,
-        lambda request: live.client(request),  # noqa: PLW0108 (there is no `live` yet)
-        known,
-        timer.began_at,
-    )
-    observers = [refusals.observe, *([tracing.observe] if tracing else [])]
-    live = Live(scheduler, timer, metrics, journal.write if journal else None, observers)
-    for here, planned in zip(site.devices, plan.devices, strict=True):
-        if here.mechanism is not planned.mechanism:
-            tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
+    metrics = make_metrics(problem, plan, timer.now())
+    live = Live(scheduler, timer, metrics, journal.write if journal else None)
+    catalog = _catalog(site, problem, scheduler.fleet)
+    tracing = _observe(site, live, catalog)
+    _tell_other_mechanisms(site, plan)
     files = Files(site, problem, plan)
     residency = make_residency(site, plan, files, live, catalog)
-    catalog.asleep, catalog.wake = live.door.asleep, residency.wake
-    executor = _executor(site, problem, plan, live, catalog, residency, files)
-    if isinstance(executor, Workers):
-        residency.attach(WorkerLoader(executor, round(server.drain_s * SECOND)))
+    if site.executor == "simulated":
+        executor, loader = _emulated(problem, plan, live, catalog)
     else:
-        residency.attach(EmulatedLoader(catalog.signatures))
-    catalog.refused.update(refused or {})
+        executor, loader = _manned(site, plan, live, catalog, files, residency.wanted)
     live.attach(executor)
-
-    def configs(name: str, signature: Signature) -> Document:
-        return as_json(complete(files.declaration(name), name, signature, served[name].model.max_batch))
-
-    registry = make_registry(metrics, served, scheduler.fleet, executor.load_times)
+    residency.attach(loader)
+    catalog.refused.update(refused or {})
     control = residency if server.model_control == "explicit" else ReadOnly(residency)
-    statistics = partial(model_statistics, metrics, served, timer.began_at)
-    ends = FrontEnd(ports, live, catalog, control, registry, statistics, configs)
+    ends = _ends(ports, live, catalog, control, executor, files)
     poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
-    return LiveServer(
-        live, executor, catalog, ends, metrics, timer, journal, server.drain_s, residency, poller, tracing
-    )
+    return LiveServer(live, executor, catalog, ends, journal, server.drain_s, residency, poller, tracing)
+
+
+def _journal(site: Site, header: Header) -> JournalFile | None:
+    path = site.config.server.journal
+    return JournalFile(site.folder / path, encode_header(header)) if path else None
+
+
+def _catalog(site: Site, problem: Problem, fleet: Fleet) -> Catalog:
+    """What clients see: models, and applications as if they were some."""
+    sections = {section.name: section for section in site.sections}
+    models = {name: _served(site, sections[name], model) for name, model in problem.models.items()}
+    applications = {application.name: _served_application(application, problem) for application in problem.applications}
+    parts = {application.name: models_of(application) for application in problem.applications}
+    return Catalog({**models, **applications}, {}, {}, fleet, applications=parts)
+
+
+def _served(site: Site, section: ModelSection, model: Model) -> Served:
+    artifact = site.artifacts.get(section.name)
+    version, labels = (artifact.version, dict(artifact.labels)) if artifact else ("1", {})
+    return Served(model, version, tuple(section.shapes), labels, pads=section.pad)
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -163,28 +150,54 @@ def _served_application(application: Application, problem: Problem) -> Served:
     return Served(Model(application.name, application.slo, most_rows), "1")
 
 
-def _executor(
-    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog, residency: Residency, files: Files
-) -> LiveExecutor:
-    if site.executor == "simulated":
-        whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
-        catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
-        return Simulated(
-            problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=problem.interference
-        )
+def _observe(site: Site, live: Live, catalog: Catalog) -> Tracing | None:
+    """Show steps to the log and to what traces them, if anything does."""
+    live.show(RefusalLog(lambda request: live.client(request).name).observe)
+    versions = {name: served.version for name, served in catalog.models.items()}
+    tracing = open_tracing(site.config.tracing, live.client, versions, live.timer.began_at)
+    if tracing:
+        live.show(tracing.observe)
+    return tracing
+
+
+def _tell_other_mechanisms(site: Site, plan: Plan) -> None:
+    for here, planned in zip(site.devices, plan.devices, strict=True):
+        if here.mechanism is not planned.mechanism:
+            tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
+
+
+def _emulated(problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> tuple[LiveExecutor, Loader]:
+    """Nobody runs anything, and answers come when profiles say."""
+    whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
+    catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
+    interference = problem.interference
+    simulated = Simulated(problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=interference)
+    return simulated, EmulatedLoader(catalog.signatures)
+
+
+def _manned(
+    site: Site, plan: Plan, live: Live, catalog: Catalog, files: Files, wanted: Mapping[str, WorkerModel]
+) -> tuple[LiveExecutor, Loader]:
+    """Worker processes on the site's ground."""
     patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(
-        plan, residency.wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience
-    )
+    workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
-    return workers
+    return workers, WorkerLoader(workers, round(site.config.server.drain_s * SECOND))
 
 
-def _journal(site: Site, header: Header) -> JournalFile | None:
-    path = site.config.server.journal
-    return JournalFile(site.folder / path, encode_header(header)) if path else None
+def _ends(
+    ports: Ports, live: Live, catalog: Catalog, control: Control, executor: LiveExecutor, files: Files
+) -> FrontEnd:
+    """With what they ask: metrics, statistics, the configurations of models."""
+
+    def configs(name: str, signature: Signature) -> Document:
+        return as_json(complete(files.declaration(name), name, signature, catalog.models[name].model.max_batch))
+
+    registry = make_registry(live.metrics, catalog.models, catalog.fleet, executor.load_times)
+    statistics = partial(model_statistics, live.metrics, catalog.models, live.timer.began_at)
+    return FrontEnd(ports, live, catalog, control, registry, statistics, configs)
 
 
 async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer], None]) -> None:

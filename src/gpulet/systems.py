@@ -9,6 +9,7 @@ from functools import partial
 
 from gpulet.baselines import EVALUATED
 from gpulet.bounded import PERCENTILE, Quick, worth
+from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.clipper import Clipper, regression
@@ -37,8 +38,10 @@ from gpulet.planners.random_mig import random_mig
 from gpulet.planners.segments import segments
 from gpulet.planners.uncut import uncut
 from gpulet.system import System
+from gpulet.units import Instant
+from gpulet.useful import useful_sizes
 
-__all__ = ["SYSTEMS", "System", "find_system", "make_scheduler"]
+__all__ = ["SYSTEMS", "System", "find_system", "make_metrics", "make_scheduler"]
 
 _ROUGH = Quick(2_000, 3, PERCENTILE)
 
@@ -193,3 +196,10 @@ def make_scheduler(system: System, problem: Problem, plan: Plan, limits: Limits)
     """A fresh core for a plan, each process of a gpulet by itself."""
     plan = plan.unfolded()
     return Scheduler(problem.models, plan, system.dispatcher(problem, plan), limits, problem.applications)
+
+
+def make_metrics(problem: Problem, plan: Plan, begins: Instant) -> Metrics:
+    """What its steps are folded into, from `begins` on."""
+    applications = [application.name for application in problem.applications]
+    names = [*problem.models, *applications]
+    return Metrics(names, plan, knees=useful_sizes(problem), applications=applications, begins=begins)

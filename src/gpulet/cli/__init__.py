@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gpulet.cli import (
     examining,
+    holding,
     importing,
     interfering,
     knees,
@@ -35,7 +36,7 @@ reproduce_app = typer.Typer(no_args_is_help=True, help="A paper's tables from it
 app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(config_app, name="config")
 app.add_typer(interference_app, name="interference")
-for command in (planning.plan, planning.capacity, planning.simulate, running.serve, running.profile, running.bench):
+for command in (planning.plan, holding.capacity, planning.simulate, running.serve, running.profile, running.bench):
     app.command()(command)
 app.command()(importing.import_profile)
 app.command()(scenarios.import_scenario)

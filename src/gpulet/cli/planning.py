@@ -1,22 +1,13 @@
-"""What would be: `plan`, `capacity`, `simulate`."""
+"""What would be: `plan`, `simulate`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gpulet.bounded import LEAST_REQUESTS, MOST_REQUESTS, REQUESTS
-from gpulet.capacity import (
-    Asked,
-    Held,
-    SimulationReport,
-    fewest_devices,
-    held_factor,
-    largest_factor,
-    simulated,
-    simulated_factor,
-)
+from gpulet.capacity import SimulationReport, simulated
 from gpulet.cli.common import (
     AsJson,
     PlanFile,
@@ -28,7 +19,6 @@ from gpulet.cli.common import (
     arrivals_of,
     check_attainment,
     chosen_plan,
-    jobs_bar,
     labelled,
     out,
     planned,
@@ -38,7 +28,7 @@ from gpulet.cli.common import (
 )
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.errors import BadInput
-from gpulet.fleetfile import Site, open_site, usable_cores
+from gpulet.fleetfile import Site, open_site
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
 from gpulet.problems import front_end_share, make_problem
@@ -48,9 +38,6 @@ from gpulet.reports.pictures import draw_plan
 from gpulet.reports.plans import promise_table, shape_table
 from gpulet.reports.runs import run_table, usage_text
 from gpulet.units import Duration, to_ms
-
-_ALL = 100
-_MOST_REPLICATIONS = 1000
 
 
 def plan(
@@ -87,110 +74,6 @@ def plan(
         refuse(outcome, quiet=as_json)
 
 
-def capacity(
-    target: Target,
-    by: Annotated[str, typer.Option("--by", help="plan: what the planner accepts; simulation: what holds")] = "plan",
-    system: SystemName = "",
-    devices: Annotated[bool, typer.Option("--devices", help="instead: the fewest devices that hold the rates")] = False,
-    duration: Seconds = 30.0,
-    seed: Seed = 1,
-    percentile: Annotated[
-        float | None, typer.Option("--percentile", help="by simulation: so many percent in time, for one plan")
-    ] = None,
-    requests: Annotated[int, typer.Option("--requests", help="with --percentile: at every rate")] = REQUESTS,
-    replications: Annotated[
-        int, typer.Option("--replications", help="with --percentile: searches, each with a seed of its own")
-    ] = 1,
-    workers: Annotated[int, typer.Option("--workers", help="with --percentile: processes; 0: one per core")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """The largest factor on all rates that still holds, or the fewest devices.
-
-    By simulation it holds while at most 1 % of every model's requests are late or unanswered; each factor is planned for.
-
-    With --percentile P it holds while P % of every model's requests are in time (latency-bounded throughput): the rate is
-    doubled until it fails, then bisected, with the same requests at every rate, the first tenth of them not counted. The
-    plan is made once, at the fleet's rates, and what there is of it counts even if the planner refuses them: the factor
-    is what this plan holds. Rates are then requests/s.
-
-    Example: gpulet capacity fleet.toml --by simulation
-    """
-    if percentile is None:
-        _refuse_unbounded(requests, replications, workers)
-        asked = None
-    else:
-        _check_bounded(by, percentile, requests, replications, workers, devices=devices)
-        seeds = range(seed, seed + replications)
-        asked = Asked(percentile, requests, seeds, workers or len(usable_cores()))
-    site = open_site(target, system=system)
-    measured = profile_of(site)
-    problem = make_problem(site, measured)
-    if devices:
-        _print_fewest(fewest_devices(site, problem), problem, as_json=as_json)
-        return
-    if asked:
-        outcome, _ = planned(site, problem)
-        with jobs_bar("capacity") as advance:
-            held = held_factor(site, problem, outcome, asked, advance)
-        _print_held(problem, asked, held, as_json=as_json)
-        return
-    if by == "plan":
-        factor, limiting = largest_factor(site, measured)
-    elif by == "simulation":
-        factor, limiting = simulated_factor(site, measured, duration, seed)
-    else:
-        msg = f"--by {by!r}: known are plan, simulation"
-        raise BadInput(msg)
-    needed = {name: rate / problem.rows_of(name).mean for name, rate in problem.demand.items()}
-    rates = {name: rate * factor for name, rate in {**problem.rates, **needed}.items()}
-    answer = {"factor": factor, "rates": rates, "limiting_model": limiting}
-    if as_json:
-        print_json(labelled(answer, measured))
-    else:
-        out.print(f"factor {factor:.3f}, limited by {limiting or 'nothing'}")
-        for name, rate in rates.items():
-            out.print(f"  {name}: {rate:.1f}/s")
-
-
-def _refuse_unbounded(requests: int, replications: int, workers: int) -> None:
-    if (requests, replications, workers) != (REQUESTS, 1, 0):
-        msg = "--requests, --replications and --workers are for --percentile"
-        raise BadInput(msg)
-
-
-def _check_bounded(
-    by: str, percentile: float, requests: int, replications: int, workers: int, *, devices: bool
-) -> None:
-    """Before anything is planned."""
-    wrong = ""
-    if by != "simulation" or devices:
-        wrong = f"--percentile {percentile:g}: goes with --by simulation, and without --devices"
-    elif not 0 < percentile <= _ALL:
-        wrong = f"--percentile {percentile:g}: must be above 0 and at most {_ALL}"
-    elif not LEAST_REQUESTS <= requests <= MOST_REQUESTS:
-        wrong = f"--requests {requests}: must be {LEAST_REQUESTS} to {MOST_REQUESTS}"
-    elif not 1 <= replications <= _MOST_REPLICATIONS:
-        wrong = f"--replications {replications}: must be 1 to {_MOST_REPLICATIONS}"
-    elif workers < 0:
-        wrong = f"--workers {workers}: must be 0 or more"
-    if wrong:
-        raise BadInput(wrong)
-
-
-def _print_held(problem: Problem, asked: Asked, held: Held, *, as_json: bool) -> None:
-    rates = {name: rate * held.factor for name, rate in problem.rates.items()}
-    answer = {"factor": held.factor, "rates": rates, "limiting_model": held.limiting}
-    if as_json:
-        told = {**answer, "percentile": asked.percentile, "replications": held.factors}
-        print_json(labelled(told, problem.profile))
-        return
-    out.print(f"factor {held.factor:.3f} with {asked.percentile:g} % in time, limited by {held.limiting or 'nothing'}")
-    if len(held.factors) > 1:
-        out.print(f"  replications: {', '.join(f'{factor:.3f}' for factor in held.factors)}")
-    for name, rate in rates.items():
-        out.print(f"  {name}: {rate:.1f} requests/s")
-
-
 def simulate(
     target: Target,
     duration: Seconds = 60.0,
@@ -223,16 +106,20 @@ def simulate(
         told = {name: labelled(report, measured) for name, report in reports.items()}
         print_json({**told, **refusals} if compare else next(iter(told.values())))
     else:
-        for name, report in reports.items():
-            out.print(run_table(report, f"{name}: {duration:g} s of {workload}, seed {seed}"))
-            out.print(usage_text(report))
-            out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
-        for name, refusal in refusals.items():
-            out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)
+        _print_runs(reports, f"{duration:g} s of {workload}, seed {seed}", refusals)
     if refusals and (check or not reports):
         raise typer.Exit(1)
     for report in reports.values():
         check_attainment(report, wanted=check)
+
+
+def _print_runs(reports: Mapping[str, SimulationReport], what: str, refusals: Mapping[str, Mapping[str, str]]) -> None:
+    for name, report in reports.items():
+        out.print(run_table(report, f"{name}: {what}"))
+        out.print(usage_text(report))
+        out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
+    for name, refusal in refusals.items():
+        out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)
 
 
 def _check_emit(emit: str, *, as_json: bool) -> None:
@@ -272,13 +159,3 @@ def _draw(shown: Plan, picture: Path) -> None:
     except OSError as error:
         msg = f"--picture {picture} cannot be written: {error}"
         raise BadInput(msg) from None
-
-
-def _print_fewest(count: int | Infeasible, problem: Problem, *, as_json: bool) -> None:
-    of = len(problem.devices)
-    if isinstance(count, Infeasible):
-        refuse(count)
-    elif as_json:
-        print_json(labelled({"devices": count, "of": of}, problem.profile))
-    else:
-        out.print(f"{count} of {of} devices hold the rates")

@@ -30,13 +30,13 @@ from gpulet.cli.common import (
     tell_analytic,
 )
 from gpulet.core.journal import read_header, replay, span
-from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
 from gpulet.exposure import refuse_exposed
 from gpulet.fleetfile import Site, open_site, servable
 from gpulet.httpwire import parse_address, random_requests
-from gpulet.loadgen import LoadSpec, Outcome, Stream, drive, parse_load
+from gpulet.loadgen import Outcome, Stream, drive
+from gpulet.loadgen.spec import LoadSpec, parse_load
 from gpulet.logs import configure as configure_logs
 from gpulet.logs import tell
 from gpulet.measuring import measure, missing
@@ -49,9 +49,8 @@ from gpulet.reports.runs import fairness_text, run_table, usage_text
 from gpulet.rows import parse_rows
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
 from gpulet.store import Machine
-from gpulet.systems import find_system, make_scheduler
-from gpulet.units import MS, SECOND, Instant, to_ms
-from gpulet.useful import useful_sizes
+from gpulet.systems import find_system, make_metrics, make_scheduler
+from gpulet.units import MS, SECOND, to_ms
 from gpulet.workload import Arrivals
 
 _BUDGET_S = 1.0
@@ -210,7 +209,7 @@ def replay_journal(
     tell_analytic(problem.profile)
     scheduler = make_scheduler(find_system(header.system), problem, header.plan, header.limits)
     begins, ends = span(lines[1:])
-    metrics = _metrics(problem, header.plan, begins)
+    metrics = make_metrics(problem, header.plan, begins)
     differences = list(replay(scheduler, lines[1:], metrics.record))
     report = metrics.report(ends - begins)
     if as_json:
@@ -224,12 +223,6 @@ def replay_journal(
         out.print(f"{len(lines) - 1} steps, {len(differences)} differ")
     if differences:
         raise typer.Exit(1)
-
-
-def _metrics(problem: Problem, plan: Plan, begins: Instant) -> Metrics:
-    applications = [application.name for application in problem.applications]
-    names = [*problem.models, *applications]
-    return Metrics(names, plan, knees=useful_sizes(problem), applications=applications, begins=begins)
 
 
 async def _drive(address: tuple[str, int], loads: Sequence[LoadSpec], arrivals: Arrivals, connections: int) -> Outcome:

@@ -48,14 +48,13 @@ class Live:
         timer: LiveTimer,
         metrics: Metrics,
         journal: Write | None = None,
-        observers: Sequence[Observe] = (),
     ) -> None:
         self.timer = timer
         self.metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._scheduler = scheduler
         self._journal = journal
-        self._observers = tuple(observers)
+        self._observers: list[Observe] = []
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.door = Door(timer, self.feed)
         self._executor: LiveExecutor
@@ -67,6 +66,10 @@ class Live:
     def attach(self, executor: LiveExecutor) -> None:
         """Say who carries out commands; it answers through `feed`."""
         self._executor = executor
+
+    def show(self, observe: Observe) -> None:
+        """Say who sees every step from now on."""
+        self._observers.append(observe)
 
     def client(self, request: RequestId) -> Client:
         """Who waits for a request that is not answered yet."""

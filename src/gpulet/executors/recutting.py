@@ -6,7 +6,7 @@ to the gpulet of the same id. Whatever fails before the swap is undone, and the 
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from functools import partial
 from gpulet.core.messages import GpuletDown, GpuletUp, Start
 from gpulet.errors import GpuletError, ModelError, PlanError, Unusable
 from gpulet.executors.base import Times
-from gpulet.executors.ground import Post
+from gpulet.executors.change import Aim, Change, change_to
 from gpulet.executors.process import WorkerProcess
 from gpulet.executors.stations import Station
 from gpulet.executors.wire import Recut, Recutted, WorkerModel
@@ -26,15 +26,6 @@ _LONGEST_S = 600.0
 """For building: many graphs of large models take minutes."""
 _GENTLE_S = 30.0
 """For loading in idle time, which saturated cores hardly have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Aim:
-    """What is to be in force: the plan, the models that are `wanted` of it (None: as now), brought up in idle time or not."""
-
-    plan: Plan
-    wanted: Mapping[str, WorkerModel] | None = None
-    gentle_s: float = 0.0
 
 
 async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Times:
@@ -67,7 +58,7 @@ async def _bring(workers: Workers, aim: Aim, patience: Duration) -> Times:
         raise PlanError(violations[0])
     old, began = workers.plan, workers.timer.now()
     posts = await workers.on_ground(partial(workers.ground.prepare, plan))
-    change = _match(workers, posts, aim)
+    change = change_to(aim, posts, workers)
     moved: dict[Station, WorkerProcess] = {}
     try:
         built = await _build(workers, change, aim, patience, moved)
@@ -88,67 +79,11 @@ async def _bring(workers: Workers, aim: Aim, patience: Duration) -> Times:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """Posts that stay with what they become, those that re-cut themselves, those to be manned, those that go."""
-
-    kept: tuple[tuple[Station, Post], ...]
-    inner: tuple[tuple[Station, Post], ...]
-    fresh: tuple[Station, ...]
-    gone: tuple[Station, ...]
-
-    @property
-    def manned(self) -> tuple[Station, ...]:
-        """Of the fresh ones those that get a worker: a gpulet of which no model is wanted needs none."""
-        return tuple(station for station in self.fresh if station.given or not station.post.is_alone)
-
-
-@dataclass(frozen=True, slots=True)
 class _Built:
     """What posts that re-cut themselves said, and which worker is to serve the new plan at each new post and at those."""
 
     answers: Sequence[Recutted]
     holders: Mapping[Station, WorkerProcess | None]
-
-
-def _match(workers: Workers, posts: Iterable[Post], aim: Aim) -> _Change:
-    stations, old, plan = workers.stations, workers.plan, aim.plan
-    kept: list[tuple[Station, Post]] = []
-    inner: list[tuple[Station, Post]] = []
-    fresh: list[Station] = []
-    for post in posts:
-        given = workers.shelf.for_post(post, aim.wanted)
-        same = next((s for s in stations if _is_same(s.post, post) and _has(s, given, workers.refused)), None)
-        if same is None:
-            fresh.append(Station(post))
-            fresh[-1].given = given
-        else:
-            is_kept = post.is_alone or _on(old, post.device) == _on(plan, post.device)
-            (kept if is_kept else inner).append((same, post))
-    staying = [station for station, _ in (*kept, *inner)]
-    gone = tuple(station for station in stations if station not in staying)
-    return _Change(tuple(kept), tuple(inner), tuple(fresh), gone)
-
-
-def _on(plan: Plan, device: int) -> tuple[object, ...]:
-    """What a plan has on a device."""
-    mine = (g for g in plan.gpulets if g.device == device)
-    return (*mine, *(r for r in plan.residents if r.device == device))
-
-
-def _is_same(old: Post, new: Post) -> bool:
-    """A post that holds a device stays with it; one that is a gpulet, if nothing but its rates changes."""
-    if (old.device, old.is_alone) != (new.device, new.is_alone):
-        return False
-    if not old.is_alone:
-        return True
-    return (_places(old), old.environment, old.cores) == (_places(new), new.environment, new.cores)
-
-
-def _has(station: Station, wanted: Iterable[WorkerModel], refused: Collection[str]) -> bool:
-    """Whether its worker was given these, but for what cannot be loaded anyway."""
-    if not station.post.is_alone:
-        return True
-    return {m for m in station.given if m.name not in refused} == {m for m in wanted if m.name not in refused}
 
 
 def _refuse_shared(workers: Workers, wanted: Mapping[str, WorkerModel]) -> None:
@@ -167,12 +102,8 @@ def _refuse_other_signatures(workers: Workers, fresh: Iterable[Station]) -> None
             raise ModelError(msg)
 
 
-def _places(post: Post) -> list[tuple[GpuletId, int, int, int, list[tuple[str, int]]]]:
-    return [(g.id, g.size.sms, g.offset, g.process, sorted((t.model, t.batch) for t in g.turns)) for g in post.gpulets]
-
-
 async def _build(
-    workers: Workers, change: _Change, aim: Aim, patience: Duration, moved: dict[Station, WorkerProcess]
+    workers: Workers, change: Change, aim: Aim, patience: Duration, moved: dict[Station, WorkerProcess]
 ) -> _Built:
     """New posts first, since nothing is in force yet by them; then the others all at once. `moved` are those that did."""
     loop = asyncio.get_running_loop()
@@ -264,7 +195,7 @@ async def _ended(workers: Workers, gone: Iterable[Station]) -> None:
         await workers.batch_ended.wait()
 
 
-def _swap(workers: Workers, change: _Change, old: Plan, aim: Aim) -> Duration:
+def _swap(workers: Workers, change: Change, old: Plan, aim: Aim) -> Duration:
     """From here on the new posts serve; the core hears of gpulets that it knows: those that are gone, those that are new."""
     began, plan = workers.timer.now(), aim.plan
     for station, post in (*change.kept, *change.inner):
@@ -309,7 +240,7 @@ def _give_back(workers: Workers, start: Start, *, is_up: bool) -> None:
 
 
 async def _undo(
-    workers: Workers, change: _Change, old: Plan, patience: Duration, moved: Mapping[Station, WorkerProcess]
+    workers: Workers, change: Change, old: Plan, patience: Duration, moved: Mapping[Station, WorkerProcess]
 ) -> None:
     """New workers go, posts that have re-cut themselves go back, what was parked runs where it would have."""
     _resume(workers, change.gone)

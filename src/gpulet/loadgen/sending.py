@@ -1,33 +1,24 @@
-"""Open-loop load against any Open Inference Protocol v2 server over HTTP.
-
-Arrivals are drawn beforehand, as for the simulator. A request that finds no free connection waits for one, and its
-latency counts from the instant it was due, so a slow server cannot slow its own measurement (coordinated omission).
-"""
+"""Requests sent when they are due over a bounded number of connections, and their answers."""
 
 import asyncio
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from time import process_time_ns
 from typing import Final
 
-import orjson
-
-from gpulet.core.counts import Counts, goodput_fairness
-from gpulet.core.metrics import Rows
+from gpulet.core.counts import Counts
 from gpulet.drivers.timers import LiveTimer
-from gpulet.errors import BadInput, Unusable
-from gpulet.model import Model
-from gpulet.units import SECOND, US, Duration, Instant, from_ms
+from gpulet.errors import Unusable
+from gpulet.loadgen.outcome import Outcome
+from gpulet.units import SECOND, US, Duration, Instant
 from gpulet.workload import Arrivals
 
 _HEAD_END: Final = b"\r\n\r\n"
 _GRACE_S: Final = 10.0
 _RECONNECT_S: Final = 0.1
-_OVERLOADED: Final = frozenset({429, 503})
 Check = Callable[[int, bytes, int], bool]
 """(index of the request among those of its rows, body of the answer, length of its JSON or 0) to whether it is right."""
 _Due = tuple[Instant, int, int]
@@ -45,43 +36,6 @@ class Stream:
     slo: Duration
     requests: Mapping[int, Sequence[bytes]]
     check: Check | None = None
-
-
-class LoadReport(Rows):
-    """What a client saw, with its own CPU time per request. `wrong` answers by model, `errors` by message."""
-
-    wrong: dict[str, int]
-    errors: dict[str, int]
-    refused_p99_ms: float
-    client_cpu_us_per_request: float
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a load. `events` are (due, model, is good) of every answer, for plots and outage times."""
-
-    counts: dict[str, Counts]
-    wrong: dict[str, int]
-    refusal_latency: Counts = field(default_factory=Counts)
-    client_cpu_us: float = 0.0
-    events: list[tuple[Instant, str, bool]] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
-
-    def report(self, duration: Duration) -> LoadReport:
-        """The shape of `simulate --json`, with wrong answers and the client's own CPU time beside."""
-        total = Counts()
-        for counts in self.counts.values():
-            total.add(counts)
-        models = {name: counts.report(duration) for name, counts in self.counts.items()}
-        return {
-            "models": models,
-            "total": total.report(duration),
-            "fairness": {"goodput": goodput_fairness(self.counts.values())},
-            "wrong": self.wrong,
-            "errors": self.errors,
-            "refused_p99_ms": self.refusal_latency.latency.percentile(99) / 1e6,
-            "client_cpu_us_per_request": self.client_cpu_us,
-        }
 
 
 class _Connection(asyncio.Protocol):
@@ -130,14 +84,14 @@ def _header(buffer: bytes | bytearray, name: bytes, end: int) -> int:
 
 
 class _Load:
-    """A run under way."""
+    """A run under way, against the server at `address`."""
 
     def __init__(
-        self, streams: Sequence[Stream], arrivals: Arrivals, timer: LiveTimer, reconnect: Callable[[], None]
+        self, address: tuple[str, int], streams: Sequence[Stream], arrivals: Arrivals, timer: LiveTimer
     ) -> None:
+        self._address = address
         self._streams = streams
         self._timer = timer
-        self._reconnect = reconnect
         columns = (arrivals.times, arrivals.which, arrivals.rows)
         self._due = zip(*(column.tolist() for column in columns), strict=True)
         self._coming = list(islice(self._due, 1))
@@ -145,20 +99,32 @@ class _Load:
         self._left = len(arrivals)
         self._waiting: deque[_Due] = deque()
         self._start: Instant = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self.free: deque[_Connection] = deque()
         self.open: set[_Connection] = set()
         self.done = asyncio.Event()
         self.outcome = Outcome({s.model: Counts() for s in streams}, {s.model: 0 for s in streams})
 
-    def add(self, connection: _Connection) -> None:
-        """A connection that may be used."""
+    async def connect(self) -> None:
+        """Have one more connection; raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
         if connection.transport.is_closing():
             return
         self.open.add(connection)
+        self._go_on(connection)
+
+    def _go_on(self, connection: _Connection) -> None:
+        """Use it for what waits, or keep it for what comes."""
         if self._waiting:
             self._send(connection, *self._waiting.popleft())
         else:
             self.free.append(connection)
+
+    async def _connect_again(self) -> None:
+        await asyncio.sleep(_RECONNECT_S)
+        with suppress(OSError):  # the server is gone; what waits for a connection will not be answered
+            await self.connect()
 
     async def run(self, arrivals: Arrivals) -> None:
         """Let the first request fall due now; wait for the last answer, within the grace time."""
@@ -209,10 +175,7 @@ class _Load:
         due, which, index = connection.due
         connection.due = None
         self._judge(due, which, index, answer)
-        if self._waiting:
-            self._send(connection, *self._waiting.popleft())
-        else:
-            self.free.append(connection)
+        self._go_on(connection)
 
     def lost(self, connection: _Connection) -> None:
         """The server closed a connection; what was under way on it has failed. Another takes its place."""
@@ -220,10 +183,12 @@ class _Load:
         if connection in self.free:
             self.free.remove(connection)
         if not self.done.is_set():
-            self._reconnect()
+            task = asyncio.get_running_loop().create_task(self._connect_again())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         if connection.due is not None:
             due, which, _ = connection.due
-            self._count_error("connection closed")
+            self.outcome.count_error("connection closed")
             self.outcome.counts[self._streams[which].model].failed += 1
             self._finish(due, which, is_good=False)
 
@@ -243,35 +208,14 @@ class _Load:
             if stream.check and not stream.check(index, body, json_bytes):
                 self.outcome.wrong[stream.model] += 1
         else:
-            self._refused(counts, status, body, latency)
+            self.outcome.refuse(stream.model, status, body, latency)
         self._finish(due, which, is_good=is_good)
-
-    def _refused(self, counts: Counts, status: int, body: bytes, latency: Duration) -> None:
-        message = _message(body)
-        self._count_error(f"{status} {message}")
-        if status in _OVERLOADED and "deadline" in message:
-            counts.expired += 1
-        elif status in _OVERLOADED and "died" not in message:
-            counts.rejected += 1
-            self.outcome.refusal_latency.latency.add(latency)
-        else:
-            counts.failed += 1
-
-    def _count_error(self, message: str) -> None:
-        self.outcome.errors[message] = self.outcome.errors.get(message, 0) + 1
 
     def _finish(self, due: Instant, which: int, *, is_good: bool) -> None:
         self.outcome.events.append((due - self._start, self._streams[which].model, is_good))
         self._left -= 1
         if not self._left:
             self.done.set()
-
-
-def _message(body: bytes) -> str:
-    try:
-        return str(orjson.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return body[:80].decode("utf-8", "replace")
 
 
 async def drive(
@@ -288,28 +232,11 @@ async def drive(
 
     Raises `Unusable` when nobody listens there.
     """
-    loop = asyncio.get_running_loop()
-    timer = LiveTimer(loop)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connect() -> None:
-        _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
-        load.add(connection)
-
-    async def connect_again() -> None:
-        await asyncio.sleep(_RECONNECT_S)
-        with suppress(OSError):  # the server is gone; what waits for a connection will not be answered
-            await connect()
-
-    def reconnect() -> None:
-        task = loop.create_task(connect_again())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    load = _Load(streams, arrivals, timer, reconnect)
+    timer = LiveTimer(asyncio.get_running_loop())
+    load = _Load((host, port), streams, arrivals, timer)
     try:
         for _ in range(connections):
-            await connect()
+            await load.connect()
     except OSError as error:
         msg = f"no server at {host}:{port}: {error.strerror or error}"
         raise Unusable(msg) from None
@@ -321,24 +248,3 @@ async def drive(
     timer.close()
     await asyncio.sleep(0)
     return load.outcome
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSpec:
-    """One model's load as typed: `MODEL:RATE[:SLO_MS]`."""
-
-    model: Model
-    rate: float
-
-
-_NO_SLO_MS: Final = 1e6
-_LOAD: Final = re.compile(r"(?P<model>[^:]+):(?P<rate>\d+(\.\d+)?)(:(?P<slo>\d+(\.\d+)?))?")
-
-
-def parse_load(text: str) -> LoadSpec:
-    """`MODEL:RATE[:SLO_MS]`; raises `BadInput` that shows the form."""
-    found = _LOAD.fullmatch(text)
-    if found is None or not float(found["rate"]):
-        msg = f"--load {text!r}: give MODEL:RATE or MODEL:RATE:SLO_MS, with a rate above 0"
-        raise BadInput(msg)
-    return LoadSpec(Model(found["model"], from_ms(float(found["slo"] or _NO_SLO_MS))), float(found["rate"]))
