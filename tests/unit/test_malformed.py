@@ -233,9 +233,9 @@ class _Broken:
 def test_an_exchange_that_fails_in_an_unforeseen_way_is_answered():
     exchange = Exchange(_Broken(), keep_alive=True)
     exchange.read(b"{}")
-    assert exchange.response[0].startswith(b"HTTP/1.1 500")
+    assert exchange.response.startswith(b"HTTP/1.1 500")
     exchange.answer([], 0)
-    assert exchange.response[0].startswith(b"HTTP/1.1 500")
+    assert exchange.response.startswith(b"HTTP/1.1 500")
 
 
 def test_a_refused_body_is_not_kept_by_its_error():

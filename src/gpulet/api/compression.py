@@ -5,12 +5,13 @@ from http import HTTPStatus
 from typing import Final
 
 from gpulet.errors import RequestError
+from gpulet.executors.base import Buffer
 
 ENCODINGS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _FAST: Final = 1
 
 
-def inflated(body: bytes, encoding: str, most_bytes: int) -> bytes:
+def inflated(body: Buffer, encoding: str, most_bytes: int) -> bytes:
     """The body itself; raises `RequestError` where it is not packed so, cut short, or larger than `most_bytes`."""
     unpacker = zlib.decompressobj(ENCODINGS[encoding])
     try:

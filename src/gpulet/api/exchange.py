@@ -58,10 +58,10 @@ class Exchange:
         self._is_over = False
         self.keep_alive = self._head.keep_alive
         self.traceparent = self._head.traceparent
-        self.response: tuple[Buffer, ...] = ()
+        self.response = b""
         self.number = 0
 
-    def read(self, body: bytes) -> None:
+    def read(self, body: Buffer) -> None:
         """Check the request and hand it to the driver; one that is not valid is answered."""
         try:
             if self._head.encoding:
@@ -73,7 +73,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (see there)
             self.fail(as_request_error(error))
 
-    def _read(self, body: bytes) -> None:
+    def _read(self, body: Buffer) -> None:
         front, head = self._connection.front, self._head
         reader = self._reader = front.readers(head.model, head.version).http
         if head.json_bytes > len(body):
@@ -120,21 +120,27 @@ class Exchange:
             self.fail(as_request_error(error))
             return
         self.inputs = ()
-        # One buffer now: the views point into a slot that the next batch overwrites.
-        body = b"".join((header, *data)) if json_bytes else header
         if self._head.accepts:
+            body = b"".join((header, *data))
             self._beside(partial(deflated, body, self._head.accepts), partial(self._respond, json_bytes))
         else:
-            self._respond(json_bytes, body)
+            self._respond(json_bytes, header, *data)
 
-    def _respond(self, json_bytes: int, body: bytes) -> None:
+    def _respond(self, json_bytes: int, *body: Buffer) -> None:
         head = self._head
         kind = "application/octet-stream" if json_bytes else "application/json"
         load = self._connection.front.load_report(head.load_format) if head.load_format else ""
         top = response_head(
-            200, len(body), kind, keep_alive=self.keep_alive, json_bytes=json_bytes, encoding=head.accepts, load=load
+            200,
+            sum(map(len, body)),
+            kind,
+            keep_alive=self.keep_alive,
+            json_bytes=json_bytes,
+            encoding=head.accepts,
+            load=load,
         )
-        self.response = (top, body)
+        # One buffer now: the views point into a slot that the next batch overwrites.
+        self.response = b"".join((top, *body))
         self._connection.flush_soon()
 
     def refuse(self, reason: Reason) -> None:

@@ -13,7 +13,6 @@ import orjson
 
 from gpulet.api.compression import ENCODINGS
 from gpulet.errors import RequestError
-from gpulet.executors.base import Buffer
 from gpulet.units import MS, Duration
 
 CACHE_ENTRIES: Final = 1024
@@ -187,7 +186,7 @@ def response_head(
 _response_heads: dict[tuple[int, int, str, bool, int, bool, str, str], bytes] = {}
 
 
-def error_response(status: int, message: str, keep_alive: bool, *, retry: bool = False) -> tuple[Buffer, ...]:
+def error_response(status: int, message: str, keep_alive: bool, *, retry: bool = False) -> bytes:
     """An error as the protocol wants it: `{"error": "..."}`."""
     body = orjson.dumps({"error": message})
-    return response_head(status, len(body), "application/json", keep_alive=keep_alive, retry=retry), body
+    return response_head(status, len(body), "application/json", keep_alive=keep_alive, retry=retry) + body

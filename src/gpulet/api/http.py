@@ -19,9 +19,11 @@ from gpulet.api.exchange import Exchange
 from gpulet.api.front import Front
 from gpulet.api.heads import CACHE_ENTRIES, CACHEABLE_BYTES, Head, parse_head
 from gpulet.errors import RequestError
+from gpulet.executors.base import Buffer
 
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
+_LARGE: Final = 1 << 16
 _MOST_PIPELINED: Final = 64
 _PATIENCE_S: Final = 30.0
 _LINGER_S: Final = 1.0
@@ -98,7 +100,7 @@ class InferProtocol(HttpToolsProtocol):
             return
         while exchanges and exchanges[0].response:
             exchange = exchanges.popleft()
-            self.transport.write(exchange.response[0] if len(exchange.response) == 1 else b"".join(exchange.response))
+            self.transport.write(exchange.response)
             if not exchange.keep_alive:
                 self._leave()
                 return
@@ -118,8 +120,12 @@ class InferProtocol(HttpToolsProtocol):
 
     def _read(self) -> None:
         """Take whole requests off the buffer, as far as they go."""
-        buffer = self._buffer
-        while buffer and not self._handed_over and not self._is_opaque and not self.transport.is_closing():
+        while (
+            (buffer := self._buffer)
+            and not self._handed_over
+            and not self._is_opaque
+            and not self.transport.is_closing()
+        ):
             if len(self._exchanges) >= _MOST_PIPELINED or self.flow.write_paused:
                 self.transport.pause_reading()  # until `flush` or `resume_writing`
                 self._set_timeout(waits=False)
@@ -153,12 +159,22 @@ class InferProtocol(HttpToolsProtocol):
             return False
         self._is_continued = False
         self._set_timeout(waits=False)
-        body = bytes(memoryview(self._buffer)[len(raw) : end])
-        del self._buffer[:end]
+        body = self._cut(len(raw), end)
         exchange = Exchange(self, head)
         self._exchanges.append(exchange)
         exchange.read(body)
         return True
+
+    def _cut(self, begin: int, end: int) -> Buffer:
+        """A body, and what is before it, off the buffer. Large ones leave with it: to copy 60 MiB would hold the loop for 30 ms."""
+        buffer = self._buffer
+        if end - begin < _LARGE:
+            body = bytes(memoryview(buffer)[begin:end])
+            del buffer[:end]
+            return body
+        self._buffer = buffer[end:]
+        del buffer[end:]
+        return memoryview(buffer)[begin:]
 
     def _admit(self, head: Head) -> bool:
         """Whether its body may come; what it may not is answered."""

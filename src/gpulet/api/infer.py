@@ -39,8 +39,12 @@ class Reader:
         self._labels = labels or {}
         self._forms: dict[bytes, Form] = {}
 
-    def form(self, header: bytes) -> Form:
-        """What this JSON asks for; raises `RequestError` for all that it may not."""
+    def form(self, text: Buffer) -> Form:
+        """What this JSON asks for; raises `RequestError` for all that it may not, at once where it is too long."""
+        if len(text) > LARGEST_DESCRIPTION:
+            msg = f"{len(text)} bytes of JSON are larger than {LARGEST_DESCRIPTION}: send tensors as binary data"
+            raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        header = bytes(text)
         known = self._forms.get(header)
         if known is not None:
             return known
@@ -88,9 +92,6 @@ class Reader:
 
 
 def _asked(header: bytes) -> Asked:
-    if len(header) > LARGEST_DESCRIPTION:
-        msg = f"{len(header)} bytes of JSON are larger than {LARGEST_DESCRIPTION}: send tensors as binary data"
-        raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     try:
         doc = _decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from gpulet.api.h2.rpcs import Rpc, Rpcs
 from gpulet.api.h2.streaming import InferStream
 from gpulet.api.rpc.calls import Call
 from gpulet.api.rpc.service import Kind
+from gpulet.executors.base import Buffer
 
 
 class _Infer(One):
@@ -22,7 +23,7 @@ class _Infer(One):
         super().__init__(rpcs, stream, head)
         self._call: Call | None = None
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Buffer) -> None:
         call = self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done)
         self._call = None if self.is_over else call
 
@@ -50,7 +51,7 @@ class _Document(One):
         super().__init__(rpcs, stream, head)
         self._work: asyncio.Future[bytes] | None = None
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Buffer) -> None:
         answered = self.rpcs.service.unary[self.head.path](message)
         if isinstance(answered, Awaitable):
             self._work = asyncio.ensure_future(answered)
@@ -85,7 +86,7 @@ class _Watch(One):
         self._status: Callable[[], bytes] | None = None
         self._last: bytes | None = None
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Buffer) -> None:
         self._status = self.rpcs.service.watch(message)
         self.rpcs.begin(self)
         self.tick()

@@ -11,6 +11,7 @@ from gpulet.api.h2.messages import PREFIX_BYTES, MessageReader
 from gpulet.api.h2.rpcs import Rpc, Rpcs
 from gpulet.api.rpc.status import RpcError, Status
 from gpulet.errors import RequestError
+from gpulet.executors.base import Buffer
 
 _INLINE_BYTES: Final = 1 << 14  # of a packed message: at most 16 MiB once unpacked, some 15 ms
 _PATIENCE_S: Final = 30
@@ -34,7 +35,7 @@ class Reading(Rpc):
         self.rpcs.hold(len(data))
         return self._reader
 
-    def _open(self, message: bytes, *, is_packed: bool) -> None:
+    def _open(self, message: Buffer, *, is_packed: bool) -> None:
         """Give a message to `_begin`, at once or when a thread has unpacked it; raises `RequestError`."""
         if not is_packed:
             self._begin(message)
@@ -60,7 +61,7 @@ class Reading(Rpc):
         except Exception as found:  # noqa: BLE001 (see there)
             self.fail(as_request_error(found))
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Buffer) -> None:
         raise NotImplementedError
 
     def over(self) -> None:
@@ -77,7 +78,7 @@ class One(Reading):
 
     def __init__(self, rpcs: Rpcs, stream: int, head: RpcHead) -> None:
         super().__init__(rpcs, stream, head)
-        self._message: tuple[bytes, bool] | None = None
+        self._message: tuple[Buffer, bool] | None = None
         self._quiet_s = 0
 
     def received(self, data: bytes, size: int, *, is_ended: bool) -> None:

@@ -8,6 +8,7 @@ from gpulet.api.h2.reading import Reading
 from gpulet.api.h2.rpcs import Rpcs
 from gpulet.api.rpc.calls import MOST_STREAMED, Call, streamed
 from gpulet.errors import RequestError
+from gpulet.executors.base import Buffer
 
 
 class InferStream(Reading):
@@ -75,7 +76,7 @@ class InferStream(Reading):
         self._open(found[0], is_packed=found[1])
         return True
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Buffer) -> None:
         was_at_it, self._is_at_it = self._is_at_it, True  # a call that fails at once is in its place first
         self._calls.append(self.rpcs.service.infer.begin(message, self.limit, self.head.traceparent, self._done))
         self._is_at_it = was_at_it

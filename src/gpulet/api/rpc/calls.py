@@ -116,7 +116,7 @@ class Infer:
         self._front = front
         self._known: dict[tuple[bytes, tuple[int, ...]], tuple[str, str, Readers, Form]] = {}
 
-    def begin(self, message: bytes, limit: Duration, traceparent: str, done: Callable[[Call], None]) -> Call:
+    def begin(self, message: Buffer, limit: Duration, traceparent: str, done: Callable[[Call], None]) -> Call:
         """A call that has begun, or is over already; `limit` is how long its client waits, 0: it does not say, below: too late."""
         call = Call(self._front, traceparent, done)
         if limit < 0:

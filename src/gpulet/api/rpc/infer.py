@@ -43,7 +43,7 @@ _CONTENTS: Final = {
 }
 
 
-def split(message: bytes) -> tuple[bytes, list[memoryview]]:
+def split(message: Buffer) -> tuple[bytes, list[memoryview]]:
     """The description and the raw tensors, as views where they come last. Raises `RequestError` for what is no message."""
     view, end, size, fields = memoryview(message), 0, len(message), 0
     while end < size and message[end] != _RAW_INPUT:
@@ -54,7 +54,7 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     if end > LARGEST_DESCRIPTION:
         msg = f"a request without its raw contents is {LARGEST_DESCRIPTION} bytes at most, not {end}"
         raise RequestError(msg)
-    description = message[:end]
+    description = bytes(message[:end])
     raws: list[memoryview] = []
     while end < size:
         if len(raws) >= MOST_TENSORS:
@@ -70,18 +70,18 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     return description, raws
 
 
-def _parsed(message: bytes) -> tuple[bytes, list[memoryview]]:
+def _parsed(message: Buffer) -> tuple[bytes, list[memoryview]]:
     """The same where other fields follow raw tensors, which is allowed and nobody does."""
     if len(message) > LARGEST_DESCRIPTION:
         msg = "raw_input_contents must come last in a request of this size"
         raise RequestError(msg)
-    whole: Any = parse(message)
+    whole: Any = parse(bytes(message))
     raws = [memoryview(raw) for raw in whole.raw_input_contents]
     del whole.raw_input_contents[:]
     return whole.SerializeToString(), raws
 
 
-def _skip(message: bytes, at: int) -> int:
+def _skip(message: Buffer, at: int) -> int:
     """Behind the field at this place."""
     tag, at = _varint(message, at)
     match tag & 7:
@@ -98,7 +98,7 @@ def _skip(message: bytes, at: int) -> int:
             raise _invalid()
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _varint(message: Buffer, at: int) -> tuple[int, int]:
     """A number and where it ends."""
     value = shift = 0
     while at < len(message) and shift < 64:  # noqa: PLR2004 (ten bytes of seven bits)

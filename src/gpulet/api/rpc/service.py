@@ -15,6 +15,7 @@ from gpulet.api.info import Document, Info
 from gpulet.api.rpc.calls import Infer
 from gpulet.api.rpc.messages import HEALTH, MESSAGES
 from gpulet.errors import RequestError
+from gpulet.executors.base import Buffer
 
 SERVICE: Final = "/inference.GRPCInferenceService/"
 HEALTH_SERVICE: Final = "/grpc.health.v1.Health/"
@@ -24,7 +25,7 @@ HEAD_ROOM: Final = 1 << 16
 _OPEN_TO_ALL: Final = (HEALTH_SERVICE, SERVICE + "ServerLive", SERVICE + "ServerReady")
 
 _Answer = Callable[[Any], Document | Awaitable[Document]]
-Unary: TypeAlias = Callable[[bytes], bytes | Awaitable[bytes]]
+Unary: TypeAlias = Callable[[Buffer], bytes | Awaitable[bytes]]
 """A message for a message; raises `RequestError`."""
 
 
@@ -62,18 +63,18 @@ class Service:
         """Whether a call with this header may be made; probes bear no token."""
         return not self._token or path.startswith(_OPEN_TO_ALL) or bears(authorization, self._token)
 
-    def watch(self, message: bytes) -> Callable[[], bytes]:
+    def watch(self, message: Buffer) -> Callable[[], bytes]:
         """What tells how a server or a model is, as a HealthCheckResponse; raises `RequestError`."""
         name = _parsed(HEALTH["HealthCheckRequest"], message).service
         return lambda: _written({"status": _status(self._info, name)}, HEALTH["HealthCheckResponse"])
 
 
-def _parsed(kind: Any, message: bytes) -> Any:
+def _parsed(kind: Any, message: Buffer) -> Any:
     if len(message) > LARGEST_DESCRIPTION:
         msg = f"a {kind.DESCRIPTOR.name} is {LARGEST_DESCRIPTION} bytes at most, not {len(message)}"
         raise RequestError(msg)
     try:
-        return kind.FromString(message)
+        return kind.FromString(bytes(message))
     except DecodeError:
         msg = f"request is not valid: not a {kind.DESCRIPTOR.name}"
         raise RequestError(msg) from None
@@ -90,7 +91,7 @@ def _unary(asked: Any, kind: Any, answer: _Answer) -> Unary:
     async def later(document: Awaitable[Document]) -> bytes:
         return _written(await document, kind)
 
-    def call(message: bytes) -> bytes | Awaitable[bytes]:
+    def call(message: Buffer) -> bytes | Awaitable[bytes]:
         document = answer(_parsed(asked, message))
         return later(document) if isinstance(document, Awaitable) else _written(document, kind)
 
