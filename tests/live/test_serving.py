@@ -181,6 +181,23 @@ def test_blank_lines_leave_a_connection_usable_and_a_chunked_request_ends_it(dig
     assert b"connection: close" in answer.rpartition(b"HTTP/1.1 ")[2]
 
 
+def test_an_infer_request_may_come_in_chunks_and_the_connection_goes_on(digits, held_out):
+    body, head = (
+        infer_body(held_out[0][0]),
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    )
+    pieces = [body[at : at + 1000] for at in range(0, len(body), 1000)]
+    sent = head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    plain = post(GOOD_PATH, body)
+    expected = raw(digits.port, plain)
+    assert expected.startswith(b"HTTP/1.1 200 OK")
+    with socket.create_connection(("127.0.0.1", digits.port)) as peer:
+        for data in (sent, plain, sent):
+            peer.sendall(data[:70])
+            peer.sendall(data[70:])
+            assert one_answer(peer) == expected
+
+
 def test_a_chunked_request_without_an_end_is_refused_when_it_is_too_large(digits):
     with socket.create_connection(("127.0.0.1", digits.port), 10) as peer:
         peer.sendall(b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -264,10 +281,25 @@ BAD = {
         "",
     ),
     "no length": (f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), b"411", "needs a Content-Length"),
-    "chunked": (
+    "empty chunks": (
         f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(),
-        b"411",
-        "needs a Content-Length",
+        b"400",
+        "is 256 bytes, binary_data_size is 0",
+    ),
+    "bad chunk": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n".encode(),
+        b"400",
+        "a chunk's size must be a hexadecimal number, is b'no'",
+    ),
+    "chunks of gzip": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n".encode(),
+        b"400",
+        "Transfer-Encoding must be chunked, is b'gzip, chunked'",
+    ),
+    "two lengths": (
+        f"POST {GOOD_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(),
+        b"400",
+        "not an HTTP request",
     ),
     "truncated tensor": (
         post(GOOD_PATH, BINARY + bytes(200), f"Inference-Header-Content-Length: {len(BINARY)}"),

@@ -85,7 +85,7 @@ def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
         raise RequestError(msg)
     headers = dict(found.headers)
     body = _length(headers, b"content-length", -1 if method in {"POST", "PUT"} else 0)
-    is_chunked = b"transfer-encoding" in headers
+    is_chunked = _is_chunked(headers)
     expects = headers.get(b"expect", b"").lower() == b"100-continue"
     match = _INFER.fullmatch(found.url)
     if match is None or method != "POST":
@@ -107,6 +107,15 @@ def parse_head(raw: bytes, most_bytes: int, token: str = "") -> Head:
         load_format=_load_format(headers),
         traceparent=headers.get(b"traceparent", b"").decode("ascii", "replace"),
     )
+
+
+def _is_chunked(headers: dict[bytes, bytes]) -> bool:
+    """Whether the body comes in chunks; no other coding of transfers is known here, as little as elsewhere."""
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and coding.strip().lower() != b"chunked":
+        msg = f"Transfer-Encoding must be chunked, is {coding[:40]!r}"
+        raise RequestError(msg)
+    return coding is not None
 
 
 def bears(authorization: bytes, token: str) -> bool:

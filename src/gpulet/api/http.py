@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gpulet.api.asking import LARGEST_DESCRIPTION
+from gpulet.api.chunks import Chunks
 from gpulet.api.exchange import Exchange
 from gpulet.api.front import Front
 from gpulet.api.heads import CACHE_ENTRIES, CACHEABLE_BYTES, Head, parse_head
@@ -41,6 +42,7 @@ class InferProtocol(HttpToolsProtocol):
         self._is_opaque = False
         self._is_refused = False
         self._is_continued = False
+        self._chunked: tuple[Head, Chunks] | None = None
         self._fed = 0
         self._timeout: asyncio.TimerHandle | None = None
 
@@ -130,19 +132,22 @@ class InferProtocol(HttpToolsProtocol):
                 self.transport.pause_reading()  # until `flush` or `resume_writing`
                 self._set_timeout(waits=False)
                 return
-            while buffer.startswith(_LINE_END):  # allowed before a request, and not the end of a head
-                del buffer[:2]
-            end = buffer.find(_HEAD_END)
-            if end < 0:
-                if len(buffer) > self.front.limits.head:
-                    self._refuse(
-                        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                        f"request head is larger than {self.front.limits.head} bytes",
-                    )
+            if not (self._take_chunks(*self._chunked) if self._chunked else self._take_head(buffer)):
                 break
-            if not self._take(bytes(buffer[: end + 4])):
-                break
-        self._set_timeout(waits=bool(buffer) and not self._handed_over and not self._exchanges)
+        is_inside = bool(self._buffer or self._chunked)
+        self._set_timeout(waits=is_inside and not self._handed_over and not self._exchanges)
+
+    def _take_head(self, buffer: bytearray) -> bool:
+        """Take the next request if its head is there, as `_take` does."""
+        while buffer.startswith(_LINE_END):  # allowed before a request, and not the end of a head
+            del buffer[:2]
+        end = buffer.find(_HEAD_END)
+        if end >= 0:
+            return self._take(bytes(buffer[: end + 4]))
+        if len(buffer) > self.front.limits.head:
+            too_large = f"request head is larger than {self.front.limits.head} bytes"
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, too_large)
+        return False
 
     def _take(self, raw: bytes) -> bool:
         """Take the request of this head if all of it is there; whether the buffer may hold another."""
@@ -153,17 +158,37 @@ class InferProtocol(HttpToolsProtocol):
             return self._hand_over(raw, head)
         if not self._admit(head):
             return False
+        if head.is_chunked:
+            self._chunked = head, Chunks(self.front.limits.body)
+            del self._buffer[: len(raw)]
+            self._continue(head)
+            return True
         end = len(raw) + head.body
         if len(self._buffer) < end:
             self._continue(head)
             return False
+        self._begin(head, self._cut(len(raw), end))
+        return True
+
+    def _take_chunks(self, head: Head, chunks: Chunks) -> bool:
+        """Go on with a body in chunks; whether it is whole."""
+        try:
+            if not chunks.take(self._buffer):
+                return False
+        except RequestError as error:
+            self._refuse(error.status, str(error))
+            return False
+        self._chunked = None
+        self._begin(head, memoryview(chunks.body))
+        return True
+
+    def _begin(self, head: Head, body: Buffer) -> None:
+        """The request is whole."""
         self._is_continued = False
         self._set_timeout(waits=False)
-        body = self._cut(len(raw), end)
         exchange = Exchange(self, head)
         self._exchanges.append(exchange)
         exchange.read(body)
-        return True
 
     def _cut(self, begin: int, end: int) -> Buffer:
         """A body, and what is before it, off the buffer. Large ones leave with it: to copy 60 MiB would hold the loop for 30 ms."""
@@ -182,8 +207,8 @@ class InferProtocol(HttpToolsProtocol):
             self._refuse(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
         elif head.body > self.front.limits.body:
             self._refuse(413, f"body of {head.body} bytes is larger than {self.front.limits.body}")
-        elif head.body < 0 or head.is_chunked:
-            self._refuse(411, "an infer request needs a Content-Length")
+        elif head.body < 0 and not head.is_chunked:
+            self._refuse(411, "an infer request needs a Content-Length, or comes in chunks")
         return not self._is_refused
 
     def _continue(self, head: Head) -> None:
@@ -246,7 +271,7 @@ class InferProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer in turn and close: what follows on this connection cannot be trusted."""
-        self._is_refused = True
+        self._is_refused, self._chunked = True, None
         if self._is_opaque and self.cycle is not None:
             self._is_opaque, self.cycle.disconnected = False, True
             self.cycle.message_event.set()
