@@ -191,8 +191,8 @@ async def _drain(workers: Workers, gone: Iterable[Station], patience: Duration) 
 
 async def _ended(workers: Workers, gone: Iterable[Station]) -> None:
     while any(station.running for station in gone):
-        workers.batch_ended.clear()
-        await workers.batch_ended.wait()
+        workers.runs.ended.clear()
+        await workers.runs.ended.wait()
 
 
 def _swap(workers: Workers, change: Change, old: Plan, aim: Aim) -> Duration:
@@ -227,7 +227,7 @@ def _resume(workers: Workers, stations: Iterable[Station]) -> None:
     for start in parked:
         target = workers.station(start)
         if target and target.is_up and start.model in target.loaded:
-            workers.run(target, start)
+            workers.runs.begin(target, start)
         else:
             _give_back(workers, start, is_up=bool(target and target.is_up))
 

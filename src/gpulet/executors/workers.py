@@ -1,4 +1,4 @@
-"""Gpulets in worker processes: who holds which post, what runs there, who takes over from the dead.
+"""Gpulets in worker processes: who holds which post, who takes over from the dead; what runs there is in `runs.py`.
 
 How posts come about is the ground's (`ground.py`): cores, green contexts, MPS, MIG. A worker that dies is replaced by the
 standby, whose runtime is imported already; repeated deaths are answered more and more slowly. A model that kills its
@@ -8,22 +8,21 @@ worker twice with the same request is quarantined.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
 import msgspec
 
-from gpulet.core.messages import BatchId, Carve, Finished, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
+from gpulet.core.messages import BatchId, Carve, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
 from gpulet.errors import GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
 from gpulet.executors.crew import Crew
 from gpulet.executors.errands import Errands, Made
 from gpulet.executors.ground import Ground, is_place_of, plan_of
 from gpulet.executors.process import Program
+from gpulet.executors.runs import Runs
 from gpulet.executors.shelf import Shelf
-from gpulet.executors.slots import Shapes, Slots
-from gpulet.executors.stations import Patience, Running, Station, Suspects
+from gpulet.executors.stations import Patience, Station
 from gpulet.executors.watchdog import Watchdog
 from gpulet.executors.wire import (
     Assign,
@@ -37,7 +36,6 @@ from gpulet.executors.wire import (
     Recutted,
     Refused,
     Returned,
-    RunBatch,
     Shown,
     Told,
     ToWorker,
@@ -45,15 +43,6 @@ from gpulet.executors.wire import (
 )
 from gpulet.plan import GpuletId, Plan
 from gpulet.units import Duration
-
-
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    """A batch whose outputs stand in a slot, even if its worker has died since or another file of its model serves."""
-
-    signature: Signature
-    shapes: Shapes
-    slots: Slots
 
 
 class Workers:
@@ -77,17 +66,14 @@ class Workers:
         self.stations: list[Station] = []
         self.emit = emit
         self.tell = tell
-        self.batch_ended = asyncio.Event()
         self.carved = asyncio.Event()
         self.timer = timer
         self.shelf = Shelf(models, tell)
+        self.runs = Runs(self.shelf, timer, emit, payloads, tell)
         self._crew = Crew(program, tell)
-        self._payloads = payloads
         self._give_up = give_up
         self._patience = patience
-        self._suspects = Suspects()
         self._by_gpulet: dict[GpuletId, Station] = {}
-        self._results: dict[BatchId, _Finished] = {}
         self._is_closing = False
         self._errands = Errands("ground")
 
@@ -150,7 +136,7 @@ class Workers:
                 self.emit(GpuletDown(command.on))  # a re-cut has taken it away
             return  # of a gpulet that died in this turn; GpuletDown is on its way
         if station.parked is None:
-            self.run(station, command)
+            self.runs.begin(station, command)
         else:
             station.parked.append(command)
 
@@ -161,31 +147,9 @@ class Workers:
         device = command.on.device
         return next((s for s in self.stations if s.post.device == device and not s.post.is_alone), None)
 
-    def run(self, station: Station, command: Start) -> None:
-        """Start a batch on a post that is up."""
-        assert station.worker, "a post that is up has a worker"
-        assert station.slots, "and its worker has slots"
-        payloads = [self._payloads(request) for request in command.requests]
-        if command.model not in station.loaded:
-            self._fail(command, "it is not loaded there")
-            return
-        began = self.timer.now()
-        try:
-            is_batched = self.signatures[command.model].is_batched
-            slot, shapes = station.slots.put(command.batch, payloads, command.rows, is_batched=is_batched)
-        except ModelError as error:
-            self._fail(command, str(error))
-            return
-        now = self.timer.now()
-        station.running[command.batch] = Running(command, payloads, now, now - began)
-        gpulet, sms = (0, command.on.size) if isinstance(command.on, Carve) else (command.on, 0)
-        gpulet = 0 if station.post.is_alone else gpulet
-        station.worker.send(RunBatch(command.batch, command.model, shapes, slot, command.shape, gpulet, sms))
-
     def outputs(self, batch: BatchId) -> Outputs:
         """Views into the slot; the next batch in it overwrites them."""
-        done = self._results.pop(batch)
-        return done.slots.results(batch, done.signature, done.shapes)
+        return self.runs.outputs(batch)
 
     def load(self, command: Load) -> None:
         """Workers hold the models of their gpulets from the start."""
@@ -236,7 +200,7 @@ class Workers:
     def _hear(self, station: Station, message: FromWorker) -> None:
         match message:
             case Done() | Failed():
-                self._end(station, message)
+                self.runs.end(station, message)
             case Ready():
                 ready = msgspec.structs.replace(message, models=self.shelf.checked(message.models))
                 self._errands.do(self._admit(station, ready))
@@ -245,37 +209,13 @@ class Workers:
             case Refused():
                 self._refuse(station, message)
             case Returned():
-                self._take_back(station, message)
+                self.runs.take_back(station, message)
             case Told():
                 self.tell(message.event, **message.fields)
             case Shown() | Proven():
                 pass  # to doctor alone
             case _:
                 assert_never(message)
-
-    def _end(self, station: Station, message: Done | Failed) -> None:
-        assert station.slots, "a worker has slots"
-        batch = station.running.pop(message.batch)
-        self.batch_ended.set()
-        if isinstance(message, Failed):
-            station.slots.free(message.batch)
-            self._fail(batch.start, message.error)
-            return
-        self._suspects.acquit(batch)
-        self._results[message.batch] = _Finished(self.signatures[batch.start.model], message.shapes, station.slots)
-        self.emit(Finished(message.batch, batch.copied, message.took))
-
-    def _take_back(self, station: Station, message: Returned) -> None:
-        assert station.slots, "a worker has slots"
-        for batch in message.batches:
-            del station.running[batch]
-            station.slots.free(batch)
-        self.batch_ended.set()
-        self.emit(GpuletUp(message.gpulet) if message.is_up else GpuletDown(message.gpulet))
-
-    def _fail(self, command: Start, error: str) -> None:
-        self.tell("run_failed", model=command.model, on=str(command.on), error=error)
-        self.emit(RunFailed(command.batch))
 
     def _refuse(self, station: Station, refused: Refused) -> None:
         """A first carving that cannot be ends the server; later its worker is replaced, more and more slowly."""
@@ -332,15 +272,15 @@ class Workers:
         parked = station.parked or []
         ran = station.fall(self.timer.now())
         station.reply(Unusable("its worker died"))
-        self.batch_ended.set()
+        self.runs.ended.set()
         if station not in self.stations:
             return
         for gpulet in station.post.gpulets:
             self.emit(GpuletDown(gpulet.id))
         for start in (*(batch.start for batch in ran), *parked):
             if isinstance(start.on, Carve):
-                self._fail(start, "its worker died")
-        convicted = self._suspects.accuse(ran, self.timer.now())
+                self.runs.fail(start, "its worker died")
+        convicted = self.runs.suspects.accuse(ran, self.timer.now())
         if convicted:
             self.shelf.quarantine(convicted, self.stations)
         if not self._is_closing:
