@@ -8,7 +8,8 @@ Several gpulets of one model share it by credit: the idle one that has served le
 Under `Hold.NONE` a model's `max_queue_delay` lets an idle gpulet wait for a fuller batch, never longer than one duty cycle, so
 that the plan's promise still holds: one duty cycle and one round of runs. It waits for nothing that a deadline forbids: all
 that waits would still be in time after the other models' turns here and a full batch, with the run of another to spare,
-since alarms ring late. Meanwhile the gpulet is idle, for its other models too.
+since alarms ring late. Meanwhile the gpulet is idle, for its other models too. An arrival that changes nothing of such a wait
+costs one look at its queue.
 
 Early drop is Nexus': the oldest request may shrink the batch to what it can still wait for, but not below half of what
 waits; else it is dropped, so that overload does not shrink batches. A request that is predicted late is refused.
@@ -79,6 +80,10 @@ class _Host:
             self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape, self._processes))
         return self._curves[shape]
 
+    def full(self, shape: str) -> int:
+        """Rows of a full batch here."""
+        return min(self.batch, len(self.curve(shape)))
+
     def _slowed(self, curve: Curve) -> Curve:
         return curve if self.slowdown == 1 else tuple(round(latency * self.slowdown) for latency in curve)
 
@@ -95,6 +100,8 @@ class DutyCycle:
         for host in (host for turns in self._turns.values() for host in turns):
             self._hosts[host.model].append(host)
         self._waits: dict[tuple[str, str, GpuletId], Instant] = {}
+        self._held: dict[Queue, tuple[int, Instant, Instant]] = {}
+        self._waiting = Decision()
 
     @staticmethod
     def _host(problem: Problem, gpulet: Gpulet, place: int) -> _Host:
@@ -114,12 +121,21 @@ class DutyCycle:
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start one batch, or drop one hopeless head, and be asked again; or say when to be asked."""
+        if not changed.gpulets and not changed.alarm and all(map(self._is_held, changed.queues)):
+            return self._waiting
         for host, queue in self._candidates(changed, fleet):
             if fleet.gpulets[host.gpulet].is_idle and queue:
                 decision = self._turn(now, host, queue, fleet)
                 if decision is not _WAIT:
+                    self._held.pop(queue, None)
                     return decision
-        return Decision(wake_at=self._next_wait(now, fleet))
+        self._waiting = Decision(wake_at=self._next_wait(now, fleet))
+        return self._waiting
+
+    def _is_held(self, queue: Queue) -> bool:
+        """Whether idle gpulets wait for this queue to grow, and what has come since changes nothing: asked at every arrival."""
+        least, oldest, soonest = self._held.get(queue, _NOT_HELD)
+        return 0 < queue.rows < least and queue.oldest == oldest and queue.soonest == soonest
 
     def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
         """Idle gpulets go round their turns; a queue that grew offers itself by credit."""
@@ -152,7 +168,7 @@ class DutyCycle:
         """A batch for this host from the front of the queue, a drop, or `_WAIT`."""
         head = queue.head
         curve = host.curve(queue.shape)
-        most = min(host.batch, len(curve))
+        most = host.full(queue.shape)
         if head.rows > len(curve):
             return self._pass_over(now, host, queue, curve)
         if self._drops_early:
@@ -176,9 +192,11 @@ class DutyCycle:
         """When this host no longer waits for a fuller batch; the past where it is full or never waits."""
         if self._holds:
             return queue.head.arrival + host.duty if queue.rows < host.batch else _PAST
-        delay, full = self._delays[host.model], min(host.batch, len(curve))
+        delay, full = self._delays[host.model], host.full(queue.shape)
         if not delay or queue.rows >= full:
             return _PAST
+        least = min(other.full(queue.shape) for other in self._hosts[host.model])
+        self._held[queue] = least, queue.oldest, queue.soonest
         return min(queue.oldest + min(delay, host.duty), queue.soonest - host.others - 2 * curve[full - 1])
 
     def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
@@ -211,6 +229,7 @@ class DutyCycle:
         """When the next held batch must start; queues that emptied or grew full are forgotten."""
         if not self._waits:
             return NEVER
+        self._held = {queue: held for queue, held in self._held.items() if queue}
         self._waits = {key: at for key, at in self._waits.items() if at > now and fleet.queue(*key[:2])}
         return min(self._waits.values(), default=NEVER)
 
@@ -241,3 +260,4 @@ def _credit(host: _Host) -> float:
 
 _WAIT = Decision()
 _PAST: Instant = 0
+_NOT_HELD = 0, 0, 0
