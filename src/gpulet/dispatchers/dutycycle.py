@@ -100,7 +100,7 @@ class DutyCycle:
         for host in (host for turns in self._turns.values() for host in turns):
             self._hosts[host.model].append(host)
         self._waits: dict[tuple[str, str, GpuletId], Instant] = {}
-        self._held: dict[Queue, tuple[int, Instant, Instant]] = {}
+        self._held: dict[Queue, tuple[int, Instant]] = {}
         self._waiting = Decision()
 
     @staticmethod
@@ -133,9 +133,12 @@ class DutyCycle:
         return self._waiting
 
     def _is_held(self, queue: Queue) -> bool:
-        """Whether idle gpulets wait for this queue to grow, and what has come since changes nothing: asked at every arrival."""
-        least, oldest, soonest = self._held.get(queue, _NOT_HELD)
-        return 0 < queue.rows < least and queue.oldest == oldest and queue.soonest == soonest
+        """Whether idle gpulets wait for this queue to grow, and what has come since changes nothing: asked at every arrival.
+
+        What could be older comes back from a gpulet that died, which is a change of its own.
+        """
+        least, soonest = self._held.get(queue, _NOT_HELD)
+        return 0 < queue.rows < least and queue.soonest == soonest
 
     def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
         """Idle gpulets go round their turns; a queue that grew offers itself by credit."""
@@ -196,7 +199,7 @@ class DutyCycle:
         if not delay or queue.rows >= full:
             return _PAST
         least = min(other.full(queue.shape) for other in self._hosts[host.model])
-        self._held[queue] = least, queue.oldest, queue.soonest
+        self._held[queue] = least, queue.soonest
         return min(queue.oldest + min(delay, host.duty), queue.soonest - host.others - 2 * curve[full - 1])
 
     def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
@@ -260,4 +263,4 @@ def _credit(host: _Host) -> float:
 
 _WAIT = Decision()
 _PAST: Instant = 0
-_NOT_HELD = 0, 0, 0
+_NOT_HELD = 0, 0
