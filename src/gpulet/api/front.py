@@ -109,10 +109,9 @@ class Front:
         It is the model's SLO, or what is nearer: the request's own timeout, or the transport's `limit` (0: none).
         """
         slo = self.catalog.models[model].model.slo
-        own = min((t for t in (form.timeout, limit) if t > 0), default=slo)
-        is_hard = own < slo
-        deadline = self.live.timer.now() + min(own, slo)
-        return self.live.submit(client, model, deadline, shape=form.shape, priority=form.priority, hard=is_hard)
+        own = min(form.timeout or slo, limit if limit > 0 else slo, slo)
+        deadline = self.live.timer.now() + own
+        return self.live.submit(client, model, deadline, shape=form.shape, priority=form.priority, hard=own < slo)
 
     def status(self, reason: Reason) -> int:
         """The HTTP status of a refusal (Triton's mapping; overload is 429 unless 503 is asked for)."""

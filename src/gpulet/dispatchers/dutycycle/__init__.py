@@ -8,14 +8,16 @@ Several gpulets of one model share it by credit: the idle one that has served le
 Under `Hold.NONE` a model's `max_queue_delay` lets an idle gpulet wait for a fuller batch, never longer than one duty cycle, so
 that the plan's promise still holds: one duty cycle and one round of runs. It waits for nothing that a deadline forbids: all
 that waits would still be in time after the other models' turns here and a full batch, with the run of another to spare,
-since alarms ring late. Meanwhile the gpulet is idle, for its other models too.
+since alarms ring late. Meanwhile the gpulet is idle, for its other models too. An arrival that changes nothing of such a wait
+costs one look at its queue.
 
 Early drop is Nexus': the oldest request may shrink the batch to what it can still wait for, but not below half of what
 waits; else it is dropped, so that overload does not shrink batches. A request that is predicted late is refused.
 
 With `learns` predictions follow what runs take: in overload everything that is served is served just in time, so a device
 that is slower than its profile says would serve nearly everything late. Clockwork (OSDI 2020) predicts from the last runs
-of each batch size; here each turn has one factor on its whole profile, never below 1, which one run in ten exceeds.
+of each batch size; here each turn has two numbers: how much longer than planned its runs take in the mean, which counts
+for what waits, and which one run in ten exceeds, which counts for a request's own run.
 """
 
 from bisect import bisect_right
@@ -25,10 +27,11 @@ from enum import StrEnum
 from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
 from gpulet.core.messages import Reason
 from gpulet.core.ports import Changed, Decision, Place, Problem, Run
+from gpulet.dispatchers.dutycycle.hosts import Host
 from gpulet.plan import Gpulet, GpuletId, Plan
-from gpulet.profile import Curve, Profile
+from gpulet.profile import Curve
 from gpulet.request import Request
-from gpulet.units import NEVER, PLAIN, Duration, Instant
+from gpulet.units import NEVER, Duration, Instant
 
 
 class Hold(StrEnum):
@@ -36,70 +39,6 @@ class Hold(StrEnum):
 
     NONE = "none"
     DUTY = "duty"
-
-
-class _Host:
-    """One model's turn on one gpulet. `credit` is what it has served, in time at its planned throughput.
-
-    `slowdown` is what the plan allows for neighbours: the planned latency over the profile's. `throughput` is the planned one,
-    `rate`, at the slowdown that was learned. `others` is how long the other models' turns here take together.
-    """
-
-    __slots__ = (
-        "_built",
-        "_curves",
-        "_most",
-        "_planned",
-        "_processes",
-        "_profile",
-        "batch",
-        "credit",
-        "duty",
-        "gpulet",
-        "model",
-        "others",
-        "rate",
-        "size",
-        "slowdown",
-        "throughput",
-    )
-
-    def __init__(self, gpulet: Gpulet, model: str, batch: int, profile: Profile, slo: Duration) -> None:
-        self.gpulet: GpuletId = gpulet.id
-        self.model = model
-        self.size = gpulet.size.sms
-        self._processes = gpulet.processes
-        self._profile = profile
-        alone = profile.curve(model, self.size, PLAIN, self._processes)
-        self.batch = min(batch, len(alone))
-        planned = next(turn.latency for turn in gpulet.turns if turn.model == model)
-        self.slowdown = self._built = max(1.0, planned / alone[self.batch - 1])
-        self._planned = self.slowdown
-        self._most = max(self._planned, min(_MOST * self._planned, slo / (2 * alone[0])))
-        self._curves = {PLAIN: self._slowed(alone)}
-        self.duty = gpulet.duty_cycle
-        whole = sum(turn.latency for turn in gpulet.turns)
-        self.others = whole - planned
-        self.rate = self.batch / whole
-        self.throughput = self.rate
-        self.credit = 0.0
-
-    def curve(self, shape: str) -> Curve:
-        """Latency by rows of a shape class here."""
-        if shape not in self._curves:
-            self._curves[shape] = self._slowed(self._profile.curve(self.model, self.size, shape, self._processes))
-        return self._curves[shape]
-
-    def learn(self, took: Duration, expected: Duration) -> None:
-        """Move towards the slowdown that one run in ten exceeds; curves follow in steps, since most moves are small."""
-        self.slowdown = min(max(self.slowdown * (_UP if took > expected else _DOWN), 1.0), self._most)
-        if not 1 / _STEP < self.slowdown / self._built < _STEP:
-            self._built = self.slowdown
-            self.throughput = self.rate * self._planned / self._built
-            self._curves.clear()
-
-    def _slowed(self, curve: Curve) -> Curve:
-        return curve if self._built == 1 else tuple(round(latency * self._built) for latency in curve)
 
 
 class DutyCycle:
@@ -118,17 +57,19 @@ class DutyCycle:
         self._delays = {name: model.max_queue_delay for name, model in problem.models.items()}
         self._drops_early = drops_early
         self._learns = learns
-        self._running: dict[GpuletId, tuple[_Host, Instant, Duration]] = {}
+        self._running: dict[GpuletId, tuple[Host, Instant, Duration]] = {}
         self._turns = {g.id: [self._host(problem, g, place) for place in range(len(g.turns))] for g in plan.gpulets}
-        self._hosts: dict[str, list[_Host]] = {name: [] for name in problem.models}
+        self._hosts: dict[str, list[Host]] = {name: [] for name in problem.models}
         for host in (host for turns in self._turns.values() for host in turns):
             self._hosts[host.model].append(host)
         self._waits: dict[tuple[str, str, GpuletId], Instant] = {}
+        self._held: dict[Queue, tuple[int, Instant]] = {}
+        self._waiting = Decision()
 
     @staticmethod
-    def _host(problem: Problem, gpulet: Gpulet, place: int) -> _Host:
+    def _host(problem: Problem, gpulet: Gpulet, place: int) -> Host:
         turn = gpulet.turns[place]
-        return _Host(gpulet, turn.model, turn.batch, problem.profile, problem.models[turn.model].slo)
+        return Host(gpulet, turn.model, turn.batch, problem.profile, problem.models[turn.model].slo)
 
     def bind(self, now: Instant, request: Request, fleet: Fleet) -> Place:
         """Everything waits centrally; with early drop, what is predicted late is refused."""
@@ -144,29 +85,41 @@ class DutyCycle:
         """What was refused by an idle gpulet was so for what was learned: with no run at all that would stand for ever."""
         for host in self._hosts[request.model]:
             if fleet.gpulets[host.gpulet].is_idle:
-                host.learn(0, 1)
+                host.learn(-request.deadline)
 
     def _can_ever_run(self, request: Request) -> bool:
         return any(request.rows <= len(host.curve(request.shape)) for host in self._hosts[request.model])
 
     def decide(self, now: Instant, changed: Changed, fleet: Fleet) -> Decision:
         """Start one batch, or drop one hopeless head, and be asked again; or say when to be asked."""
+        if not changed.gpulets and not changed.alarm and all(map(self._is_held, changed.queues)):
+            return self._waiting
         if self._learns:
             self._learn(now, changed)
         for host, queue in self._candidates(changed, fleet):
             if fleet.gpulets[host.gpulet].is_idle and queue:
                 decision = self._turn(now, host, queue, fleet)
                 if decision is not _WAIT:
+                    self._held.pop(queue, None)
                     return decision
-        return Decision(wake_at=self._next_wait(now, fleet))
+        self._waiting = Decision(wake_at=self._next_wait(now, fleet))
+        return self._waiting
+
+    def _is_held(self, queue: Queue) -> bool:
+        """Whether idle gpulets wait for this queue to grow, and what has come since changes nothing: asked at every arrival.
+
+        What could be older comes back from a gpulet that died, which is a change of its own.
+        """
+        least, soonest = self._held.get(queue, _NOT_HELD)
+        return 0 < queue.rows < least and queue.soonest == soonest
 
     def _learn(self, now: Instant, changed: Changed) -> None:
         for gpulet in changed.gpulets:
             if gpulet.is_idle and gpulet.id in self._running:
-                host, started, expected = self._running.pop(gpulet.id)
-                host.learn(now - started, expected)
+                host, started, planned = self._running.pop(gpulet.id)
+                host.learn(now - started - planned)
 
-    def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
+    def _candidates(self, changed: Changed, fleet: Fleet) -> Iterator[tuple[Host, Queue]]:
         """Idle gpulets go round their turns; a queue that grew offers itself by credit."""
         for gpulet in changed.gpulets:
             if gpulet.is_idle:
@@ -178,7 +131,7 @@ class DutyCycle:
             for model, shape in dict.fromkeys((model, shape) for model, shape, _ in self._waits):
                 yield from self._by_credit(fleet.queue(model, shape), fleet)
 
-    def _round(self, gpulet: GpuletState, fleet: Fleet) -> Iterator[tuple[_Host, Queue]]:
+    def _round(self, gpulet: GpuletState, fleet: Fleet) -> Iterator[tuple[Host, Queue]]:
         for host in self._turns[gpulet.id]:
             queues = list(fleet.central(host.model))
             if len(queues) > 1:  # shape classes of one model take turns by age, or the first would starve the rest
@@ -186,18 +139,18 @@ class DutyCycle:
             for queue in queues:
                 yield host, queue
 
-    def _by_credit(self, queue: Queue, fleet: Fleet) -> list[tuple[_Host, Queue]]:
+    def _by_credit(self, queue: Queue, fleet: Fleet) -> list[tuple[Host, Queue]]:
         gpulets = fleet.gpulets
         idle = [host for host in self._hosts[queue.model] if gpulets[host.gpulet].is_idle]
         if len(idle) > 1:
             idle.sort(key=_credit)
         return [(host, queue) for host in idle]
 
-    def _turn(self, now: Instant, host: _Host, queue: Queue, fleet: Fleet) -> Decision:
+    def _turn(self, now: Instant, host: Host, queue: Queue, fleet: Fleet) -> Decision:
         """A batch for this host from the front of the queue, a drop, or `_WAIT`."""
         head = queue.head
         curve = host.curve(queue.shape)
-        most = min(host.batch, len(curve))
+        most = host.full(queue.shape)
         if head.rows > len(curve):
             return self._pass_over(now, host, queue, curve)
         if self._drops_early:
@@ -214,25 +167,27 @@ class DutyCycle:
             return _WAIT
         requests = queue.take(most)
         rows = len(requests) if len(queue) == queue.rows else sum(r.rows for r in requests)
-        return self._run(now, host, requests, rows, curve[rows - 1])
+        return self._run(now, host, requests, rows)
 
-    def _held_until(self, host: _Host, queue: Queue, curve: Curve) -> Instant:
+    def _held_until(self, host: Host, queue: Queue, curve: Curve) -> Instant:
         """When this host no longer waits for a fuller batch; the past where it is full or never waits."""
         if self._holds:
             return queue.head.arrival + host.duty if queue.rows < host.batch else _PAST
-        delay, full = self._delays[host.model], min(host.batch, len(curve))
+        delay, full = self._delays[host.model], host.full(queue.shape)
         if not delay or queue.rows >= full:
             return _PAST
+        least = min(other.full(queue.shape) for other in self._hosts[host.model])
+        self._held[queue] = least, queue.soonest
         return min(queue.oldest + min(delay, host.duty), queue.soonest - host.others - 2 * curve[full - 1])
 
-    def _pass_over(self, now: Instant, host: _Host, queue: Queue, curve: Curve) -> Decision:
+    def _pass_over(self, now: Instant, host: Host, queue: Queue, curve: Curve) -> Decision:
         """The head has more rows than this gpulet ever runs at once: start the first request behind it that fits."""
         fits = next((r for r in queue if r.rows <= len(curve)), None)
         if fits is None or (self._drops_early and now + curve[fits.rows - 1] > fits.deadline):
             return _WAIT
-        return self._run(now, host, [fits], fits.rows, curve[fits.rows - 1])
+        return self._run(now, host, [fits], fits.rows)
 
-    def _another_can(self, now: Instant, host: _Host, head: Request, fleet: Fleet) -> bool:
+    def _another_can(self, now: Instant, host: Host, head: Request, fleet: Fleet) -> bool:
         """Whether a gpulet that must be faster, since this one cannot, can still serve the head in time once it is free."""
         for other in self._hosts[head.model]:
             gpulet, curve = fleet.gpulets[other.gpulet], other.curve(head.shape)
@@ -242,21 +197,23 @@ class DutyCycle:
                     return True
         return False
 
-    def _run(self, now: Instant, host: _Host, requests: list[Request], rows: int, expected: Duration) -> Decision:
+    def _run(self, now: Instant, host: Host, requests: list[Request], rows: int) -> Decision:
         """Start them, credit the host and move its turn to the end of its gpulet's round."""
+        shape = requests[0].shape
         if self._learns:
-            self._running[host.gpulet] = host, now, expected
+            self._running[host.gpulet] = host, now, host.planned(shape)[rows - 1]
         host.credit += rows / host.rate
         turns = self._turns[host.gpulet]
         if len(turns) > 1:
             turns.remove(host)
             turns.append(host)
-        return Decision((Run(host.gpulet, requests, expected),), more=True)
+        return Decision((Run(host.gpulet, requests, host.curve(shape)[rows - 1]),), more=True)
 
     def _next_wait(self, now: Instant, fleet: Fleet) -> Instant:
         """When the next held batch must start; queues that emptied or grew full are forgotten."""
         if not self._waits:
             return NEVER
+        self._held = {queue: held for queue, held in self._held.items() if queue}
         self._waits = {key: at for key, at in self._waits.items() if at > now and fleet.queue(*key[:2])}
         return min(self._waits.values(), default=NEVER)
 
@@ -281,14 +238,10 @@ def _age(queue: Queue) -> Instant:
     return queue.head.arrival
 
 
-def _credit(host: _Host) -> float:
+def _credit(host: Host) -> float:
     return host.credit
 
 
 _WAIT = Decision()
-_UP, _DOWN = 1.09, 0.99
-"""Nine small steps down undo one up: one run in ten is slower."""
-_STEP = 1.05
-_MOST = 8.0
-"""Times the planned slowdown, and one row within half the objective at most: a machine that hangs is not learned from."""
 _PAST: Instant = 0
+_NOT_HELD = 0, 0
