@@ -10,14 +10,14 @@ _WARM = 2
 _ARRANGEMENTS = {"two processes of one thread": (2, 1), "one process of two threads": (1, 2)}
 
 
-def rates(model: Path, seconds: float) -> dict[str, Any]:
+def rates(model: Path, seconds: float, niceness: int = 0) -> dict[str, Any]:
     """Runs per second of each arrangement, and the better one."""
-    found = {name: _rate(model, seconds, *counts) for name, counts in _ARRANGEMENTS.items()}
+    found = {name: _rate(model, seconds, niceness, *counts) for name, counts in _ARRANGEMENTS.items()}
     return {**found, "per_second": max(found.values())}
 
 
-def _rate(model: Path, seconds: float, processes: int, threads: int) -> float:
-    command = [sys.executable, __file__, str(model), str(threads), str(seconds)]
+def _rate(model: Path, seconds: float, niceness: int, processes: int, threads: int) -> float:
+    command = ["nice", "-n", str(niceness), sys.executable, __file__, str(model), str(threads), str(seconds)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     return sum(float(process.communicate(timeout=seconds + 60)[0]) for process in started)
 
