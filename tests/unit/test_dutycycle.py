@@ -249,3 +249,17 @@ def test_a_spell_of_slow_runs_is_not_held_against_a_model_for_ever():
     assert answers[:30] == [Start] * 30
     assert answers[30] is Reject
     assert answers[-1] is Start
+
+
+def test_a_run_that_ends_a_little_late_is_not_taken_for_a_long_one():
+    """What was taken in because two runs just fit is not given up because the first took 0.1 ms more."""
+    (model,) = models_of(1, 62 * MS // 10)
+    plan = tiny_plan([[(8, ["m0"])]], ["m0"])
+    problem = problem_of([model], plan)
+    run = problem.profile.latency("m0", 8, 1)
+    assert run == 3 * MS
+    core = Scheduler(problem.models, plan, DutyCycle(problem, plan, learns=True), Limits())
+    core.step(0, GpuletUp(0))
+    (first,) = core.step(0, Arrived(Request(0, "m0", 0, model.slo)))
+    assert core.step(0, Arrived(Request(1, "m0", 0, model.slo))) == []
+    assert [type(c) for c in core.step(run + MS // 10, Finished(first.batch))] == [Start]

@@ -82,8 +82,8 @@ class Host:
         """
         bounded = min(max(excess, self._least), self._most)
         self._mean += _PART * (bounded - self._mean)
-        self._long += (_UP if bounded > self._long else -_DOWN) * self._planned
-        self._long = min(max(self._long, self._least), self._most)
+        up, down = self._long + _UP * self._planned, self._long - _DOWN * self._planned
+        self._long = min(up, bounded) if bounded > self._long else max(down, self._least)
         self.throughput = self.batch / (self._round + self._mean)
         if abs(self._long - self._built) > _STEP * self._planned:
             self._built = round(self._long)
