@@ -16,8 +16,8 @@ waits; else it is dropped, so that overload does not shrink batches. A request t
 
 With `learns` predictions follow what runs take: in overload everything that is served is served just in time, so a device
 that is slower than its profile says would serve nearly everything late. Clockwork (OSDI 2020) predicts from the last runs
-of each batch size; here each turn has two numbers: how much longer than planned its runs take in the mean, which counts
-for what waits, and which one run in ten exceeds, which counts for a request's own run.
+of each batch size; here each turn has two numbers: how much longer than planned its runs take in the mean, which says who
+is refused on arrival, and which one run in ten exceeds, which says who is dropped when it could start.
 """
 
 from bisect import bisect_right
@@ -82,10 +82,10 @@ class DutyCycle:
         return CENTRAL
 
     def _relent(self, request: Request, fleet: Fleet) -> None:
-        """What was refused by an idle gpulet was so for what was learned: with no run at all that would stand for ever."""
+        """What was refused beside an idle gpulet was so for what was learned: with no run at all that would stand for ever."""
         for host in self._hosts[request.model]:
             if fleet.gpulets[host.gpulet].is_idle:
-                host.learn(-request.deadline)
+                host.relent()
 
     def _can_ever_run(self, request: Request) -> bool:
         return any(request.rows <= len(host.curve(request.shape)) for host in self._hosts[request.model])
@@ -154,10 +154,12 @@ class DutyCycle:
         if head.rows > len(curve):
             return self._pass_over(now, host, queue, curve)
         if self._drops_early:
-            bearable = bisect_right(curve, head.deadline - now)
+            bearable = bisect_right(host.long(queue.shape), head.deadline - now)
             if bearable < head.rows and self._another_can(now, host, head, fleet):
                 return _WAIT
             if bearable < head.rows or 2 * bearable < min(most, queue.rows):
+                if self._learns and len(queue) == 1:
+                    host.relent()
                 return Decision(drop=(head,), more=True)
             most = min(most, bearable)
         most = max(most, head.rows)
@@ -190,7 +192,7 @@ class DutyCycle:
     def _another_can(self, now: Instant, host: Host, head: Request, fleet: Fleet) -> bool:
         """Whether a gpulet that must be faster, since this one cannot, can still serve the head in time once it is free."""
         for other in self._hosts[head.model]:
-            gpulet, curve = fleet.gpulets[other.gpulet], other.curve(head.shape)
+            gpulet, curve = fleet.gpulets[other.gpulet], other.long(head.shape)
             if other is not host and gpulet.is_up and head.rows <= len(curve):
                 free = max(now, gpulet.busy_until) if gpulet.running else now
                 if free + curve[head.rows - 1] <= head.deadline:

@@ -54,10 +54,11 @@ class Host:
         self.batch = min(batch, len(alone))
         self._planned = next(turn.latency for turn in gpulet.turns if turn.model == model)
         self.slowdown = max(1.0, self._planned / alone[self.batch - 1])
-        self._mean, self._long, self._built = 0.0, 0.0, 0
+        self._mean, self._long = 0.0, 0.0
+        self._built = (0.0, 0.0)
         self._least = min(0, alone[self.batch - 1] - self._planned)
         self._most = max(0.0, slo / 2 - self.slowdown * alone[0])
-        self._curves: dict[str, tuple[Curve, Curve]] = {}
+        self._curves: dict[str, tuple[Curve, Curve, Curve]] = {}
         self.duty = gpulet.duty_cycle
         self._round = sum(turn.latency for turn in gpulet.turns)
         self.others = self._round - self._planned
@@ -65,12 +66,16 @@ class Host:
         self.credit = 0.0
 
     def curve(self, shape: str) -> Curve:
-        """Latency by rows of a shape class here, as runs are now."""
+        """Latency by rows of a shape class here, as runs are now in the mean."""
         return (self._curves.get(shape) or self._made(shape))[0]
 
-    def planned(self, shape: str) -> Curve:
-        """Latency by rows of a shape class here, as the plan has it."""
+    def long(self, shape: str) -> Curve:
+        """The same of long runs: one in ten takes longer."""
         return (self._curves.get(shape) or self._made(shape))[1]
+
+    def planned(self, shape: str) -> Curve:
+        """The same as the plan has it."""
+        return (self._curves.get(shape) or self._made(shape))[2]
 
     def full(self, shape: str) -> int:
         """Rows of a full batch here."""
@@ -85,13 +90,22 @@ class Host:
         up, down = self._long + _UP * self._planned, self._long - _DOWN * self._planned
         self._long = min(up, bounded) if bounded > self._long else max(down, self._least)
         self.throughput = self.batch / (self._round + self._mean)
-        if abs(self._long - self._built) > _STEP * self._planned:
-            self._built = round(self._long)
+        now = self._mean, max(self._mean, self._long)
+        if any(abs(a - b) > _STEP * self._planned for a, b in zip(now, self._built, strict=True)):
+            self._built = now
             self._curves.clear()
 
-    def _made(self, shape: str) -> tuple[Curve, Curve]:
+    def relent(self) -> None:
+        """No run came about for what was learned: believe it a little less."""
+        self.learn(self._least)
+
+    def _made(self, shape: str) -> tuple[Curve, Curve, Curve]:
         alone = self._profile.curve(self.model, self.size, shape, self._processes)
         planned = alone if self.slowdown == 1 else tuple(round(latency * self.slowdown) for latency in alone)
-        now = tuple(max(a, p + self._built) for a, p in zip(alone, planned, strict=True)) if self._built else planned
-        self._curves[shape] = now, planned
-        return self._curves[shape]
+
+        def later(excess: float) -> Curve:
+            return tuple(max(a, round(p + excess)) for a, p in zip(alone, planned, strict=True)) if excess else planned
+
+        usual, long = map(later, self._built)
+        made = self._curves[shape] = usual, long, planned
+        return made
