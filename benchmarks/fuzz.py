@@ -16,6 +16,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import uvloop
@@ -137,8 +138,9 @@ def _attacked(server: Server, requests: int, plane: str, seed: int, *, is_heavy:
         "died": len(server.all("worker_died")) + (server.process.poll() is not None),
         "probe": json.loads(told),
         "memory_mib": {
-            "at 10 %": round(tally.memory[tenth] / 2**20, 1),
-            "end": round(tally.memory[-1] / 2**20, 1),
+            "second tenth": round(median(tally.memory[tenth : 2 * tenth]) / 2**20, 1),
+            "last tenth": round(median(tally.memory[-tenth:]) / 2**20, 1),
+            "least of the last tenth": round(min(tally.memory[-tenth:]) / 2**20, 1),
             "most": round(max(tally.memory) / 2**20, 1),
         },
         "descriptors": [before, descriptors(server.process.pid)],
