@@ -73,6 +73,11 @@ class InferProtocol(HttpToolsProtocol):
         elif len(self._buffer) > self.front.limits.head:  # wait with more until uvicorn has answered
             self.transport.pause_reading()
 
+    def on_headers_complete(self) -> None:
+        """What is handed over with its body need not be asked for it."""
+        self.expect_100_continue = self.expect_100_continue and self._is_opaque
+        super().on_headers_complete()
+
     def on_response_complete(self) -> None:
         """Uvicorn has answered the request that was handed over; go on reading."""
         super().on_response_complete()
