@@ -1,13 +1,14 @@
 """Loads beside serving: a model of 100 MB is loaded and unloaded back to back while another is served at 70 % of its capacity.
 
-Capacity is what one core leaves: it is measured first, closed loop, through the whole server, while a process that does nothing
-but compute holds the core that the served model's gpulet does not have. Then runs without and with loads alternate, without that
-process. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
+Capacity is what one core leaves: it is measured, closed loop, through the whole server, while a process that does nothing but
+compute holds the core that the served model's gpulet does not have. Then come a run without loads and one with them, without that
+process; all this as often as asked for, since a machine's speed is not the same from minute to minute. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
 replaces the worker that serves. What must hold: attainment of at least 99 % with loads, and a p99 of at most 1.5 times that of
 the run without, by the medians.
 """
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -81,6 +82,8 @@ async def serve(folder: Path, layout: str) -> None:
     await server.open()
     await server.ready()
     await server.residency.unload(HEAVY)
+    gc.collect()
+    gc.freeze()  # as `gpulet serve` does
     print(server.ends.http_port, flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         end = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
@@ -173,28 +176,29 @@ async def run(port: int, rate: float, seconds: float, seed: int) -> dict[str, An
 def measure(folder: Path, layout: str, seconds: float, repeats: int) -> dict[str, Any]:
     """Alternating runs of one layout."""
     served = Served(folder, layout)
+    most: list[float] = []
     try:
-        free = uvloop.run(capacity(served.port, min(5.0, seconds)))
-        with held(usable_cores()[-1]):
-            most = uvloop.run(capacity(served.port, min(5.0, seconds)))
+        uvloop.run(capacity(served.port, min(5.0, seconds)))  # caches and what is learnt of runs
         alone: list[dict[str, Any]] = []
         beside: list[dict[str, Any]] = []
         for seed in range(1, repeats + 1):
-            alone.append(uvloop.run(run(served.port, SHARE * most, seconds, seed)))
+            with held(usable_cores()[-1]):
+                most.append(uvloop.run(capacity(served.port, min(5.0, seconds))))
+            alone.append(uvloop.run(run(served.port, SHARE * most[-1], seconds, seed)))
             served.turn()
-            beside.append(uvloop.run(run(served.port, SHARE * most, seconds, seed)))
+            beside.append(uvloop.run(run(served.port, SHARE * most[-1], seconds, seed)))
             took = served.loads()
             beside[-1] |= {"loads": len(took), "load_s": median(took)}
-            print(json.dumps({"layout": layout, "alone": alone[-1], "beside": beside[-1]}), flush=True)
+            told = {"layout": layout, "capacity": most[-1], "alone": alone[-1], "beside": beside[-1]}
+            print(json.dumps(told), flush=True)
     finally:
         served.close()
     ratios = [b["p99_ms"] / a["p99_ms"] for a, b in zip(alone, beside, strict=True)]
     attained, ratio = median(b["attainment"] for b in beside), median(ratios)
     return {
         "layout": layout,
-        "capacity": most,
-        "capacity_without_the_other": free,
-        "rate": SHARE * most,
+        "capacities": most,
+        "rate": SHARE * median(most),
         "attainment": attained,
         "attainment_alone": median(a["attainment"] for a in alone),
         "p99_ms_alone": median(a["p99_ms"] for a in alone),

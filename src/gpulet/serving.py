@@ -184,7 +184,8 @@ def _manned(
     workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
-    return workers, WorkerLoader(workers, round(site.config.server.drain_s * SECOND))
+    waiting = catalog.fleet.waiting
+    return workers, WorkerLoader(workers, round(site.config.server.drain_s * SECOND), lambda: bool(waiting))
 
 
 def _ends(

@@ -1,6 +1,6 @@
 """What another plan, or other models, mean for the posts that there are: which stay, which come, which go."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gpulet.executors.ground import Post
@@ -11,12 +11,20 @@ from gpulet.plan import GpuletId, Plan
 
 
 @dataclass(frozen=True, slots=True)
+class Gently:
+    """How new workers come up beside serving: for `most_s` in idle time and hardly while somebody `waits`, then in haste."""
+
+    waits: Callable[[], bool] = bool
+    most_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class Aim:
-    """What is to be in force: the plan, the models that are `wanted` of it (None: as now), brought up in idle time or not."""
+    """What is to be in force: the plan, the models that are `wanted` of it (None: as now), brought up `gently` or in haste."""
 
     plan: Plan
     wanted: Mapping[str, WorkerModel] | None = None
-    gentle_s: float = 0.0
+    gently: Gently | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Who has models loaded, as those see it who decide which: a narrow port, and worker processes behind it."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Protocol
 
 from gpulet.executors.base import Signature
+from gpulet.executors.change import Gently
 from gpulet.executors.recutting import reload
 from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
@@ -30,18 +31,19 @@ class Loader(Protocol):
 
 
 class WorkerLoader:
-    """Each post's next worker comes up beside the one that serves; `patience` is for its last batch."""
+    """Each post's next worker comes up beside the one that serves, not while a request `waits`; `patience` is for its last batch."""
 
-    def __init__(self, workers: Workers, patience: Duration) -> None:
+    def __init__(self, workers: Workers, patience: Duration, waits: Callable[[], bool]) -> None:
         self._workers = workers
         self._patience = patience
+        self._gently = Gently(waits)
         self.signatures: Mapping[str, Signature] = workers.signatures
         self.refused: MutableMapping[str, str] = workers.refused
 
     async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
         """As the port says."""
         await self._workers.carved.wait()
-        await reload(self._workers, wanted, self._patience)
+        await reload(self._workers, wanted, self._patience, self._gently)
 
     def forgive(self, model: str) -> None:
         """As the port says."""

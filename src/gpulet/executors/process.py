@@ -6,6 +6,7 @@ A worker is started without a task, so that a standby has imported its runtime b
 import asyncio
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,14 @@ class WorkerProcess:
             self._socket.send(data)
         except OSError:
             self._loop.call_soon(self._lost)
+
+    def suspend(self) -> None:
+        """Let the child stand still. Should the front-end die, the OS wakes it: its process group is then an orphan."""
+        self._child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._child.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the child now; `gone` follows."""

@@ -14,18 +14,17 @@ from functools import partial
 from gpulet.core.messages import GpuletDown, GpuletUp, Start
 from gpulet.errors import GpuletError, ModelError, PlanError, Unusable
 from gpulet.executors.base import Times
-from gpulet.executors.change import Aim, Change, change_to
+from gpulet.executors.change import Aim, Change, Gently, change_to
 from gpulet.executors.process import WorkerProcess
 from gpulet.executors.stations import Station
 from gpulet.executors.wire import Recut, Recutted, WorkerModel
 from gpulet.executors.workers import Workers
+from gpulet.executors.yielding import yielding
 from gpulet.plan import GpuletId, Plan
 from gpulet.units import SECOND, Duration
 
 _LONGEST_S = 600.0
 """For building: many graphs of large models take minutes."""
-_GENTLE_S = 30.0
-"""For loading in idle time, which saturated cores hardly have."""
 
 
 async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Times:
@@ -37,16 +36,15 @@ async def recut(workers: Workers, plan: Plan, patience: Duration = SECOND) -> Ti
 
 
 async def reload(
-    workers: Workers, wanted: Mapping[str, WorkerModel], patience: Duration = SECOND, gentle_s: float = _GENTLE_S
+    workers: Workers, wanted: Mapping[str, WorkerModel], patience: Duration = SECOND, gently: Gently | None = None
 ) -> Times:
     """Have exactly these models loaded, of those that the plan in force has. Raises as `recut` does.
 
-    New workers load in idle time for `gentle_s`, then in haste. A process that holds a device of several gpulets loads its
-    models with its plan: raises `Unusable`.
+    A process that holds a device of several gpulets loads its models with its plan: raises `Unusable`.
     """
     _refuse_shared(workers, wanted)
     try:
-        return await _bring(workers, Aim(workers.plan, wanted, gentle_s), patience)
+        return await _bring(workers, Aim(workers.plan, wanted, gently or Gently()), patience)
     finally:
         workers.stand_by()
 
@@ -109,9 +107,9 @@ async def _build(
     loop = asyncio.get_running_loop()
     for station in change.manned:
         station.asked = loop.create_future()
-        workers.man(station, aim.plan, aim.wanted, is_gentle=aim.gentle_s > 0)
-    if aim.gentle_s:
-        await _hurry(workers, change.manned, aim)
+        workers.man(station, aim.plan, aim.wanted, is_gentle=aim.gently is not None)
+    if aim.gently:
+        await _load_gently(workers, change.manned, aim, aim.gently)
     await _answers([station.asked for station in change.manned if station.asked])
     holders = {station: station.worker for station in change.manned}
     done: list[Recutted] = []
@@ -129,16 +127,19 @@ async def _build(
     return _Built(done, {**holders, **moved})
 
 
-async def _hurry(workers: Workers, stations: Iterable[Station], aim: Aim) -> None:
+async def _load_gently(workers: Workers, stations: Iterable[Station], aim: Aim, gently: Gently) -> None:
     """Where the idle time was not enough, another worker begins anew and takes what time it needs."""
     asked = [station.asked for station in stations if station.asked]
     if not asked:
         return
-    _, late = await asyncio.wait(asked, timeout=aim.gentle_s)
+    # One on a GPU may hold what others need there.
+    on_cores = [station.worker for station in stations if station.worker and station.post.cores]
+    async with yielding(on_cores, gently.waits):
+        _, late = await asyncio.wait(asked, timeout=gently.most_s)
     for station in stations:
         if station.asked in late and station.worker:
             pid, worker = station.worker.pid, station.worker
-            workers.tell("load_hurried", device=station.post.device, pid=pid, after_s=aim.gentle_s)
+            workers.tell("load_hurried", device=station.post.device, pid=pid, after_s=gently.most_s)
             worker.hear, worker.gone = lambda _: None, lambda: None
             worker.kill()
             workers.man(station, aim.plan, aim.wanted)
