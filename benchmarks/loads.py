@@ -1,8 +1,9 @@
 """Loads beside serving: a model of 100 MB is loaded and unloaded back to back while another is served at 70 % of its capacity.
 
 Capacity is what one core leaves: it is measured, closed loop, through the whole server, while a process that does nothing but
-compute holds the core that the served model's gpulet does not have. Then come a run without loads and one with them, without that
-process; all this as often as asked for, since a machine's speed is not the same from minute to minute. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
+compute holds the core that the served model's gpulet does not have. Then follow, without that process, as many seconds without
+loads as with them, in pieces of a few seconds that alternate: a machine's speed is not the same from one ten seconds to the next,
+and a queue at 70 % turns a tenth of it into half a p99. Pieces of a pair have the same arrivals. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
 replaces the worker that serves. What must hold: attainment of at least 99 % with loads, and a p99 of at most 1.5 times that of
 the run without, by the medians.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import uvloop
 from common import record
 
+from gpulet.core.counts import Counts
 from gpulet.device import Size
 from gpulet.fleetfile import open_site, usable_cores
 from gpulet.httpwire import random_requests
@@ -42,6 +44,7 @@ ROWS = 64
 SERVED, HEAVY = Model("served", 250 * MS, max_batch=ROWS), "heavy"
 SHARE = 0.7
 CONNECTIONS = 4
+PIECE_S = 5.0
 
 
 def prepare(folder: Path) -> None:
@@ -162,14 +165,33 @@ async def _call(port: int, request: bytes, ends: float) -> int:
     return done
 
 
-async def run(port: int, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+async def run(port: int, rate: float, seconds: float, seed: int) -> Counts:
     """Poisson arrivals; what the client saw."""
     requests = await random_requests("127.0.0.1", port, SERVED.name, (ROWS,))
     stream = Stream(SERVED.name, SERVED.slo, {rows: [request] for rows, request in requests.items()})
     rows = {SERVED.name: fixed(ROWS)}
     arrivals = drawn((SERVED,), {SERVED.name: rate}, round(seconds * SECOND), seed, poisson, rows)
     outcome = await drive("127.0.0.1", port, [stream], arrivals, connections=256)
-    row: dict[str, Any] = outcome.report(round(seconds * SECOND))["models"][SERVED.name]  # type: ignore[assignment]
+    return outcome.counts[SERVED.name]
+
+
+def alternate(served: Served, rate: float, seconds: float, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """That many seconds without loads and as many with them."""
+    alone, beside, took = Counts(), Counts(), list[float]()
+    pieces = max(1, round(seconds / PIECE_S))
+    for piece in range(pieces):
+        for is_beside in (False, True) if piece % 2 else (True, False):
+            if is_beside:
+                served.turn()
+            counts = uvloop.run(run(served.port, rate, seconds / pieces, seed * pieces + piece))
+            (beside if is_beside else alone).add(counts)
+            took += served.loads() if is_beside else ()
+    told = {"loads": len(took), "load_s": median(took)}
+    return _row(alone, seconds), {**_row(beside, seconds), **told}
+
+
+def _row(counts: Counts, seconds: float) -> dict[str, Any]:
+    row = counts.report(round(seconds * SECOND))
     return {key: row[key] for key in ("attainment", "p50_ms", "p99_ms", "arrived", "served", "failed", "lost")}
 
 
@@ -184,11 +206,8 @@ def measure(folder: Path, layout: str, seconds: float, repeats: int) -> dict[str
         for seed in range(1, repeats + 1):
             with held(usable_cores()[-1]):
                 most.append(uvloop.run(capacity(served.port, min(5.0, seconds))))
-            alone.append(uvloop.run(run(served.port, SHARE * most[-1], seconds, seed)))
-            served.turn()
-            beside.append(uvloop.run(run(served.port, SHARE * most[-1], seconds, seed)))
-            took = served.loads()
-            beside[-1] |= {"loads": len(took), "load_s": median(took)}
+            for runs, row in zip((alone, beside), alternate(served, SHARE * most[-1], seconds, seed), strict=True):
+                runs.append(row)
             told = {"layout": layout, "capacity": most[-1], "alone": alone[-1], "beside": beside[-1]}
             print(json.dumps(told), flush=True)
     finally:

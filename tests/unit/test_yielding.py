@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -73,6 +74,23 @@ def test_a_load_that_ends_while_it_stands_still_is_left_running():
     with pytest.raises(EOFError):
         asyncio.run(run(loading))
     assert loading.since is None
+
+
+def test_a_load_may_end_at_any_moment():
+    """Even when that of its turn is the same: a cancellation that got lost left it waiting for ever."""
+    chance = random.Random(1)
+
+    async def load():
+        async with yielding([Loading()], lambda: chance.random() < 0.5):
+            await asyncio.sleep(chance.random() * 0.03)
+
+    async def run():
+        _, late = await asyncio.wait([asyncio.ensure_future(load()) for _ in range(500)], timeout=5)
+        assert not late
+        for task in late:
+            task.cancel()
+
+    asyncio.run(run())
 
 
 SLEEPER = Program("timeit", ("-n1", "-r1", "import time; time.sleep(60)"))

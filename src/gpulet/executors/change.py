@@ -12,7 +12,7 @@ from gpulet.plan import GpuletId, Plan
 
 @dataclass(frozen=True, slots=True)
 class Gently:
-    """How new workers come up beside serving: for `most_s` in idle time and hardly while somebody `waits`, then in haste."""
+    """How new workers come up beside serving: for `most_s` in idle time, a third of it hardly while somebody `waits`; then in haste."""
 
     waits: Callable[[], bool] = bool
     most_s: float = 30.0

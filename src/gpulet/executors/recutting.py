@@ -135,7 +135,9 @@ async def _load_gently(workers: Workers, stations: Iterable[Station], aim: Aim, 
     # One on a GPU may hold what others need there.
     on_cores = [station.worker for station in stations if station.worker and station.post.cores]
     async with yielding(on_cores, gently.waits):
-        _, late = await asyncio.wait(asked, timeout=gently.most_s)
+        _, late = await asyncio.wait(asked, timeout=gently.most_s / 3)
+    if late:
+        _, late = await asyncio.wait(late, timeout=gently.most_s * 2 / 3)
     for station in stations:
         if station.asked in late and station.worker:
             pid, worker = station.worker.pid, station.worker
@@ -169,7 +171,8 @@ async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
 async def _answers(asked: Sequence["asyncio.Future[Recutted | None]"]) -> "list[Recutted | None]":
     """Wait for every one, then raise what the first unlucky one says: nothing may still be on its way."""
     try:
-        ends = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), _LONGEST_S)
+        async with asyncio.timeout(_LONGEST_S):
+            ends = await asyncio.gather(*asked, return_exceptions=True)
     except TimeoutError:
         msg = f"re-cut given up: a worker was not ready within {_LONGEST_S:g} s"
         raise Unusable(msg) from None
@@ -184,7 +187,8 @@ async def _drain(workers: Workers, gone: Iterable[Station], patience: Duration) 
     for station in gone:
         station.parked = []
     with suppress(TimeoutError):
-        await asyncio.wait_for(_ended(workers, gone), patience / SECOND)
+        async with asyncio.timeout(patience / SECOND):
+            await _ended(workers, gone)
     if any(station.running for station in gone):
         msg = f"re-cut given up: a running batch did not end within {patience / SECOND:g} s"
         raise Unusable(msg)

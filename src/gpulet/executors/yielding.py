@@ -47,7 +47,8 @@ async def _yield(processes: Collection[Process], is_wanted: Callable[[], bool]) 
         for process in processes:
             process.suspend()
         with suppress(TimeoutError):
-            await asyncio.wait_for(_until(lambda: not is_wanted()), _STAND_S)
+            async with asyncio.timeout(_STAND_S):  # Python 3.11's `wait_for` may swallow a cancellation
+                await _until(lambda: not is_wanted())
         for process in processes:
             process.resume()
 
