@@ -3,9 +3,9 @@
 Capacity is what one core leaves: it is measured, closed loop, through the whole server, while a process that does nothing but
 compute holds the core that the served model's gpulet does not have. Then follow, without that process, as many seconds without
 loads as with them, in pieces of a few seconds that alternate: a machine's speed is not the same from one ten seconds to the next,
-and a queue at 70 % turns a tenth of it into half a p99. Pieces of a pair have the same arrivals. `own`: each model has a gpulet of its own. `shared`: both are of one gpulet, so that each load and unload
-replaces the worker that serves. What must hold: attainment of at least 99 % with loads, and a p99 of at most 1.5 times that of
-the run without, by the medians.
+and a queue at 70 % turns a tenth of it into half a p99. Pieces of a pair have the same arrivals. `own`: each model has a gpulet of
+its own. `shared`: both are of one gpulet, so that each load and unload replaces the worker that serves. What must hold: attainment
+of at least 99 % with loads, and a p99 of at most 1.5 times that of the run without, by the medians.
 """
 
 import asyncio
@@ -206,10 +206,10 @@ def measure(folder: Path, layout: str, seconds: float, repeats: int) -> dict[str
         for seed in range(1, repeats + 1):
             with held(usable_cores()[-1]):
                 most.append(uvloop.run(capacity(served.port, min(5.0, seconds))))
-            for runs, row in zip((alone, beside), alternate(served, SHARE * most[-1], seconds, seed), strict=True):
-                runs.append(row)
-            told = {"layout": layout, "capacity": most[-1], "alone": alone[-1], "beside": beside[-1]}
-            print(json.dumps(told), flush=True)
+            without, with_loads = alternate(served, SHARE * most[-1], seconds, seed)
+            print(json.dumps({"capacity": most[-1], "alone": without, "beside": with_loads}), flush=True)
+            alone.append(without)
+            beside.append(with_loads)
     finally:
         served.close()
     ratios = [b["p99_ms"] / a["p99_ms"] for a, b in zip(alone, beside, strict=True)]

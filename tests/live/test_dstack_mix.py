@@ -13,7 +13,8 @@ from gpulet.planners.dstack import dstack
 from gpulet.profile import Profile
 from gpulet.reproduce.tcc24.data import MEASURED_BATCHES, MIXES, TABLE, mix, mixed, published
 from gpulet.units import to_ms
-from servers import fleet, run, serve, undisturbed
+from servers import fleet, run, serve
+from undisturbed import undisturbed
 
 SECONDS = 4
 POINTS = 0.03

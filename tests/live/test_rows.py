@@ -12,7 +12,8 @@ from gpulet.loadgen import Stream, drive
 from gpulet.model import Model
 from gpulet.units import MS, SECOND
 from gpulet.workload import Arrivals
-from servers import fleet, run, serve, undisturbed
+from servers import fleet, run, serve
+from undisturbed import undisturbed
 
 ROWS = "lognormal:ln4,0.9"
 RATE, SECONDS, SEEDS = 300, 3, (1, 2, 3)

@@ -33,9 +33,7 @@ async def yielding(processes: Collection[Process], is_wanted: Callable[[], bool]
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        task.cancel()  # it is not waited for, and does nothing more
         for process in processes:
             process.resume()
 
