@@ -7,6 +7,7 @@ from functools import partial
 from gpulet.core.fleet import CENTRAL
 from gpulet.core.messages import (
     FIRST_STAGE_REQUEST,
+    Adopt,
     Answer,
     Arrived,
     Cancelled,
@@ -18,7 +19,9 @@ from gpulet.core.messages import (
     GpuletDown,
     GpuletUp,
     Load,
+    Reason,
     Reject,
+    Retire,
     RunFailed,
     Spawn,
     Start,
@@ -103,6 +106,11 @@ class Watch:
     parts: dict = field(default_factory=dict)
     open: dict = field(default_factory=dict)
     broken: set = field(default_factory=set)
+    gpulets: dict = field(default_factory=dict)
+    refused: int = 0
+
+    def __post_init__(self):
+        self.gpulets = {g.id: g for g in self.plan.gpulets}
 
     def observe(self, now, events, commands):
         for event in events:
@@ -140,6 +148,7 @@ class Watch:
                 pass
 
     def _command(self, now, command):
+        self._change(command)
         match command:
             case Start():
                 self._start(now, command)
@@ -160,6 +169,20 @@ class Watch:
                 assert not self.open[command.request], "answered before its stages were done"
                 assert command.request not in self.broken, "answered without one of its stages"
                 self.ended[command.request] += 1
+            case _:
+                pass
+
+    def _change(self, command):
+        match command:
+            case Adopt(plan=plan):
+                assert not plan.violations()
+                staying = {g.id: (g.device, g.size, g.offset) for g in plan.gpulets if g.id in self.gpulets}
+                there = {i: (g.device, g.size, g.offset) for i, g in self.gpulets.items()}
+                assert staying.items() <= there.items(), "a gpulet was moved under its number"
+                self.gpulets |= {g.id: g for g in plan.gpulets}
+            case Retire(gpulet=gpulet):
+                assert all(s.on != gpulet for s in self.running.values()), "retired while it ran"
+                del self.gpulets[gpulet]
             case _:
                 pass
 
@@ -191,7 +214,7 @@ class Watch:
         for device in self.plan.devices:
             on = [s.on for s in self.running.values()]
             carved = sum(c.size for c in on if isinstance(c, Carve) and c.device == device.index)
-            used = [self.plan.gpulets[g] for g in on if not isinstance(g, Carve)]
+            used = [self.gpulets[g] for g in on if not isinstance(g, Carve)]
             mine = placements([g for g in used if g.device == device.index])
             assert not overcut(device, mine)
             if device.mechanism is not Mechanism.WHOLE:
@@ -287,7 +310,7 @@ class IdlePicks:
         return CENTRAL
 
     def decide(self, now, changed, fleet):
-        for gpulet in fleet.gpulets:
+        for gpulet in fleet.gpulets.values():
             for name in gpulet.planned.models if gpulet.is_idle else ():
                 for queue in fleet.central(name):
                     return Decision([Run(gpulet.id, queue.take(max(4, queue.head.rows)))], more=True)
@@ -301,10 +324,11 @@ class BoundOnArrival:
         self.hosts = {name: [g.id for g in plan.hosts(name)] for name in problem.models}
 
     def bind(self, now, request, fleet):
-        return min(self.hosts[request.model], key=lambda g: (fleet.gpulets[g].queue.rows, g))
+        hosts = self.hosts[request.model]
+        return min(hosts, key=lambda g: (fleet.gpulets[g].queue.rows, g), default=Reason.NOT_LOADED)
 
     def decide(self, now, changed, fleet):
-        for gpulet in fleet.gpulets:
+        for gpulet in fleet.gpulets.values():
             if gpulet.is_idle and gpulet.queue:
                 return Decision([Run(gpulet.id, [gpulet.queue.head])], more=True)
         return Decision()

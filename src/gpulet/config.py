@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from gpulet.configcontrol import ControlSection
 from gpulet.configfaults import Location, told
+from gpulet.configsection import Section
 from gpulet.errors import ConfigError
 
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -19,11 +21,7 @@ _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class FleetSection(_Section):
+class FleetSection(Section):
     """How the fleet is scheduled: `[fleet]`."""
 
     system: str = Field("gpulet", description="a name of `gpulet systems`, or package.module:NAME for your own")
@@ -31,7 +29,7 @@ class FleetSection(_Section):
     dispatcher: str = Field("", description="take the dispatcher of this system instead")
 
 
-class DeviceSection(_Section):
+class DeviceSection(Section):
     """Devices of one kind: `[[devices]]`."""
 
     kind: str = Field(
@@ -67,7 +65,7 @@ class DeviceSection(_Section):
     )
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """A model to serve: `[[models]]`."""
 
     name: str = Field(min_length=1, description="as in requests, the repository and the profile")
@@ -121,7 +119,7 @@ class ModelSection(_Section):
         return pad
 
 
-class StageSection(_Section):
+class StageSection(Section):
     """One model's part of an application: `[[applications.stages]]`."""
 
     model: str = Field(min_length=1, description="the model it runs; it needs no entry under models")
@@ -135,7 +133,7 @@ class StageSection(_Section):
     )
 
 
-class ApplicationSection(_Section):
+class ApplicationSection(Section):
     """Several models that answer one request: `[[applications]]`."""
 
     name: str = Field(min_length=1, description="as in requests; without stages: the built-in game or traffic")
@@ -150,14 +148,14 @@ class ApplicationSection(_Section):
     stages: list[StageSection] = Field(default_factory=list, description="in any order; `after` says which waits")
 
 
-class MarginsSection(_Section):
+class MarginsSection(Section):
     """Safety margins of plans: `[margins]`."""
 
     latency_ratio: float = Field(1.0, ge=1, allow_inf_nan=False, description="every profiled latency times this")
     statistic: Literal["mean", "p95", "p99"] = Field("mean", description="which measured latency plans count on")
 
 
-class InterferenceSection(_Section):
+class InterferenceSection(Section):
     """How neighbours slow each other: `[interference]`."""
 
     model: str = Field(
@@ -165,19 +163,19 @@ class InterferenceSection(_Section):
     )
 
 
-class BatchDistributionSection(_Section):
+class BatchDistributionSection(Section):
     """How many rows requests bring: `[batch_distribution]`."""
 
     rows: str = Field("1", description="N, lognormal:MU,SIGMA[,LARGEST] (MU a number or ln4), or weights:W1,W2,...")
 
 
-class MigSection(_Section):
+class MigSection(Section):
     """MIG instances: `[mig]`."""
 
     slices: int = Field(0, gt=0, description="compute slices that systems which count instances may use; left out: all")
 
 
-class LimitsSection(_Section):
+class LimitsSection(Section):
     """Bounds on what is taken in: `[limits]`."""
 
     max_queue: int = Field(4096, gt=0, description="requests that may wait per model")
@@ -189,7 +187,7 @@ class LimitsSection(_Section):
     )
 
 
-class ServerSection(_Section):
+class ServerSection(Section):
     """The server: `[server]`."""
 
     repository: str | list[str] = Field("", description="model repository, or several, relative to this file")
@@ -248,14 +246,14 @@ class ServerSection(_Section):
         return uuids
 
 
-class TracingSection(_Section):
+class TracingSection(Section):
     """OpenTelemetry spans of requests, with the extra otel: `[tracing]`."""
 
     endpoint: str = Field("", description="OTLP over gRPC, http://HOST:4317; left out: nothing is traced")
     sample: float = Field(0.01, ge=0, le=1, description="share of requests traced whose client sends no traceparent")
 
 
-class FleetFile(_Section):
+class FleetFile(Section):
     """A whole fleet file."""
 
     fleet: FleetSection = FleetSection()  # type: ignore[call-arg] # pydantic's plugin is not used; all have defaults
@@ -269,6 +267,7 @@ class FleetFile(_Section):
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg] # as above
     server: ServerSection = ServerSection()  # type: ignore[call-arg] # as above
     tracing: TracingSection = TracingSection()  # type: ignore[call-arg] # as above
+    control: ControlSection = ControlSection()  # type: ignore[call-arg] # as above
 
 
 def read_fleet_file(path: Path) -> FleetFile:
@@ -301,7 +300,7 @@ def _known(location: Location) -> list[str]:
     return list(fields)
 
 
-_SECTIONS: dict[str, type[_Section]] = {
+_SECTIONS: dict[str, type[Section]] = {
     "fleet": FleetSection,
     "devices": DeviceSection,
     "models": ModelSection,
@@ -314,6 +313,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "limits": LimitsSection,
     "server": ServerSection,
     "tracing": TracingSection,
+    "control": ControlSection,
 }
 
 

@@ -17,7 +17,7 @@ from gpulet.repository.artifact import NO_WISHES, Wishes
 from gpulet.repository.offering import Offer, offer_of, wished
 from gpulet.repository.taking import Report
 from gpulet.store import ProfileStore, cache_directory, cpu_tag, gpu_tag, version_of
-from gpulet.systems import System, find_system
+from gpulet.systems import System, composed
 
 ExecutorName = Literal["simulated", "cpu", "gpu", "rehearsal"]
 FLEET_FILE = "gpulet.toml"
@@ -143,7 +143,7 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         config,
         folder,
         system or config.fleet.system,
-        _system(config, system),
+        composed(system or config.fleet.system, config.fleet.planner, config.fleet.dispatcher),
         devices,
         executor,
         sections,
@@ -177,21 +177,6 @@ def _read_target(target: Path) -> tuple[FleetFile, Path]:
         return read_fleet_file(target / FLEET_FILE), target
     data = {"devices": [{"kind": "cpu"}], "server": {"repository": "."}}
     return FleetFile.model_validate(data), target
-
-
-def _system(config: FleetFile, override: str) -> System:
-    base = find_system(override or config.fleet.system)
-    plans = find_system(config.fleet.planner) if config.fleet.planner else base
-    other = find_system(config.fleet.dispatcher) if config.fleet.dispatcher else base
-    return replace(
-        base,
-        planner=plans.planner,
-        prober=plans.prober,
-        dispatcher=other.dispatcher,
-        drops_early=other.drops_early,
-        carves=other.carves,
-        loads=other.loads,
-    )
 
 
 def _devices(sections: list[DeviceSection]) -> tuple[Device, ...]:

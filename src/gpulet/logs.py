@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gpulet.core.messages import FIRST_STAGE_REQUEST, Command, Drop, Event, Fail, Reason, RequestId
+from gpulet.core.messages import FIRST_STAGE_REQUEST, Command, Drop, Event, Explain, Fail, Reason, RequestId
 from gpulet.core.messages import Reject as Rejected
 from gpulet.units import Instant
 
@@ -102,3 +102,10 @@ class RefusalLog:
         reasons = {str(reason).replace(" ", "_"): count for reason, count in counts.items()}
         example = {"first_request": self._example, "client_request_id": self._name}
         tell("requests_refused", total=sum(counts.values()), **example, **reasons)
+
+
+def tell_changes(now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:  # noqa: ARG001 (an observer)
+    """Why plans change, or do not."""
+    for command in commands:
+        if isinstance(command, Explain):
+            tell("plan", number=command.number, seen=command.seen, considered=command.considered, chosen=command.chosen)

@@ -6,6 +6,7 @@ One type carries every published way to share a device:
 - only which models are resident (Clockwork, Triton: `residents`).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -14,7 +15,7 @@ from gpulet.device import Device, Mechanism, Placement, Size, overcut
 from gpulet.units import Duration, to_ms
 
 GpuletId = int
-"""Its place in `Plan.gpulets`."""
+"""Its number, one of its own in a plan. A gpulet that stays from one plan to the next keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,12 @@ class Plan:
     @property
     def devices_used(self) -> int:
         """How many devices carry anything."""
-        return len(set(self._used()))
+        return len(self.in_use)
+
+    @property
+    def in_use(self) -> frozenset[int]:
+        """The devices that carry anything."""
+        return frozenset(self._used())
 
     def hosts(self, model: str) -> tuple[Gpulet, ...]:
         """The gpulets on which `model` has a turn."""
@@ -188,9 +194,9 @@ class Plan:
     def _unknown_devices(self) -> Iterator[str]:
         known = {d.index for d in self.devices}
         yield from (f"device {d} is not one of the {len(known)} devices" for d in self._used() if d not in known)
-        for place, gpulet in enumerate(self.gpulets):
-            if gpulet.id != place:
-                yield f"gpulet {gpulet.id} stands at place {place}"
+        for number, count in Counter(g.id for g in self.gpulets).items():
+            if count > 1:
+                yield f"{count} gpulets have the number {number}"
 
     def _overcut(self) -> Iterator[str]:
         for device in self.devices:

@@ -14,14 +14,18 @@ from gpulet.api.info import Document
 from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
 from gpulet.config import ModelSection
+from gpulet.core.control import Controlled
 from gpulet.core.fleet import Fleet
 from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
+from gpulet.core.scheduler import Scheduler
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
 from gpulet.executors.base import LiveExecutor, Signature
+from gpulet.executors.building import Building
+from gpulet.executors.change import Gently
 from gpulet.executors.loading import EmulatedLoader, Loader, WorkerLoader
 from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.stations import Patience
@@ -32,15 +36,17 @@ from gpulet.frontend import FrontEnd, Ports, bind
 from gpulet.grounds import ground_of, program_of
 from gpulet.journalfile import JournalFile
 from gpulet.loads import Files, Poller, make_residency
-from gpulet.logs import RefusalLog, tell
+from gpulet.logs import RefusalLog, tell, tell_changes
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.planning_process import PlanningProcess, Question
 from gpulet.repository.completing import as_json, complete
 from gpulet.residency import Residency
-from gpulet.systems import make_metrics, make_scheduler
+from gpulet.steering import make_core
+from gpulet.systems import make_metrics
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
-from gpulet.units import SECOND
+from gpulet.units import SECOND, from_ms
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class LiveServer:
     journal: JournalFile | None
     drain_s: float
     residency: Residency
+    planning: PlanningProcess | None = None
     poller: Poller | None = None
     tracing: Tracing | None = None
 
@@ -83,6 +90,8 @@ class LiveServer:
         if self.poller:
             await self.poller.close()
         await self.residency.close()
+        if self.planning:
+            await self.planning.close()
         if not await self.live.drain(self.drain_s):
             tell("drain_incomplete", after_s=self.drain_s)
         await self.ends.close()
@@ -101,18 +110,19 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     """
     plan, server = plan.unfolded(), site.config.server
     ports = bind(site)
-    scheduler = make_scheduler(site.system, problem, plan, site.limits)
     timer = LiveTimer(asyncio.get_running_loop())
+    core = make_core(site.config.control, site.system, problem, plan, site.limits, timer.now())
     journal = _journal(site, Header.of(site.dispatcher_name, problem, plan, site.limits))
     metrics = make_metrics(problem, plan, timer.now())
-    live = Live(scheduler, timer, metrics, journal.write if journal else None)
-    catalog = _catalog(site, problem, scheduler.fleet)
+    live = Live(core, timer, metrics, journal.write if journal else None)
+    planning = _planning(site, problem, core, live)
+    catalog = _catalog(site, problem, core.fleet)
     tracing = _observe(site, live, catalog)
     _tell_other_mechanisms(site, plan)
     files = Files(site, problem, plan)
     residency = make_residency(site, plan, files, live, catalog)
     if site.executor == "simulated":
-        executor, loader = _emulated(problem, plan, live, catalog)
+        executor, loader = _emulated(site, problem, plan, live, catalog)
     else:
         executor, loader = _manned(site, plan, live, catalog, files, residency.wanted)
     live.attach(executor)
@@ -121,7 +131,19 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     control = residency if server.model_control == "explicit" else ReadOnly(residency)
     ends = _ends(ports, live, catalog, control, executor, files)
     poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
-    return LiveServer(live, executor, catalog, ends, journal, server.drain_s, residency, poller, tracing)
+    return LiveServer(live, executor, catalog, ends, journal, server.drain_s, residency, planning, poller, tracing)
+
+
+def _planning(site: Site, problem: Problem, core: Scheduler | Controlled, live: Live) -> PlanningProcess | None:
+    """Whoever makes plans while serving, where the core asks for any."""
+    if isinstance(core, Scheduler):
+        return None
+    fleet = site.config.fleet
+    question = Question(site.name, fleet.planner, fleet.dispatcher, site.limits, problem)
+    planning = PlanningProcess(question, lambda: core.problem, live.feed)
+    live.ask = planning.ask
+    live.show(tell_changes)
+    return planning
 
 
 def _journal(site: Site, header: Header) -> JournalFile | None:
@@ -166,12 +188,21 @@ def _tell_other_mechanisms(site: Site, plan: Plan) -> None:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
 
 
-def _emulated(problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> tuple[LiveExecutor, Loader]:
+def _emulated(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> tuple[LiveExecutor, Loader]:
     """Nobody runs anything, and answers come when profiles say."""
     whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
     catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
     interference = problem.interference
-    simulated = Simulated(problem.profile, plan, live.timer, live.feed, keeps_rows=True, interference=interference)
+    build_time = from_ms(site.config.control.build_ms)
+    simulated = Simulated(
+        problem.profile,
+        plan,
+        live.timer,
+        live.feed,
+        keeps_rows=True,
+        interference=interference,
+        build_time=build_time,
+    )
     return simulated, EmulatedLoader(catalog.signatures)
 
 
@@ -185,6 +216,7 @@ def _manned(
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     waiting = catalog.fleet.waiting
+    workers.building = Building(workers, Gently(lambda: bool(waiting)))
     return workers, WorkerLoader(workers, round(site.config.server.drain_s * SECOND), lambda: bool(waiting))
 
 

@@ -5,6 +5,7 @@ A system of your own is `package.module:NAME`, where NAME is a `System` (docs/yo
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from gpulet.baselines import EVALUATED
@@ -41,7 +42,7 @@ from gpulet.system import System
 from gpulet.units import Instant
 from gpulet.useful import useful_sizes
 
-__all__ = ["SYSTEMS", "System", "find_system", "make_metrics", "make_scheduler"]
+__all__ = ["SYSTEMS", "System", "composed", "find_system", "make_metrics", "make_scheduler"]
 
 _ROUGH = Quick(2_000, 3, PERCENTILE)
 
@@ -177,6 +178,22 @@ def find_system(name: str) -> System:
         msg = f"unknown system {name!r}; known are {', '.join(SYSTEMS)}, or package.module:NAME for your own"
         raise ConfigError(msg)
     return SYSTEMS[name]
+
+
+def composed(name: str, planner: str = "", dispatcher: str = "") -> System:
+    """The system of that name, with the planner of another and the dispatcher of a third, where they are named."""
+    base = find_system(name)
+    plans = find_system(planner) if planner else base
+    other = find_system(dispatcher) if dispatcher else base
+    return replace(
+        base,
+        planner=plans.planner,
+        prober=plans.prober,
+        dispatcher=other.dispatcher,
+        drops_early=other.drops_early,
+        carves=other.carves,
+        loads=other.loads,
+    )
 
 
 def _import_system(name: str) -> System:

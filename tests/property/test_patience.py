@@ -45,7 +45,7 @@ def held(world, now):
     """(queue, gpulet) of what waits although an idle gpulet that has its model could still serve the first in time."""
     fleet = world.scheduler.fleet
     for name in NAMES:
-        for gpulet in (g for g in fleet.gpulets if g.is_idle and name in g.planned.models):
+        for gpulet in (g for g in fleet.gpulets.values() if g.is_idle and name in g.planned.models):
             for queue in fleet.central(name):
                 if now + PROFILE.latency(name, gpulet.planned.size.sms, queue.head.rows) <= queue.head.deadline:
                     yield queue, gpulet

@@ -45,7 +45,7 @@ def test_a_plan_file_serves_the_simulator(gpulet, tmp_path):
         "gpu_area_s",
     }
     assert one["total"]["arrived"] == sum(m["arrived"] for m in one["models"].values())
-    assert set(one["devices"][0]) == {"busy", "allocated", "useful", "switches", "resizes"}
+    assert set(one["devices"][0]) == {"busy", "allocated", "useful", "in_use", "switches", "resizes"}
     assert 0 < one["devices"][0]["useful"] <= one["devices"][0]["busy"] <= one["devices"][0]["allocated"] <= 1
     assert set(one["fairness"]) == {"runtime", "area", "goodput"}
 

@@ -285,7 +285,7 @@ class Checked(Elsa):
         return left + sum(self.latency(gpulet, r) for r in gpulet.queue)
 
     def bind(self, now, request, fleet):
-        able = [g for g in fleet.gpulets if request.model in g.planned.models and self.latency(g, request)]
+        able = [g for g in fleet.gpulets.values() if request.model in g.planned.models and self.latency(g, request)]
         able = [g for g in able if g.is_up] or able
         waits = {g.id: self.wait(now, g) for g in able}
         chosen = super().bind(now, request, fleet)
@@ -390,10 +390,9 @@ def test_a_stall_counts_as_twice_the_profile_at_most():
 # its cost -------------------------------------------------------------------------------------------------------------
 
 
-class Counted(tuple):
+class Counted(dict):
     """The fleet's gpulets, that count how often one is looked at."""
 
-    __slots__ = ()
     looks = 0
 
     def __getitem__(self, place):

@@ -27,7 +27,8 @@ OPEN = "application/openmetrics-text; version=1.0.0"
 
 
 class Fleet:
-    gpulets = (SimpleNamespace(id=0, is_up=True),)
+    def __init__(self):
+        self.gpulets = {0: SimpleNamespace(id=0, is_up=True)}
 
 
 class Fold:

@@ -153,7 +153,7 @@ def test_nothing_waits_while_a_gpulet_that_could_run_it_is_idle(arrivals, deaths
     fleet = w.scheduler.fleet
 
     def check(*_):
-        idle = {model for g in fleet.gpulets if g.is_idle for model in g.planned.models}
+        idle = {model for g in fleet.gpulets.values() if g.is_idle for model in g.planned.models}
         assert idle.isdisjoint(queue.model for queue in fleet.waiting.values())
 
     w.simulation._observers = (*w.simulation._observers, check)  # noqa: SLF001 (before anything runs)

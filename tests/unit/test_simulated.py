@@ -104,5 +104,5 @@ def test_processes_of_a_gpulet_each_run_a_batch_at_their_own_latency(system):
     assert shared == 1.5 * profile.latency("m0", 4, 4)
     assert [(now, c.on, c.expected) for now, c in runs] == [(0, 0, shared), (0, 1, shared), (shared, 0, shared)]
     assert metrics.report(2 * shared)["devices"] == [
-        {"busy": 0.5 * 0.75, "allocated": 0.5, "useful": 0.5 * 0.75, "switches": 0, "resizes": 0}
+        {"busy": 0.5 * 0.75, "allocated": 0.5, "useful": 0.5 * 0.75, "in_use": 1.0, "switches": 0, "resizes": 0}
     ]

@@ -70,6 +70,7 @@ def test_carves_are_allocated_while_they_run():
         "busy": held / (8 * 20),
         "allocated": held / (8 * 20),
         "useful": (4 * 10 + 2 * 4 + 4 * 4) / (8 * 20),
+        "in_use": 1.0,
         "switches": 2,
         "resizes": 1,
     }
@@ -91,6 +92,7 @@ def test_gpulets_are_allocated_all_the_time_and_switch_each_by_itself():
         "busy": (4 * 4 + 2 * 2 + 4 * 2 + 4 * 2 + 4 * 4) / (8 * 20),
         "allocated": 6 / 8,
         "useful": (3 * 4 + 2 * 2 + 4 * 2 + 3 * 2 + 3 * 4) / (8 * 20),
+        "in_use": 1.0,
         "switches": 2,
         "resizes": 0,
     }
@@ -108,6 +110,7 @@ def test_runs_that_overlap_on_an_uncut_device_count_for_all_of_it():
         "busy": 8 * 12 / (8 * 16),
         "allocated": 1,
         "useful": (5 * 4 + 8 * 4 + 5 * 4) / (8 * 16),
+        "in_use": 1.0,
         "switches": 0,
         "resizes": 0,
     }

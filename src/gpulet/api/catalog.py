@@ -83,13 +83,13 @@ class Catalog:
             return all(self.is_ready(model) for model in self.applications[name])
         if name in self.fleet.closed:
             return name in self.asleep
-        hosts = [g for g in self.fleet.gpulets if name in g.planned.models]
+        hosts = [g for g in self.fleet.gpulets.values() if name in g.planned.models]
         return name in self.signatures and (any(g.is_up for g in hosts) if hosts else self.serves(name))
 
     @property
     def is_carved(self) -> bool:
         """Every gpulet is up, or where there is none every model loaded; who is refused by name or shut is not waited for."""
         absent = {*self.refused, *self.fleet.closed}
-        wanted = [g for g in self.fleet.gpulets if not set(g.planned.models) <= absent]
+        wanted = [g for g in self.fleet.gpulets.values() if not set(g.planned.models) <= absent]
         is_loaded = bool(self.fleet.gpulets) or {*self.models} <= {*self.signatures, *absent, *self.applications}
         return self.is_open and is_loaded and all(g.is_up for g in wanted)

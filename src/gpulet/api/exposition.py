@@ -129,7 +129,7 @@ class _Collector(Collector):
         batches = CounterMetricFamily("gpulet_batches", "batches run", labels=label)
         rows = CounterMetricFamily("gpulet_rows", "rows run", labels=label)
         run = HistogramMetricFamily("gpulet_run_seconds", "time of one batch", labels=label)
-        for state in self._fleet.gpulets:
+        for state in tuple(self._fleet.gpulets.values()):
             use, name = self._metrics.gpulets[state.id], str(state.id)
             up.add_metric((name,), float(state.is_up))
             sms.add_metric((name, str(use.device)), use.sms)

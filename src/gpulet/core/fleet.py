@@ -1,7 +1,7 @@
 """The state of the fleet: what waits, what runs, what is free. The scheduler changes it, dispatchers read it."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain, islice
 from typing import Final
@@ -125,15 +125,20 @@ def _unlike(one: Request, other: Request) -> bool:
 
 
 class GpuletState:
-    """One gpulet: its part of the plan, its own queue, and what it runs. `busy_until` is a prediction."""
+    """One gpulet: its part of the plan, its own queue, and what it runs. `busy_until` is a prediction.
 
-    __slots__ = ("busy_until", "id", "is_up", "planned", "queue", "running")
+    `held` are the models that were brought up with it, which are still there when a later plan gives it fewer.
+    """
+
+    __slots__ = ("busy_until", "held", "id", "is_leaving", "is_up", "planned", "queue", "running")
 
     def __init__(self, planned: Gpulet) -> None:
         self.planned = planned
         self.id = planned.id
         self.queue = Queue(planned.id)
+        self.held = frozenset(planned.models)
         self.is_up = False
+        self.is_leaving = False
         self.running: BatchId = 0
         self.busy_until: Instant = 0
 
@@ -141,6 +146,10 @@ class GpuletState:
     def is_idle(self) -> bool:
         """Up, and runs nothing."""
         return self.is_up and not self.running
+
+    def may_run(self, requests: Iterable[Request]) -> bool:
+        """Whether these may wait here, by the plan in force."""
+        return not self.is_leaving and {r.model for r in requests} <= set(self.planned.models)
 
 
 class DeviceState:
@@ -164,14 +173,11 @@ class Fleet:
     def __init__(self, models: Mapping[str, Model], plan: Plan) -> None:
         self.models = models
         self.closed: set[str] = set()
-        self.gpulets = tuple(GpuletState(g) for g in plan.gpulets)
+        self.gpulets = {g.id: GpuletState(g) for g in plan.gpulets}
         self.devices = {d.index: DeviceState(d) for d in plan.devices}
         self.queues: dict[str, dict[str, Queue]] = {name: {} for name in models}
         self.waiting: dict[int, Queue] = {}
-        for resident in plan.residents:
-            state = self.devices[resident.device]
-            state.resident.add(resident.model)
-            state.memory_used += resident.memory
+        self.settle_in(plan)
 
     def queue(self, model: str, shape: str) -> Queue:
         """The central queue of a model and shape class."""
@@ -187,6 +193,21 @@ class Fleet:
         """The central queues of a model that hold requests, one for each shape class."""
         return (queue for queue in self.queues[model].values() if queue)
 
+    def unserved(self, plan: Plan) -> set[str]:
+        """The models that a plan says where to run none of: what comes for them waits until its deadline at the most."""
+        return {name for name in self.models if plan.in_use and not plan.serves(name)}
+
+    def filled(self) -> Iterator[Queue]:
+        """Every queue that holds requests."""
+        yield from (queue for shapes in self.queues.values() for queue in shapes.values() if queue)
+        yield from (gpulet.queue for gpulet in self.gpulets.values() if gpulet.queue)
+
+    def settle_in(self, plan: Plan) -> None:
+        """The residents of another plan are there."""
+        for state in self.devices.values():
+            mine = {r.model: r.memory for r in plan.residents if r.device == state.device.index}
+            state.resident, state.memory_used = set(mine), sum(mine.values())
+
     def load(self, load: Load) -> None:
         """A model begins to load; its memory must fit."""
         device = self.devices[load.device]
@@ -198,6 +219,10 @@ class Fleet:
     def unload(self, unload: Unload) -> None:
         """A model begins to leave: nothing more of it starts here."""
         self.devices[unload.device].resident.discard(unload.model)
+
+    def shut(self, model: str, *, is_shut: bool) -> None:
+        """Nothing may arrive for it from now on, or it may again."""
+        (self.closed.add if is_shut else self.closed.discard)(model)
 
     def settle(self, event: Loaded | Unloaded) -> None:
         """A load or an unload is done."""

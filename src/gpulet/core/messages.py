@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from gpulet.plan import GpuletId
+from gpulet.model import Model
+from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
 
 RequestId: TypeAlias = int
@@ -119,8 +120,91 @@ class Stopping(_Message, frozen=True):
     """No more arrivals are taken; what waits and runs is finished."""
 
 
+class Replanned(_Message, frozen=True):
+    """What became of `Replan` of that number: a plan, or none and why; what share of the demand each would serve in time.
+
+    `before` is predicted for the plan in force, `after` for the new one.
+    """
+
+    number: int
+    plan: Plan | None
+    why: str = ""
+    before: float = 1.0
+    after: float = 1.0
+
+
+class Force(_Message, frozen=True):
+    """Somebody wants this plan, whatever is predicted; `ticket` is theirs: the change's number is its negative."""
+
+    ticket: int
+    plan: Plan
+
+
+class Freeze(_Message, frozen=True):
+    """The plan in force stays, whatever happens, until it is thawed (`is_on` false) or another is forced."""
+
+    is_on: bool
+
+
+class DeviceOut(_Message, frozen=True):
+    """No plan may use this device from now on: it is to be drained, or lost."""
+
+    device: int
+
+
+class DeviceIn(_Message, frozen=True):
+    """It may be used again."""
+
+    device: int
+
+
+class Hint(_Message, frozen=True):
+    """Somebody knows that so many rows/s of a model are coming."""
+
+    model: str
+    rate: float
+
+
+class Revise(_Message, frozen=True):
+    """A model has another objective, or other bounds, from now on."""
+
+    model: Model
+
+
+class Built(_Message, frozen=True):
+    """All that the plan of `Build` of that number needs stands beside what serves: loaded, proven, warm."""
+
+    number: int
+
+
+class NotBuilt(_Message, frozen=True):
+    """A step of that `Build` failed, and what it had brought up is taken down again."""
+
+    number: int
+    error: str
+
+
 Event: TypeAlias = (
-    Arrived | Finished | RunFailed | Cancelled | GpuletUp | GpuletDown | Loaded | Unloaded | Opened | Closed | Stopping
+    Arrived
+    | Finished
+    | RunFailed
+    | Cancelled
+    | GpuletUp
+    | GpuletDown
+    | Loaded
+    | Unloaded
+    | Opened
+    | Closed
+    | Stopping
+    | Replanned
+    | Force
+    | Freeze
+    | DeviceOut
+    | DeviceIn
+    | Hint
+    | Revise
+    | Built
+    | NotBuilt
 )
 
 
@@ -196,4 +280,49 @@ class Gather(_Message, frozen=True):
     batches: tuple[BatchId, ...]
 
 
-Command: TypeAlias = Start | Answer | Reject | Drop | Fail | Load | Unload | Spawn | Gather
+class Replan(_Message, frozen=True):
+    """Plan for this demand, rows/s by model, on these devices; answered by `Replanned`. `why` is what was seen.
+
+    `fewest`: on as few of the devices as will do. `is_needed`: a plan in force that holds is to be left alone.
+    """
+
+    number: int
+    demand: dict[str, float]
+    devices: tuple[int, ...]
+    why: str
+    fewest: bool = False
+    is_needed: bool = True
+
+
+class Build(_Message, frozen=True):
+    """Bring up what this plan needs beside what serves; answered by `Built` or `NotBuilt`. A gpulet that stays has its number."""
+
+    number: int
+    plan: Plan
+
+
+class Adopt(_Message, frozen=True):
+    """The plan is in force: what it does not have starts nothing more, and what is new starts once its place is free."""
+
+    number: int
+    plan: Plan
+
+
+class Retire(_Message, frozen=True):
+    """A gpulet runs nothing and is in no plan in force: its worker may go."""
+
+    gpulet: GpuletId
+
+
+class Explain(_Message, frozen=True):
+    """Why a change is begun, carried out, or left: what was seen, what was considered, what was chosen."""
+
+    number: int
+    seen: str
+    considered: str
+    chosen: str
+
+
+Command: TypeAlias = (
+    Start | Answer | Reject | Drop | Fail | Load | Unload | Spawn | Gather | Replan | Build | Adopt | Retire | Explain
+)

@@ -13,6 +13,7 @@ from gpulet.core.estimates import EstimateRow, Estimates
 from gpulet.core.fairness import jain
 from gpulet.core.messages import (
     FIRST_STAGE_REQUEST,
+    Adopt,
     Answer,
     Arrived,
     BatchId,
@@ -27,6 +28,7 @@ from gpulet.core.messages import (
     Reason,
     Reject,
     RequestId,
+    Retire,
     RunFailed,
     Spawn,
     Start,
@@ -67,7 +69,7 @@ _UNMEASURED = Finished(0)
 class Metrics:
     """Folds every step's messages. Unknown models are counted together under `""`; `phases` is where requests were.
 
-    `models` are all names that requests may have, `applications` those among them that only lead to others' runs;
+    `changes` counts plans that came into force while it ran. `models` are all names that requests may have, `applications` those among them that only lead to others' runs;
     `stages` counts stage requests once more. `knees` are SMs by model, as `Usage` says; `begins` is when the run does.
     """
 
@@ -83,6 +85,7 @@ class Metrics:
         self.models: dict[str, Counts] = {name: Counts() for name in models}
         self.phases: dict[str, Phases] = {name: Phases() for name in models}
         self.stages = Counts()
+        self.changes = 0
         self.estimates = Estimates(models)
         self._has_stages = False
         self.usage = Usage(plan, knees or {}, begins)
@@ -104,17 +107,32 @@ class Metrics:
                     self._start(now, command)
                 case Reject() | Drop() | Fail():
                     self._refuse(now, command.request, command.reason)
-                case Spawn():
-                    self._open[command.request.id] = command.request
-                    self._counts(command.request.model).arrived += 1
-                    self.stages.arrived += 1
-                    self._has_stages = True
-                case Gather():
-                    request = self._open.pop(command.request)
-                    self.models[request.model].end(request, now)
-                    self.phases[request.model].last = now
                 case _:
-                    pass
+                    self._fold(now, command)
+
+    def _fold(self, now: Instant, command: Command) -> None:
+        """What is rarer."""
+        match command:
+            case Spawn():
+                self._open[command.request.id] = command.request
+                self._counts(command.request.model).arrived += 1
+                self.stages.arrived += 1
+                self._has_stages = True
+            case Gather():
+                request = self._open.pop(command.request)
+                self.models[request.model].end(request, now)
+                self.phases[request.model].last = now
+            case Adopt() | Retire():
+                self._change(now, command)
+            case _:
+                pass
+
+    def _change(self, now: Instant, command: Adopt | Retire) -> None:
+        self.changes += isinstance(command, Adopt)
+        if isinstance(command, Adopt):
+            self.usage.adopt(now, command.plan)
+        else:
+            self.usage.retire(command.gpulet)
 
     def _take_in(self, now: Instant, event: Event) -> None:
         match event:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 from gpulet.application import Application
 from gpulet.core.fleet import CENTRAL, Central, Fleet, GpuletState, Queue
-from gpulet.core.messages import Carve, Load, Reason, Unload
+from gpulet.core.messages import Carve, Command, Event, Load, Reason, Unload
 from gpulet.device import Device
 from gpulet.errors import PlanError
 from gpulet.interference import Interference
@@ -24,6 +24,7 @@ from gpulet.units import NEVER, Duration, Instant
 __all__ = [
     "CENTRAL",
     "Changed",
+    "Core",
     "Decision",
     "Dispatcher",
     "Infeasible",
@@ -84,6 +85,25 @@ class Decision:
         self.unload = unload
         self.wake_at = wake_at
         self.more = more
+
+
+class Core(Protocol):
+    """What a driver drives: a scheduler, with live control or without. `wake_at`: when to step even without an event."""
+
+    wake_at: Instant
+
+    @property
+    def applications(self) -> Mapping[str, Application]:
+        """By name."""
+        ...
+
+    def step(self, now: Instant, *events: Event) -> list[Command]:
+        """Absorb events, then say what to do."""
+        ...
+
+    def holds(self, model: str) -> bool:
+        """Whether anything waits or runs for it."""
+        ...
 
 
 class Dispatcher(Protocol):

@@ -8,37 +8,49 @@ nothing starts at or after its deadline; queues are bounded. A dispatcher that a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
 from typing import assert_never
 
 from gpulet.application import Application
 from gpulet.core.applications import Flows
-from gpulet.core.fleet import CENTRAL, Fleet, Queue
+from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
+from gpulet.core.handover import Handover
 from gpulet.core.messages import (
     Answer,
     Arrived,
     BatchId,
+    Built,
     Cancelled,
     Carve,
     Closed,
     Command,
+    DeviceIn,
+    DeviceOut,
     Drop,
     Event,
     Fail,
     Finished,
+    Force,
+    Freeze,
     GpuletDown,
     GpuletUp,
+    Hint,
     Loaded,
+    NotBuilt,
     Opened,
     Reason,
     Reject,
+    Replanned,
     RequestId,
+    Retire,
+    Revise,
     RunFailed,
     Start,
     Stopping,
     Unloaded,
 )
 from gpulet.core.ports import Changed, Decision, Dispatcher, Run
+from gpulet.core.running import Running, RunningBatch
+from gpulet.core.waiting import Waiting
 from gpulet.model import Model
 from gpulet.plan import GpuletId, Plan
 from gpulet.request import Request
@@ -51,15 +63,6 @@ class Limits:
 
     max_queue: int = 4096
     early_drop: bool = True
-
-
-class _Running:
-    __slots__ = ("on", "queue", "requests")
-
-    def __init__(self, on: GpuletId | Carve, queue: Queue, requests: Sequence[Request]) -> None:
-        self.on = on
-        self.queue = queue
-        self.requests = requests
 
 
 class Scheduler:
@@ -78,25 +81,42 @@ class Scheduler:
         self.wake_at: Instant = NEVER
         self._dispatcher = dispatcher
         self._limits = limits
-        self._running: dict[BatchId, _Running] = {}
-        self._last_batch: BatchId = 0
-        self._depth = dict.fromkeys(models, 0)
-        self._deadlines: list[tuple[Instant, RequestId]] = []
+        self._waiting = Waiting(self.fleet)
+        self._deadlines = self._waiting.deadlines
+        self._running = Running(self.fleet)
         self._retried: set[RequestId] = set()
         self._alarm: Instant = NEVER
         self._is_stopping = False
         self._flows = Flows(applications, models)
         self._parts = self._flows.parts
         self._abandoned = self._flows.abandoned
+        self._handover = Handover(self.fleet)
+        self._next: tuple[Plan, Dispatcher] | None = None
+        self._retired: list[GpuletId] = []
+        self._unserved = self.fleet.unserved(plan)
 
     @property
     def is_idle(self) -> bool:
         """Nothing waits, nothing runs, and no application request is in progress."""
         return not self._running and not self.fleet.waiting and self._flows.is_idle
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether gpulets of an earlier plan still run, or a plan waits for what runs to end."""
+        return bool(self._handover.leaving) or self._next is not None
+
     def holds(self, model: str) -> bool:
         """Whether anything waits or runs for it."""
-        return bool(self._depth[model]) or any(run.requests[0].model == model for run in self._running.values())
+        return bool(self._waiting.depth[model]) or self._running.holds(model)
+
+    def adopt(self, plan: Plan, dispatcher: Dispatcher) -> None:
+        """From the next step on this plan is in force, and its dispatcher asked; not while the fleet `is_changing`.
+
+        A gpulet that has a number of the plan in force stays, another begins once its place is free. Where runs have sizes of
+        their own, the next ones wait until nothing runs.
+        """
+        assert not self.is_changing, "a plan is just being adopted"
+        self._next = plan, dispatcher
 
     def step(self, now: Instant, *events: Event) -> list[Command]:
         """Absorb events, then say what to do. Call it also, empty-handed, at `wake_at`."""
@@ -104,19 +124,25 @@ class Scheduler:
         changed = Changed()
         for event in events:
             self._absorb(now, event, changed, commands)
-        if self._deadlines and self._deadlines[0][0] <= now:
+        if self._next:
+            self._hand_over(now, changed, commands)
+        deadlines = self._deadlines
+        if deadlines and deadlines[0][0] <= now:
             self._expire(now, changed, commands)
         if self._abandoned:
             self._abandon(changed, commands)
         if self._alarm <= now:
             changed.alarm = True
-        if events or changed.alarm or changed.queues:
+        if (events or changed.alarm or changed.queues or changed.gpulets) and not self._next:
             self._dispatch(now, changed, commands)
-        self.wake_at = self._next_wake()
+        if self._retired:
+            commands.extend(map(Retire, self._retired))
+            self._retired.clear()
+        self.wake_at = self._waiting.soonest(self._alarm) if deadlines else self._alarm
         assert self.wake_at > now, f"asked to be woken at {self.wake_at}, which is not after {now}"
         return commands
 
-    def _absorb(self, now: Instant, event: Event, changed: Changed, commands: list[Command]) -> None:  # noqa: C901
+    def _absorb(self, now: Instant, event: Event, changed: Changed, commands: list[Command]) -> None:  # noqa: C901, PLR0912 (one case each)
         match event:
             case Arrived():
                 self._arrive(now, event.request, changed, commands)
@@ -129,19 +155,21 @@ class Scheduler:
                 self._give_up(event.request, Reason.CANCELLED, changed, commands)
                 self._flows.cancel(event.request, commands)
             case GpuletUp():
-                self.fleet.gpulets[event.gpulet].is_up = True
-                changed.gpulets.append(self.fleet.gpulets[event.gpulet])
+                self._handover.built(event.gpulet)
+                changed.gpulets.extend(self._handover.rise())
             case GpuletDown():
                 self._lose(now, event.gpulet, changed, commands)
             case Loaded() | Unloaded():
                 self.fleet.settle(event)
                 changed.devices.append(event.device)
-            case Opened():
-                self.fleet.closed.discard(event.model)
-            case Closed():
-                self.fleet.closed.add(event.model)
+            case Opened() | Closed():
+                self.fleet.shut(event.model, is_shut=isinstance(event, Closed))
             case Stopping():
                 self._is_stopping = self._flows.is_stopping = True
+            case NotBuilt():
+                self._handover.forget()
+            case Replanned() | Built() | Force() | Freeze() | DeviceOut() | DeviceIn() | Hint() | Revise():
+                pass  # whoever steers says what becomes of it
             case _:
                 assert_never(event)
 
@@ -153,20 +181,25 @@ class Scheduler:
             return commands.append(Reject(request.id, Reason.TOO_LARGE))
         if (self._is_stopping or request.model in self.fleet.closed) and request.id not in self._parts:
             return commands.append(Reject(request.id, Reason.STOPPED if self._is_stopping else Reason.NOT_LOADED))
-        if self._depth[request.model] >= (model.max_queue or self._limits.max_queue):
+        if self._waiting.depth[request.model] >= (model.max_queue or self._limits.max_queue):
             return commands.append(Reject(request.id, Reason.QUEUE_FULL))
+        reason = self._queue(now, request, changed)
+        if reason is not None:
+            commands.append(Reject(request.id, reason))
+        elif self._limits.early_drop or request.hard or request.model in self._unserved:
+            self._waiting.watch((request,))
+        return None
+
+    def _queue(self, now: Instant, request: Request, changed: Changed) -> Reason | None:
+        """Where the dispatcher says; or why nowhere."""
         place = self._dispatcher.bind(now, request, self.fleet)
         if place is CENTRAL:
             queue = self.fleet.queue(request.model, request.shape)
         elif isinstance(place, Reason):
-            return commands.append(Reject(request.id, place))
+            return place
         else:
             queue = self.fleet.gpulets[place].queue
-        queue.append(request)
-        self._depth[request.model] += 1
-        self.fleet.waiting[request.id] = queue
-        if self._limits.early_drop or request.hard:
-            heappush(self._deadlines, (request.deadline, request.id))
+        self._waiting.join(request, queue)
         changed.queues.append(queue)
         return None
 
@@ -185,23 +218,72 @@ class Scheduler:
         commands.append(Fail(request_id, reason))
         self._flows.lose(request_id, Fail, reason, commands)
 
-    def _release(self, batch: BatchId, changed: Changed) -> _Running:
+    def _release(self, batch: BatchId, changed: Changed) -> RunningBatch:
         """Free what the batch ran on."""
-        running = self._running.pop(batch)
-        on = running.on
-        if isinstance(on, Carve):
-            self.fleet.devices[on.device].free_sms += on.size
-            changed.devices.append(on.device)
-            changed.ended.append(running.requests)
+        ended = self._running.end(batch)
+        if isinstance(ended.on, Carve):
+            changed.devices.append(ended.on.device)
+            changed.ended.append(ended.requests)
+        elif ended.on.is_leaving:
+            self._leave(ended.on, changed)
         else:
-            gpulet = self.fleet.gpulets[on]
-            gpulet.running = 0
-            changed.gpulets.append(gpulet)
-        return running
+            changed.gpulets.append(ended.on)
+        return ended
+
+    def _leave(self, gpulet: GpuletState, changed: Changed) -> None:
+        """It runs nothing any more: whoever waits for its place may begin."""
+        self._handover.left(gpulet)
+        self._retired.append(gpulet.id)
+        changed.gpulets.extend(self._handover.rise())
+
+    def _hand_over(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
+        """The plan that waits comes into force, and its dispatcher is told of everything that there is.
+
+        Where runs have sizes of their own it waits until nothing runs: the new plan knows nothing of them.
+        """
+        assert self._next, "a plan waits"
+        plan, dispatcher = self._next
+        if self._running and (not plan.gpulets or not self.fleet.gpulets or self._running.has_carves):
+            self._alarm = NEVER
+            return
+        self._next, self._dispatcher, self._alarm = None, dispatcher, NEVER
+        gone = self._handover.begin(plan)
+        self.fleet.settle_in(plan)
+        for state in gone:
+            if not state.running:
+                self._handover.left(state)
+                self._retired.append(state.id)
+        changed.gpulets = [state for state in self.fleet.gpulets.values() if state.is_up]
+        changed.gpulets.extend(self._handover.rise())
+        self._unserved = self.fleet.unserved(plan)
+        for name in self._unserved:  # nobody may wait for ever
+            for queue in self.fleet.central(name):
+                self._waiting.watch(queue)
+        changed.devices, changed.ended = list(self.fleet.devices), []
+        changed.queues = [*self.fleet.filled()]
+        for state in (*gone, *self.fleet.gpulets.values()):
+            astray = [r for r in state.queue if not state.may_run((r,))]
+            self._rebind(now, state.queue, astray, changed, commands)
+
+    def _rebind(
+        self, now: Instant, queue: Queue, requests: Sequence[Request], changed: Changed, commands: list[Command]
+    ) -> None:
+        """What waited for a gpulet that is not to run it waits where the dispatcher says; what can wait nowhere is given up."""
+        for request in requests:
+            self._waiting.leave(queue, (request,))
+        for request in requests:
+            reason = self._queue(now, request, changed)
+            if reason is not None:
+                self._retried.discard(request.id)
+                commands.append(Drop(request.id, reason))
+                self._flows.lose(request.id, Drop, reason, commands)
 
     def _lose(self, now: Instant, lost: GpuletId, changed: Changed, commands: list[Command]) -> None:
         """A worker died: its batch is tried once more if deadlines allow, else failed."""
-        gpulet = self.fleet.gpulets[lost]
+        gpulet = self._handover.find(lost)
+        self._handover.fell(lost)
+        if gpulet is None:
+            return
         gpulet.is_up = False
         if not gpulet.running:
             return
@@ -215,27 +297,23 @@ class Scheduler:
             if request not in again:
                 self._retried.discard(request.id)
                 self._fail(request.id, Reason.WORKER_LOST, commands)
-        queue = running.queue
-        if queue.owner is CENTRAL:
-            queue = self.fleet.queue(queue.model, queue.shape)  # it may have been forgotten while it was empty
-        queue.restore(again)
-        for request in again:
-            self._retried.add(request.id)
-            self._depth[request.model] += 1
-            self.fleet.waiting[request.id] = queue
-            heappush(self._deadlines, (request.deadline, request.id))
-        changed.queues.append(queue)
+        self._retried.update(r.id for r in again)
+        queue = self._waiting.rejoin(running.queue, again)
+        if queue is gpulet.queue and not gpulet.may_run(again):
+            self._rebind(now, queue, again, changed, commands)
+        else:
+            changed.queues.append(queue)
 
     def _expire(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            self._give_up(heappop(self._deadlines)[1], Reason.EXPIRED, changed, commands)
+        for request in self._waiting.due(now):
+            self._give_up(request, Reason.EXPIRED, changed, commands)
 
     def _give_up(self, request_id: RequestId, reason: Reason, changed: Changed, commands: list[Command]) -> None:
         """Drop a request that waits; one that runs or is answered is left alone. What stood behind it may now start."""
         queue = self.fleet.waiting.get(request_id)
         if queue is not None:
             request = next(r for r in queue if r.id == request_id)
-            self._unqueue(queue, (request,))
+            self._waiting.leave(queue, (request,))
             self._retried.discard(request_id)
             commands.append(Drop(request_id, reason))
             changed.queues.append(queue)
@@ -245,13 +323,6 @@ class Scheduler:
         """What waits of application requests that have ended; behind it something may stand that can start."""
         while self._abandoned:
             self._give_up(self._abandoned.pop(0), Reason.ABANDONED, changed, commands)
-
-    def _unqueue(self, queue: Queue, requests: Sequence[Request]) -> None:
-        queue.remove(requests)
-        self._depth[requests[0].model] -= len(requests)
-        waiting = self.fleet.waiting
-        for request in requests:
-            del waiting[request.id]
 
     def _dispatch(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
         while True:
@@ -275,38 +346,6 @@ class Scheduler:
             commands.append(load)
 
     def _start(self, now: Instant, run: Run) -> Start:
-        requests, on = run.requests, run.on
-        assert requests, "a batch without requests"
-        first = requests[0]
-        queue = self.fleet.waiting[first.id]
-        rows = first.rows
-        if len(requests) > 1:
-            model, shape = first.model, first.shape
-            rows = 0
-            for request in requests:
-                assert request.model == model, f"a batch of {model} holds {request.model}"
-                assert request.shape == shape, f"a batch of shape {shape!r} holds {request.shape!r}"
-                rows += request.rows
-        assert rows <= self.fleet.models[first.model].max_batch, f"a batch of {rows} rows of {first.model}"
-        self._unqueue(queue, requests)
-        self._last_batch = batch = self._last_batch + 1
-        if isinstance(on, Carve):
-            device = self.fleet.devices[on.device]
-            assert 0 < on.size <= device.free_sms, f"{on.size} SMs wanted of {device.free_sms} free"
-            device.free_sms -= on.size
-        else:
-            gpulet = self.fleet.gpulets[on]
-            assert gpulet.is_up, f"gpulet {on} is down"
-            assert not gpulet.running, f"gpulet {on} runs batch {gpulet.running}"
-            gpulet.running = batch
-            gpulet.busy_until = now + run.expected
-        self._running[batch] = _Running(on, queue, requests)
-        ids = tuple([r.id for r in requests])
-        return Start(batch, on, first.model, first.shape, rows, ids, run.expected)
-
-    def _next_wake(self) -> Instant:
-        """Deadlines of requests that no longer wait are forgotten: they must not wake anybody."""
-        waiting, deadlines = self.fleet.waiting, self._deadlines
-        while deadlines and deadlines[0][1] not in waiting:
-            heappop(deadlines)
-        return deadlines[0][0] if deadlines and deadlines[0][0] < self._alarm else self._alarm
+        queue, start = self._running.start(now, run)
+        self._waiting.leave(queue, run.requests)
+        return start

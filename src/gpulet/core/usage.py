@@ -9,7 +9,7 @@ A batch counts once it has ended, answered or failed.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypedDict
 
 from gpulet.core.histogram import Histogram
@@ -29,6 +29,7 @@ class DeviceRow(TypedDict):
     busy: float
     allocated: float
     useful: float
+    in_use: float
     switches: int
     resizes: int
 
@@ -62,9 +63,13 @@ class DeviceUse:
 
     sms: int
     gpulet_sms: float
+    since: Instant
+    is_in_use: bool = False
     switches: int = 0
     resizes: int = 0
     is_carved: bool = False
+    used: Duration = 0
+    _given: float = 0.0
     _model: str = ""
     _sizes: dict[str, int] = field(default_factory=dict)
 
@@ -79,14 +84,23 @@ class DeviceUse:
             self.resizes += before is not None
             self._sizes[model] = size
 
-    def report(self, time: DeviceTime, window: Duration) -> DeviceRow:
-        """Shares of all SMs during `window`."""
+    def give(self, now: Instant, sms: float, *, is_in_use: bool) -> None:
+        """From now on so many SMs are in gpulets, and the device is in use or not."""
+        passed = max(0, now - self.since)
+        self._given += passed * self.gpulet_sms
+        self.used += passed * self.is_in_use
+        self.since, self.gpulet_sms, self.is_in_use = max(now, self.since), sms, is_in_use
+
+    def report(self, time: DeviceTime, ends: Instant, window: Duration) -> DeviceRow:
+        """Shares of all SMs during `window`, which `ends` then."""
+        self.give(ends, self.gpulet_sms, is_in_use=self.is_in_use)
         whole = window * self.sms
-        allocated = time.carved / whole if self.is_carved else min(1.0, self.gpulet_sms / self.sms)
+        allocated = time.carved / whole if self.is_carved else min(1.0, self._given / whole)
         return {
             "busy": time.busy / whole,
             "allocated": allocated,
             "useful": time.useful / whole,
+            "in_use": min(1.0, self.used / window),
             "switches": self.switches,
             "resizes": self.resizes,
         }
@@ -139,14 +153,30 @@ class Usage:
     def __init__(self, plan: Plan, knees: Mapping[str, int], begins: Instant) -> None:
         self._knees = knees
         self._begins = self._last = begins
-        given = {d.index: [_held(g) for g in plan.gpulets if g.device == d.index] for d in plan.devices}
-        self.devices = {d.index: DeviceUse(d.kind.sms, sum(given[d.index])) for d in plan.devices}
-        self.gpulets: dict[GpuletId, GpuletUse] = {
-            g.id: GpuletUse(g.device, g.size.sms, _held(g), self.devices[g.device]) for g in plan.gpulets
-        }
+        self.devices = {d.index: DeviceUse(d.kind.sms, 0.0, begins) for d in plan.devices}
+        self.gpulets: dict[GpuletId, GpuletUse] = {}
+        self._past_devices = {d.index: DeviceTime() for d in plan.devices}
+        self._past_models: defaultdict[str, ModelTime] = defaultdict(ModelTime)
         uncut = [d for d in plan.devices if d.mechanism is Mechanism.WHOLE]
         self._crowds = {d.index: _Crowd(d.kind.sms, begins) for d in uncut}
         self._ran: defaultdict[tuple[GpuletId | Carve, str], Duration] = defaultdict(int)
+        self.adopt(begins, plan)
+
+    def adopt(self, now: Instant, plan: Plan) -> None:
+        """The plan is in force. A gpulet that is in none any more is known until it is retired."""
+        used = plan.in_use or self.devices.keys()  # where a plan says nothing, runs may be anywhere
+        for device in plan.devices:
+            sms = sum(_held(g) for g in plan.gpulets if g.device == device.index)
+            self.devices[device.index].give(now, sms, is_in_use=device.index in used)
+        for g in plan.gpulets:
+            if g.id not in self.gpulets:
+                self.gpulets[g.id] = GpuletUse(g.device, g.size.sms, _held(g), self.devices[g.device])
+
+    def retire(self, number: GpuletId) -> None:
+        """Its number may be another's from now on; what ran there stays counted."""
+        for on, model in [key for key in self._ran if key[0] == number]:
+            self._account(on, model, self._ran.pop((on, model)), self._past_devices, self._past_models)
+        del self.gpulets[number]
 
     def begin(self, now: Instant, start: Start) -> None:
         """A batch starts."""
@@ -169,31 +199,43 @@ class Usage:
 
     def by_device(self) -> dict[int, DeviceTime]:
         """SM time of each device."""
-        times = {index: DeviceTime() for index in self.devices}
-        for (on, model), ran in self._ran.items():
-            device, held, useful = self._place(on, model)
-            time = times[device]
-            time.busy += ran * held
-            time.useful += ran * useful
-            time.carved += ran * held if isinstance(on, Carve) else 0
+        times, _ = self._times()
         for device, crowd in self._crowds.items():
             times[device].busy, times[device].useful = crowd.time.busy, crowd.time.useful
         return times
 
     def by_model(self) -> dict[str, ModelTime]:
         """Time and area of each model that ran."""
-        times: defaultdict[str, ModelTime] = defaultdict(ModelTime)
+        return self._times()[1]
+
+    def _times(self) -> tuple[dict[int, DeviceTime], defaultdict[str, ModelTime]]:
+        devices = {index: replace(time) for index, time in self._past_devices.items()}
+        models = defaultdict(ModelTime, {name: replace(time) for name, time in self._past_models.items()})
         for (on, model), ran in self._ran.items():
-            device, held, _ = self._place(on, model)
-            times[model].ran += ran
-            times[model].area += ran * held / self.devices[device].sms
-        return times
+            self._account(on, model, ran, devices, models)
+        return devices, models
+
+    def _account(
+        self,
+        on: GpuletId | Carve,
+        model: str,
+        ran: Duration,
+        devices: Mapping[int, DeviceTime],
+        models: defaultdict[str, ModelTime],
+    ) -> None:
+        index, held, useful = self._place(on, model)
+        device = devices[index]
+        device.busy += ran * held
+        device.useful += ran * useful
+        device.carved += ran * held if isinstance(on, Carve) else 0
+        models[model].ran += ran
+        models[model].area += ran * held / self.devices[index].sms
 
     def report(self, duration: Duration) -> list[DeviceRow]:
         """By device, over the run's duration or until its last batch ended, whichever is longer: no share exceeds 1."""
         window = max(duration, self._last - self._begins)
-        times = self.by_device()
-        return [device.report(times[index], window) for index, device in self.devices.items()] if window else []
+        times, ends = self.by_device(), self._begins + window
+        return [device.report(times[index], ends, window) for index, device in self.devices.items()] if window else []
 
     def _shift(self, now: Instant, start: Start, sign: int) -> None:
         device, held, useful = self._place(start.on, start.model)

@@ -17,7 +17,7 @@ gone down in it, but not of runs that ended in it sooner than predicted.
 A decision looks at each size's first gpulets, not at all (`_Pool`); only `Within.FIRST_FIT` goes over a size's gpulets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import groupby
@@ -127,7 +127,7 @@ class _Pool:
         """A profiled latency, corrected by what was learned."""
         return latency if self.factor == 1 else round(latency * self.factor)
 
-    def soonest(self, now: Instant, gpulets: Sequence[GpuletState]) -> tuple[Duration, _Host] | None:
+    def soonest(self, now: Instant, gpulets: Mapping[GpuletId, GpuletState]) -> tuple[Duration, _Host] | None:
         """The smallest wait of those that are up, and whose it is."""
         due = self._first_due(now, gpulets)
         ready = self._first_ready(gpulets)
@@ -136,7 +136,7 @@ class _Pool:
         wait = ready[2].work
         return (wait, ready[2]) if due is None or wait <= due[0] - now else (due[0] - now, due[2])
 
-    def _first_due(self, now: Instant, gpulets: Sequence[GpuletState]) -> _Entry | None:
+    def _first_due(self, now: Instant, gpulets: Mapping[GpuletId, GpuletState]) -> _Entry | None:
         """Of those that run and are not late; others, down ones too, go to `ready`."""
         heap = self.due
         while heap:
@@ -153,7 +153,7 @@ class _Pool:
                 return entry
         return None
 
-    def _first_ready(self, gpulets: Sequence[GpuletState]) -> _Entry | None:
+    def _first_ready(self, gpulets: Mapping[GpuletId, GpuletState]) -> _Entry | None:
         heap = self.ready
         while heap:
             entry = key, serial, host = heap[0]
@@ -198,7 +198,7 @@ class Elsa:
         self._has_slack_rule = rule is Rule.SLACK
         self._own = 0 if rule is Rule.LEAST_WORK else 1
         self._learns = learns
-        self._hosts = [_Host(g.id) for g in plan.gpulets]
+        self._hosts = {g.id: _Host(g.id) for g in plan.gpulets}
         self._pools = {name: self._pools_of(problem.profile, name, plan) for name in problem.models}
         self._rungs: dict[str, dict[tuple[int, str], list[_Rung]]] = {name: {} for name in problem.models}
         self._serial = 0

@@ -57,8 +57,8 @@ class Fifs:
         self._profile = problem.profile
         self._rule = idle
         self._random = Random(seed)
-        self._size: list[Cut] = [(g.size.sms, g.processes) for g in plan.gpulets]
-        self._models = [g.models for g in plan.gpulets]
+        self._size: dict[GpuletId, Cut] = {g.id: (g.size.sms, g.processes) for g in plan.gpulets}
+        self._models = {g.id: g.models for g in plan.gpulets}
         self._hosts = {name: frozenset(g.id for g in plan.hosts(name)) for name in problem.models}
         self._segments = segments and segments(problem, plan)
         self._idle: dict[GpuletId, None] = {}

@@ -145,7 +145,7 @@ class Triton:
         names += [model for (model, _), due in self._waits.items() if due <= now]
         ids = dict.fromkeys(g.id for g in changed.gpulets)
         ids |= dict.fromkeys(g for name in names for g in self._instances[name])
-        gpulets = fleet.gpulets if self._resources.is_limiting else [fleet.gpulets[g] for g in ids]
+        gpulets = fleet.gpulets.values() if self._resources.is_limiting else [fleet.gpulets[g] for g in ids]
         return (gpulet for gpulet in gpulets if gpulet.is_idle)
 
     def _ready(self, now: Instant, gpulet: GpuletState, fleet: Fleet) -> "Iterator[_Staged]":

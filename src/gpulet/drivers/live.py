@@ -8,25 +8,30 @@ from collections.abc import Callable, Sequence
 
 from gpulet.core.journal import encode_step
 from gpulet.core.messages import (
+    Adopt,
     Answer,
     Arrived,
+    Build,
     Cancelled,
     Command,
     Drop,
     Event,
+    Explain,
     Fail,
     Gather,
     Load,
     Reason,
     Reject,
+    Replan,
     RequestId,
+    Retire,
     Spawn,
     Start,
     Stopping,
     Unload,
 )
 from gpulet.core.metrics import Metrics
-from gpulet.core.scheduler import Scheduler
+from gpulet.core.ports import Core
 from gpulet.drivers.door import Door
 from gpulet.drivers.gather import Client, Gathering
 from gpulet.drivers.timers import LiveTimer
@@ -34,17 +39,21 @@ from gpulet.executors.base import LiveExecutor
 from gpulet.request import Request
 from gpulet.units import NEVER, SECOND, Instant
 
+Ask = Callable[[Replan], None]
+"""Has a plan made, beside the loop; `Replanned` is fed when it is there."""
 Write = Callable[[bytes], None]
 """Appends a line to the journal; must not block."""
 Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 
 
 class Live:
-    """Feeds one core and carries out its commands."""
+    """Feeds one core and carries out its commands. `ask` is whoever has plans made, where the core asks for any."""
+
+    ask: Ask
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Core,
         timer: LiveTimer,
         metrics: Metrics,
         journal: Write | None = None,
@@ -175,6 +184,21 @@ class Live:
                 self._executor.load(command)
             case Unload():
                 self._executor.unload(command)
+            case _:
+                self._change(command)
+
+    def _change(self, command: Replan | Build | Adopt | Retire | Explain) -> None:
+        match command:
+            case Replan():
+                self.ask(command)
+            case Build():
+                self._executor.build(command)
+            case Adopt():
+                self._executor.adopt(command)
+            case Retire():
+                self._executor.retire(command)
+            case Explain():
+                pass  # those who see every step tell
 
     def _gathering(self, application: RequestId) -> Gathering:
         client = self._clients[application]

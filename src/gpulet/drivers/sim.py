@@ -7,8 +7,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Gather, Load, Reject, Spawn, Start, Unload
+from gpulet.core.messages import (
+    Adopt,
+    Answer,
+    Arrived,
+    Build,
+    Command,
+    Drop,
+    Event,
+    Explain,
+    Fail,
+    Gather,
+    Load,
+    Reject,
+    Replan,
+    Replanned,
+    Retire,
+    Spawn,
+    Start,
+    Unload,
+)
 from gpulet.core.metrics import Metrics
+from gpulet.core.ports import Core
 from gpulet.core.scheduler import Scheduler
 from gpulet.executors.base import Executor
 from gpulet.executors.simulated import Simulated
@@ -16,11 +36,15 @@ from gpulet.interference import Interference
 from gpulet.plan import Plan
 from gpulet.profile import Profile
 from gpulet.request import Request
-from gpulet.units import NEVER, Instant
+from gpulet.units import NEVER, Duration, Instant
 from gpulet.workload import Arrivals
 
 Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 """Sees every step: a journal, or a test."""
+
+
+Plans = Callable[[Replan], Replanned]
+"""A planner asked while a run goes on."""
 
 
 class Recorder(Protocol):
@@ -50,11 +74,19 @@ class VirtualTimer:
 
 
 class Simulation:
-    """Drives one core and one executor through a workload."""
+    """Drives one core and one executor through a workload. Whoever `plans` takes `plan_time` by the virtual clock."""
 
     def __init__(
-        self, scheduler: Scheduler, timer: VirtualTimer, metrics: Recorder, observers: Sequence[Observe] = ()
+        self,
+        scheduler: Core,
+        timer: VirtualTimer,
+        metrics: Recorder,
+        observers: Sequence[Observe] = (),
+        plans: Plans | None = None,
+        plan_time: Duration = 0,
     ) -> None:
+        self._plans = plans
+        self._plan_time = plan_time
         self._scheduler = scheduler
         self._timer = timer
         self._metrics = metrics
@@ -85,12 +117,30 @@ class Simulation:
             match command:
                 case Start():
                     self._executor.start(command)
-                case Answer() | Reject() | Drop() | Fail() | Spawn() | Gather():
-                    pass
                 case Load():
                     self._executor.load(command)
                 case Unload():
                     self._executor.unload(command)
+                case Replan() | Build() | Adopt() | Retire():
+                    self._change(command)
+                case Answer() | Reject() | Drop() | Fail() | Spawn() | Gather() | Explain():
+                    pass
+
+    def _change(self, command: Replan | Build | Adopt | Retire) -> None:
+        match command:
+            case Replan():
+                self._replan(command)
+            case Build():
+                self._executor.build(command)
+            case Adopt():
+                self._executor.adopt(command)
+            case Retire():
+                self._executor.retire(command)
+
+    def _replan(self, command: Replan) -> None:
+        assert self._plans, "a core that asks for plans has a planner"
+        answer = self._plans(command)
+        self._timer.at(self._timer.now() + self._plan_time, lambda _: self.feed(answer), 0)
 
     def _advance(self, until: Instant) -> None:
         """Let everything happen that is due at or before `until`."""

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from gpulet.core.messages import BatchId, Event, Load, RequestId, Start, Unload
+from gpulet.core.messages import Adopt, BatchId, Build, Event, Load, RequestId, Retire, Start, Unload
 from gpulet.units import Duration, Instant
 
 Emit: TypeAlias = Callable[[Event], None]
@@ -108,6 +108,21 @@ class Executor(Protocol):
 
     def unload(self, command: Unload) -> None:
         """Take a model off; emits `Unloaded`."""
+        ...
+
+    def build(self, command: Build) -> None:
+        """Bring up what the plan has and nobody has yet, beside what serves.
+
+        Emits `GpuletUp` for each new gpulet that could run batches, then `Built`; or `NotBuilt`, and nothing has changed.
+        """
+        ...
+
+    def adopt(self, command: Adopt) -> None:
+        """The plan that was built is in force: whoever dies from now on is replaced by it."""
+        ...
+
+    def retire(self, command: Retire) -> None:
+        """Take down a gpulet that runs nothing."""
         ...
 
 

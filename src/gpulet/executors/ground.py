@@ -10,7 +10,7 @@ from typing import Protocol
 
 from gpulet.device import Mechanism
 from gpulet.executors.wire import Ready
-from gpulet.plan import Gpulet, Plan
+from gpulet.plan import Gpulet, GpuletId, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,10 @@ class Post:
     is_alone: bool = False
     cores: tuple[int, ...] = ()
     spare: tuple[int, ...] = ()
+
+    def planned(self, gpulets: "Mapping[GpuletId, Gpulet]") -> "Post":
+        """The same place in another plan, as far as that has its gpulets."""
+        return replace(self, gpulets=tuple(gpulets.get(g.id, g) for g in self.gpulets))
 
 
 def is_place_of(post: Post, other: Post) -> bool:

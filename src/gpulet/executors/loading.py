@@ -43,7 +43,8 @@ class WorkerLoader:
     async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
         """As the port says."""
         await self._workers.carved.wait()
-        await reload(self._workers, wanted, self._patience, self._gently)
+        async with self._workers.changing:
+            await reload(self._workers, wanted, self._patience, self._gently)
 
     def forgive(self, model: str) -> None:
         """As the port says."""

@@ -60,7 +60,7 @@ async def _bring(workers: Workers, aim: Aim, patience: Duration) -> Times:
     moved: dict[Station, WorkerProcess] = {}
     try:
         built = await _build(workers, change, aim, patience, moved)
-        _refuse_other_signatures(workers, change.fresh)
+        refuse_other_signatures(workers, change.fresh)
         build = workers.timer.now() - began
         await _drain(workers, change.gone, patience)
         _refuse_dead(built.holders)
@@ -69,7 +69,7 @@ async def _bring(workers: Workers, aim: Aim, patience: Duration) -> Times:
         raise
     drain = workers.timer.now() - began - build
     swap = _swap(workers, change, old, aim)
-    await asyncio.gather(*(_dismiss(station) for station in change.gone))
+    await asyncio.gather(*(dismiss(station) for station in change.gone))
     await workers.on_ground(partial(workers.ground.settle, plan))
     if built.answers:  # posts that re-cut themselves know their times better
         return Times(*(max(getattr(t, name) for t in built.answers) for name in ("build", "drain", "swap")))
@@ -91,8 +91,8 @@ def _refuse_shared(workers: Workers, wanted: Mapping[str, WorkerModel]) -> None:
         raise Unusable(msg)
 
 
-def _refuse_other_signatures(workers: Workers, fresh: Iterable[Station]) -> None:
-    """Requests for the file that serves are on their way; one that takes others can only come after it has left."""
+def refuse_other_signatures(workers: Workers, fresh: Iterable[Station]) -> None:
+    """Raises `ModelError`. Requests for the file that serves are on their way; one that takes others can only come after it has left."""
     serving = {name for station in workers.stations for name in station.loaded}
     for ready in (told for station in fresh for told in station.told):
         if ready.name in serving and not ready.error and ready.signature != workers.signatures[ready.name]:
@@ -104,13 +104,7 @@ async def _build(
     workers: Workers, change: Change, aim: Aim, patience: Duration, moved: dict[Station, WorkerProcess]
 ) -> _Built:
     """New posts first, since nothing is in force yet by them; then the others all at once. `moved` are those that did."""
-    loop = asyncio.get_running_loop()
-    for station in change.manned:
-        station.asked = loop.create_future()
-        workers.man(station, aim.plan, aim.wanted, is_gentle=aim.gently is not None)
-    if aim.gently:
-        await _load_gently(workers, change.manned, aim, aim.gently)
-    await _answers([station.asked for station in change.manned if station.asked])
+    await man_all(workers, change.manned, aim)
     holders = {station: station.worker for station in change.manned}
     done: list[Recutted] = []
 
@@ -125,6 +119,17 @@ async def _build(
         if isinstance(end, BaseException):
             raise end
     return _Built(done, {**holders, **moved})
+
+
+async def man_all(workers: Workers, stations: Sequence[Station], aim: Aim) -> None:
+    """New workers for these; raises what the first unlucky one says, once all have answered."""
+    loop = asyncio.get_running_loop()
+    for station in stations:
+        station.asked = loop.create_future()
+        workers.man(station, aim.plan, aim.wanted, is_gentle=aim.gently is not None)
+    if aim.gently:
+        await _load_gently(workers, stations, aim, aim.gently)
+    await _answers([station.asked for station in stations if station.asked])
 
 
 async def _load_gently(workers: Workers, stations: Iterable[Station], aim: Aim, gently: Gently) -> None:
@@ -253,7 +258,7 @@ async def _undo(
         await workers.take_off(station)
         if station.worker:
             station.worker.kill()
-    await asyncio.gather(*(_dismiss(station) for station in change.fresh))
+    await asyncio.gather(*(dismiss(station) for station in change.fresh))
     for station, _ in change.inner:
         await _send_back(workers, station, old, patience, moved.get(station))
     await workers.on_ground(partial(workers.ground.settle, old))
@@ -277,7 +282,8 @@ async def _send_back(
         worker.kill()
 
 
-async def _dismiss(station: Station) -> None:
+async def dismiss(station: Station) -> None:
+    """Its worker ends, and nobody hears of that."""
     worker, station.worker = station.worker, None
     station.is_up = False
     if worker:

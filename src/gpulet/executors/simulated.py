@@ -9,11 +9,25 @@ what is left of each run is re-timed.
 
 from collections.abc import Callable
 
-from gpulet.core.messages import BatchId, Carve, Finished, GpuletUp, Load, Loaded, Start, Unload, Unloaded
+from gpulet.core.messages import (
+    Adopt,
+    BatchId,
+    Build,
+    Built,
+    Carve,
+    Finished,
+    GpuletUp,
+    Load,
+    Loaded,
+    Retire,
+    Start,
+    Unload,
+    Unloaded,
+)
 from gpulet.device import Device, Mechanism
 from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
 from gpulet.interference import Footprint, Interference, footprint
-from gpulet.plan import Plan
+from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.profile import Curve, Profile
 from gpulet.units import Duration, Instant
 
@@ -85,6 +99,10 @@ class _Crowd:
         return run.footprint.slowed(factor) / run.footprint.latency
 
 
+def _place(g: Gpulet) -> tuple[int, int, int, int]:
+    return g.device, g.size.sms, g.processes, g.priority
+
+
 class Simulated:
     """Replies with `Finished` after the profile's latency for (model, size, rows)."""
 
@@ -96,6 +114,7 @@ class Simulated:
         emit: Emit,
         *,
         load_time: Duration = 0,
+        build_time: Duration = 0,
         keeps_rows: bool = False,
         interference: Interference | None = None,
         noise: Noise | None = None,
@@ -108,7 +127,9 @@ class Simulated:
         self._load_time = load_time
         self._keeps_rows = keeps_rows
         self._rows: dict[BatchId, int] = {}
-        self._gpulets = {g.id: (g.device, g.size.sms, g.processes, g.priority) for g in plan.gpulets}
+        self._build_time = build_time
+        self._gpulets = {g.id: _place(g) for g in plan.gpulets}
+        self._building: dict[int, list[GpuletId]] = {}
         crowded = (d for d in plan.devices if interference or d.mechanism is Mechanism.WHOLE)
         self._crowds = {d.index: _Crowd(d, interference) for d in crowded}
         self._footprints: dict[tuple[str, int, int, int], Footprint] = {}
@@ -157,6 +178,25 @@ class Simulated:
     def unload(self, command: Unload) -> None:
         """Leave at once."""
         self._timer.at(self._timer.now(), lambda _: self._emit(Unloaded(command.model, command.device)), 0)
+
+    def build(self, command: Build) -> None:
+        """New gpulets are up after the modelled time to build them."""
+        planned = {g.id: _place(g) for g in command.plan.gpulets}
+        self._building[command.number] = [number for number in planned if number not in self._gpulets]
+        self._gpulets.update(planned)
+        self._timer.at(self._timer.now() + self._build_time, self._built, command.number)
+
+    def adopt(self, command: Adopt) -> None:
+        """Nothing more to do: what was built knows its place."""
+
+    def retire(self, command: Retire) -> None:
+        """Its number may be another's from now on."""
+        del self._gpulets[command.gpulet]
+
+    def _built(self, number: int) -> None:
+        for gpulet in self._building.pop(number):
+            self._emit(GpuletUp(gpulet))
+        self._emit(Built(number))
 
     def _finish(self, batch: BatchId) -> None:
         self._emit(Finished(batch))

@@ -9,11 +9,23 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 
-from gpulet.core.messages import BatchId, Carve, GpuletDown, GpuletUp, Load, RunFailed, Start, Unload
+from gpulet.core.messages import (
+    Adopt,
+    BatchId,
+    Build,
+    Carve,
+    GpuletDown,
+    GpuletUp,
+    Load,
+    Retire,
+    RunFailed,
+    Start,
+    Unload,
+)
 from gpulet.errors import GpuletError, ModelError, Unusable
 from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Tell, Timer
 from gpulet.executors.crew import Crew
@@ -41,8 +53,18 @@ from gpulet.executors.wire import (
     ToWorker,
     WorkerModel,
 )
-from gpulet.plan import GpuletId, Plan
+from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.units import Duration
+
+
+class Changes(Protocol):
+    """Who brings other plans up beside the one in force."""
+
+    def build(self, command: Build) -> None: ...
+
+    def adopt(self, command: Adopt) -> None: ...
+
+    def retire(self, command: Retire) -> None: ...
 
 
 class Workers:
@@ -74,8 +96,11 @@ class Workers:
         self._give_up = give_up
         self._patience = patience
         self._by_gpulet: dict[GpuletId, Station] = {}
+        self.building: Changes
         self._is_closing = False
+        self.changing = asyncio.Lock()
         self._errands = Errands("ground")
+        self.do = self._errands.do
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -160,6 +185,18 @@ class Workers:
         """As `load`."""
         msg = f"unload of {command.model}: workers unload models with their gpulet"
         raise AssertionError(msg)
+
+    def build(self, command: Build) -> None:
+        """As `Building` does it, which whoever puts a server together gives."""
+        self.building.build(command)
+
+    def adopt(self, command: Adopt) -> None:
+        """As `build`."""
+        self.building.adopt(command)
+
+    def retire(self, command: Retire) -> None:
+        """As `build`."""
+        self.building.retire(command)
 
     async def close(self) -> None:
         """Stop every worker and the standby, then give the ground back."""
@@ -258,12 +295,16 @@ class Workers:
             if other.worker:
                 other.worker.kill()
         for gpulet in station.post.gpulets:
-            pid = station.worker.pid if station.worker else 0
-            here = [name for name in gpulet.models if name in station.loaded]
-            size, cores = gpulet.size.sms, station.post.cores
-            self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
-            if here:
+            if self.tell_up(station, gpulet):
                 self.emit(GpuletUp(gpulet.id))
+
+    def tell_up(self, station: Station, gpulet: Gpulet) -> list[str]:
+        """Which of its models are there."""
+        pid = station.worker.pid if station.worker else 0
+        here = [name for name in gpulet.models if name in station.loaded]
+        size, cores = gpulet.size.sms, station.post.cores
+        self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
+        return here
 
     def _gone(self, station: Station) -> None:
         """Take a dead worker's batches back at once and man the post again."""
@@ -294,9 +335,11 @@ class Workers:
             if plan is not self.plan:  # a re-cut came between
                 self._errands.do(self._replace(station))
             elif station in self.stations:  # unless a re-cut has taken its place
-                station.post = next(post for post in posts if is_place_of(station.post, post))
-                self.man(station, plan)
-                self.stand_by()
+                post = next((post for post in posts if is_place_of(station.post, post)), None)
+                if post:  # else its gpulet is leaving
+                    station.post = post
+                    self.man(station, plan)
+                    self.stand_by()
         except Exception as error:  # noqa: BLE001 (as in `_carve`: told and tried again, ever more slowly)
             self.tell("carving_refused", device=station.post.device, error=str(error) or repr(error))
             self._errands.do(self._replace(station))

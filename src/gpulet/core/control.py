@@ -1,0 +1,286 @@
+"""The core with live control: it watches what it serves, asks for other plans, and changes to one where that pays.
+
+Each change goes the same way. REPLAN: something calls for a plan, and a planner is asked outside. WEIGH: what it gains over
+a horizon against what the change costs. BUILD: what the new plan needs comes up beside what serves. ADOPT: at once, gpulet
+by gpulet, at batch boundaries. Until then the plan in force has noticed nothing, and whatever fails leaves it so.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpulet.core.messages import (
+    Adopt,
+    Build,
+    Built,
+    Command,
+    DeviceIn,
+    DeviceOut,
+    Event,
+    Explain,
+    Force,
+    Freeze,
+    Hint,
+    NotBuilt,
+    Replan,
+    Replanned,
+    Revise,
+    Stopping,
+)
+from gpulet.core.ports import MakeDispatcher, Problem
+from gpulet.core.replan import Demand, Estimator
+from gpulet.core.scheduler import Scheduler
+from gpulet.core.staging import Stage, stage
+from gpulet.core.weighing import Offer, Weights, weigh
+from gpulet.model import Model
+from gpulet.plan import Plan
+from gpulet.units import SECOND, Duration, Instant
+
+_OURS = (Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Built, NotBuilt, Stopping)
+_REMEMBERED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How plans are changed. `is_advice`: decide and explain, change nothing. `fewest`: use no device that is not needed.
+
+    Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps.
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    is_advice: bool = False
+    fewest: bool = False
+    enough: float = 0.99
+    pause: Duration = 5 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One that is under way. `demand` is what it was asked for; `stage` and `chosen` are there once it is decided."""
+
+    number: int
+    seen: str
+    demand: Demand
+    since: Instant
+    stage: Stage | None = None
+    considered: str = ""
+    chosen: str = ""
+
+
+class Controlled:
+    """A scheduler, and what changes its plan. `in_force` is the plan that serves, `before` the one that did until then."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        problem: Problem,
+        plan: Plan,
+        estimator: Estimator,
+        make: MakeDispatcher,
+        steering: Steering = Steering(),
+    ) -> None:
+        self.fleet = scheduler.fleet
+        self.applications = scheduler.applications
+        self.in_force = plan
+        self.before: Plan | None = None
+        self.demand = Demand(problem.demand, problem.demand)
+        self.history: deque[tuple[Instant, Explain]] = deque(maxlen=_REMEMBERED)
+        self.is_frozen = False
+        self.wake_at: Instant = 0
+        self._scheduler = scheduler
+        self._problem = replace(problem, in_force=plan)
+        self._estimator = estimator
+        self._make = make
+        self._steering = steering
+        self._number = 0
+        self._change: _Change | None = None
+        self._forced: Force | None = None
+        self._out: set[int] = set()
+        self._told = ""
+        self._not_before: Instant = 0
+        self._is_stopping = False
+
+    @property
+    def is_idle(self) -> bool:
+        """As the scheduler's."""
+        return self._scheduler.is_idle
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a change is under way."""
+        return self._change is not None or self._scheduler.is_changing
+
+    @property
+    def problem(self) -> Problem:
+        """What is planned for, as it is now."""
+        return self._problem
+
+    @property
+    def out(self) -> frozenset[int]:
+        """Devices that no plan may use."""
+        return frozenset(self._out)
+
+    def holds(self, model: str) -> bool:
+        """As the scheduler's."""
+        return self._scheduler.holds(model)
+
+    def step(self, now: Instant, *events: Event) -> list[Command]:
+        """As the scheduler's, and what live control makes of it."""
+        commands = self._scheduler.step(now, *events)
+        has_jumped = self._estimator.record(now, events, commands)
+        ours = [event for event in events if isinstance(event, _OURS)]
+        if ours or has_jumped or now >= self._estimator.look_at:
+            commands += self._steer(now, ours, has_jumped=has_jumped)
+        self.wake_at = min(self._scheduler.wake_at, self._estimator.look_at)
+        return commands
+
+    def _steer(self, now: Instant, events: Sequence[Event], *, has_jumped: bool) -> list[Command]:
+        commands: list[Command] = []
+        for event in events:
+            commands += self._take(now, event)
+        if has_jumped or now >= self._estimator.look_at:
+            self.demand = self._estimator.look(now)
+            if has_jumped:
+                self._not_before = now
+        commands += self._begin(now)
+        if any(isinstance(command, Adopt) for command in commands):
+            served = self._scheduler.step(now)
+            self._estimator.record(now, (), served)
+            commands += served
+        for command in commands:
+            if isinstance(command, Explain):
+                self.history.append((now, command))
+        return commands
+
+    def _take(self, now: Instant, event: Event) -> Iterable[Command]:
+        match event:
+            case Replanned():
+                return self._replanned(now, event)
+            case Built() | NotBuilt():
+                return self._built(now, event)
+            case Freeze():
+                self.is_frozen = event.is_on
+                return (Explain(0, "asked", "", "the plan is frozen" if event.is_on else "the plan may change again"),)
+            case _:
+                self._heed(now, event)
+        return ()
+
+    def _heed(self, now: Instant, event: Event) -> None:
+        """What bears on the next plan."""
+        match event:
+            case Force():
+                self._forced = event
+            case DeviceOut() | DeviceIn():
+                self._shift(event)
+            case Hint():
+                self._estimator.hint(now, event.model, event.rate)
+            case Revise():
+                self._revise(event.model)
+            case Stopping():
+                self._is_stopping = True
+            case _:
+                pass  # the scheduler's alone
+
+    def _shift(self, event: DeviceOut | DeviceIn) -> None:
+        is_out = isinstance(event, DeviceOut)
+        (self._out.add if is_out else self._out.discard)(event.device)
+        self._told = f"device {event.device} is {'taken out' if is_out else 'back'}"
+
+    def _revise(self, model: Model) -> None:
+        self._problem = replace(self._problem, models={**self._problem.models, model.name: model})
+        self._estimator.revise(model)
+        self._told = f"model {model.name} has another objective"
+
+    def _begin(self, now: Instant) -> Iterator[Command]:
+        """Ask for a plan where something calls for one; one change at a time."""
+        if self._is_stopping or self.is_changing:
+            return
+        if self._forced:
+            yield from self._force(now, self._forced)
+            return
+        why = self._told or (self.demand.why if now >= self._not_before else "")
+        if not why or self.is_frozen:
+            return
+        self._told = ""
+        self._number += 1
+        self._change = _Change(self._number, why, self.demand, now)
+        self.demand = replace(self.demand, why="")  # one answer to one call
+        devices = tuple(d.index for d in self._problem.devices if d.index not in self._out)
+        fewest = self._steering.fewest
+        yield Replan(
+            self._number, dict(self.demand.targets), devices, why, fewest, not (fewest and self.demand.has_fallen)
+        )
+
+    def _force(self, now: Instant, forced: Force) -> Iterator[Command]:
+        """Without weighing, if it can be at all."""
+        self._forced = None
+        self._change = _Change(-forced.ticket, "asked", self.demand, now)
+        violations = forced.plan.violations()
+        if violations:
+            yield self._stay(now, f"the plan that was asked for: {violations[0]}", "refused, the plan in force stays")
+        else:
+            yield from self._go(self._staged(forced.plan), "the plan that was asked for", "it")
+
+    def _replanned(self, now: Instant, answer: Replanned) -> Iterator[Command]:
+        """Weigh what the planner says; nobody asked where the number is not that of the change."""
+        change = self._change
+        if change is None or change.number != answer.number or change.stage:
+            return
+        if answer.plan is None:
+            if answer.before < self._steering.enough:
+                self._not_before = now + self._steering.pause
+            yield self._stay(now, answer.why, "the plan in force stays")
+            return
+        violations = answer.plan.violations()
+        if violations:
+            yield self._stay(now, f"a plan that cannot be: {violations[0]}", "refused, the plan in force stays")
+            return
+        staged = self._staged(answer.plan)
+        offer = Offer(sum(change.demand.targets.values()), answer.before, answer.after, self.in_force, staged)
+        must = any(gpulet.device in self._out for gpulet in self.in_force.gpulets)
+        verdict = weigh(offer, self._steering.weights, must=must)
+        if not verdict.is_change:
+            yield self._stay(now, verdict.considered, verdict.chosen)
+        elif self._steering.is_advice:
+            yield self._stay(now, verdict.considered, f"advice only: {verdict.chosen}")
+        else:
+            yield from self._go(staged, verdict.considered, verdict.chosen)
+
+    def _staged(self, plan: Plan) -> Stage:
+        held = {number: state.held for number, state in self.fleet.gpulets.items()}
+        usable = [d.index for d in self._problem.devices if d.index not in self._out]
+        return stage(plan.unfolded(), self.in_force, held, usable)
+
+    def _stay(self, now: Instant, considered: str, chosen: str) -> Explain:
+        change, self._change = self._change, None
+        assert change, "something was considered"
+        self._estimator.planned(now, change.demand.targets)
+        return Explain(change.number, change.seen, considered, chosen)
+
+    def _go(self, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
+        """Have built what is new; where nothing is, some executors still have something to do."""
+        assert self._change, "something was considered"
+        self._change = replace(self._change, stage=staged, considered=considered, chosen=chosen)
+        yield Build(self._change.number, staged.plan)
+
+    def _built(self, now: Instant, answer: Built | NotBuilt) -> Iterator[Command]:
+        change = self._change
+        if change is None or change.number != answer.number or change.stage is None:
+            return
+        if isinstance(answer, NotBuilt):
+            yield self._stay(now, change.considered, f"given up, the plan in force stays: {answer.error}")
+        else:
+            yield from self._adopt(now)
+
+    def _adopt(self, now: Instant) -> Iterator[Command]:
+        """The plan is in force from the scheduler's next step on, which is this very instant."""
+        change, self._change = self._change, None
+        assert change, "something was considered"
+        assert change.stage, "and decided"
+        self.before, self.in_force = self.in_force, change.stage.plan
+        self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
+        self._estimator.planned(now, change.demand.targets)
+        self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
+        took = f"{(now - change.since) / SECOND:.3f} s after it was seen"
+        yield Explain(change.number, change.seen, change.considered, f"{change.chosen}; in force {took}")
+        yield Adopt(change.number, self.in_force)

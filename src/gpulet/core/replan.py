@@ -1,0 +1,234 @@
+"""What is asked, and when that calls for a new plan: a fold over messages.
+
+`Watch` is ours: it looks many times a second and at every jump of a rate; the artifact's rule is in `epochs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+from gpulet.core.counts import OUTCOMES
+from gpulet.core.messages import Answer, Arrived, Command, Drop, Event, Fail, Gather, Reject, Spawn
+from gpulet.core.rates import Rate
+from gpulet.model import Model
+from gpulet.request import Request
+from gpulet.units import SECOND, Duration, Instant, to_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Rows/s by model: what comes (`rates`), and what to plan for (`targets`). `why` is empty where nothing calls for a plan.
+
+    `has_fallen`: less is asked of some model, so that devices may be spared.
+    """
+
+    rates: Mapping[str, float]
+    targets: Mapping[str, float]
+    why: str = ""
+    has_fallen: bool = False
+
+
+class Estimator(Protocol):
+    """Watches messages; `look_at` is when it wants `look` called next, at the latest."""
+
+    look_at: Instant
+
+    def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> bool:
+        """Take one step into account; whether to look at once."""
+        ...
+
+    def look(self, now: Instant) -> Demand:
+        """What is asked now, and whether that calls for another plan than the one in force."""
+        ...
+
+    def planned(self, now: Instant, targets: Mapping[str, float]) -> None:
+        """A plan for these is in force, or was decided against."""
+        ...
+
+    def hint(self, now: Instant, model: str, rate: float) -> None:
+        """Somebody knows better: so many rows/s are coming."""
+        ...
+
+    def revise(self, model: Model) -> None:
+        """A model has another objective."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """How closely rates are watched.
+
+    Every `look` at least. A plan is asked for when a target is more than `rise` above what was planned, or for `patience` long more than
+    `fall` below; `lead` is how far ahead a trend is followed: as long as a change takes. `sigmas`: how sure a target is
+    of the rate. Of `burst_loss`, in standard deviations of a normal law, bursts beyond Poisson's are planned for. `strain`
+    is what a target grows by when a model misses more than `misses` of its objectives within its planned rate.
+    """
+
+    look: Duration = SECOND // 10
+    rise: float = 0.1
+    fall: float = 0.2
+    patience: Duration = 3 * SECOND
+    lead: Duration = 2 * SECOND
+    sigmas: float = 1.0
+    burst_sigmas: float = 2.33
+    misses: float = 0.03
+    strain: float = 1.25
+    most_strain: float = 2.0
+
+
+_WINDOW: Duration = 2 * SECOND
+_LEAST_COUNT = 20
+_RELIEF = 0.99
+"""Of a strain beyond 1 is left after each quiet window."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One model: its rate, what was planned for it, since when less is asked, and how it fares in this window."""
+
+    rate: Rate
+    slo: Duration
+    planned: float
+    low_since: Instant = -1
+    ended: int = 0
+    missed: int = 0
+    strain: float = 1.0
+    is_strained: bool = False
+
+
+class Watch:
+    """Ours. `demand` is what the plan in force was made for, rows/s by model."""
+
+    def __init__(
+        self, models: Mapping[str, Model], demand: Mapping[str, float], now: Instant = 0, rules: Watching = Watching()
+    ) -> None:
+        self._rules = rules
+        self._models = {
+            name: _Watched(Rate(now, demand.get(name, 0.0), 1.0), model.slo, demand.get(name, 0.0))
+            for name, model in models.items()
+        }
+        self._open: dict[int, Request] = {}
+        self._window_ends = now + _WINDOW
+        self.look_at: Instant = now + rules.look
+
+    def record(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> bool:
+        """Arrivals are counted, and what becomes of them."""
+        has_jumped = False
+        for event in events:
+            if isinstance(event, Arrived):
+                has_jumped |= self._arrive(now, event.request)
+        return self._fold(now, commands) or has_jumped
+
+    def _fold(self, now: Instant, commands: Sequence[Command]) -> bool:
+        has_jumped = False
+        for command in commands:
+            match command:
+                case Answer():
+                    for number in command.requests:
+                        self._end(number, now)
+                case Gather():
+                    self._end(command.request, now)
+                case Spawn():
+                    has_jumped |= self._arrive(now, command.request)
+                case Reject() | Drop() | Fail():
+                    self._lose(command)
+                case _:
+                    pass
+        return has_jumped
+
+    def _arrive(self, now: Instant, request: Request) -> bool:
+        watched = self._models.get(request.model)
+        if watched is None:
+            return False
+        self._open[request.id] = request
+        return watched.rate.arrive(now, request.rows)
+
+    def _end(self, number: int, now: Instant) -> None:
+        request = self._open.pop(number, None)
+        if request:
+            watched = self._models[request.model]
+            watched.ended += 1
+            watched.missed += now > request.deadline
+
+    def _lose(self, command: Reject | Drop | Fail) -> None:
+        request = self._open.pop(command.request, None)
+        if request and OUTCOMES[command.reason] != "cancelled":
+            watched = self._models[request.model]
+            watched.ended += 1
+            watched.missed += 1
+
+    def look(self, now: Instant) -> Demand:
+        """Rates as they are, and the first thing that calls for another plan."""
+        self.look_at = now + self._rules.look
+        for watched in self._models.values():
+            watched.rate.look(now)
+        if now >= self._window_ends:
+            self._judge_window(now)
+        targets = {name: self._target(watched) for name, watched in self._models.items()}
+        rates = {name: watched.rate.mean for name, watched in self._models.items()}
+        rises, falls = self._rise(targets), self._fall(now, targets)
+        return Demand(rates, targets, rises or falls, bool(falls))
+
+    def planned(self, now: Instant, targets: Mapping[str, float]) -> None:
+        """From here on the band is around these."""
+        for name, watched in self._models.items():
+            watched.planned = targets.get(name, 0.0)
+            watched.low_since = -1
+            watched.is_strained = False
+
+    def hint(self, now: Instant, model: str, rate: float) -> None:
+        """As sure as ten seconds of arrivals."""
+        watched = self._models[model]
+        watched.rate = Rate(now, rate, 10.0)
+
+    def revise(self, model: Model) -> None:
+        """What bursts need depends on it."""
+        self._models[model.name].slo = model.slo
+
+    def _target(self, watched: _Watched) -> float:
+        """The rate, as high as it may be and as it will be when a change is through, with room for its bursts."""
+        rules, rate = self._rules, watched.rate
+        sure = max(rate.mean, rate.ahead(rules.lead)) + rules.sigmas * rate.error()
+        window_s = watched.slo / 2 / SECOND
+        bursts = rules.burst_sigmas * (sqrt(rate.dispersion) - 1) * sqrt(sure / window_s) if sure > 0 else 0.0
+        return watched.strain * (sure + bursts)
+
+    def _rise(self, targets: Mapping[str, float]) -> str:
+        """Who asks for more than was planned, or does not get what was."""
+        rules = self._rules
+        for name, watched in self._models.items():
+            rate, planned = watched.rate, watched.planned
+            if watched.is_strained:
+                return f"{name} misses its objective of {to_ms(watched.slo):g} ms at {rate.mean:.1f}/s"
+            if targets[name] > planned * (1 + rules.rise) + 2 * rules.sigmas * rate.error():
+                return f"{name} rose to {rate.mean:.1f}/s, planned for {planned:.1f}"
+        return ""
+
+    def _fall(self, now: Instant, targets: Mapping[str, float]) -> str:
+        """Who has asked for less long enough."""
+        rules, why = self._rules, ""
+        for name, watched in self._models.items():
+            if targets[name] >= watched.planned * (1 - rules.fall):
+                watched.low_since = -1
+            elif watched.low_since < 0:
+                watched.low_since = now
+            elif now - watched.low_since >= rules.patience and not why:
+                why = f"{name} fell to {watched.rate.mean:.1f}/s, planned for {watched.planned:.1f}"
+        return why
+
+    def _judge_window(self, now: Instant) -> None:
+        """Who misses objectives although no more came than was planned needs more than was thought."""
+        self._window_ends = now + _WINDOW
+        for watched in self._models.values():
+            missed, ended = watched.missed, watched.ended
+            watched.missed = watched.ended = 0
+            is_planned = watched.rate.mean <= watched.planned and watched.rate.jumped < now - _WINDOW
+            if ended >= _LEAST_COUNT and missed > self._rules.misses * ended and is_planned:
+                before, watched.strain = (
+                    watched.strain,
+                    min(self._rules.most_strain, watched.strain * self._rules.strain),
+                )
+                watched.is_strained = watched.strain > before
+            else:
+                watched.strain = 1 + (watched.strain - 1) * _RELIEF

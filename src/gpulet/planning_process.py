@@ -1,0 +1,119 @@
+"""Plans are made in a process of their own, so that nothing that serves ever waits for one.
+
+It is started with the first question, at a lower priority than who serves. One that dies, or takes too long, is an answer
+as well: the plan in force stays, and the next question finds a new process.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+
+from gpulet.core.messages import Event, Replan, Replanned
+from gpulet.core.ports import Problem
+from gpulet.core.scheduler import Limits
+from gpulet.errors import GpuletError
+from gpulet.profile import Profile
+from gpulet.replanning import Replanner
+from gpulet.systems import composed
+
+_NICE = 5
+_LONGEST_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that a planner's process is told once: names of systems, since what they are made of cannot always be sent."""
+
+    system: str
+    planner: str
+    dispatcher: str
+    limits: Limits
+    problem: Problem
+
+
+class PlanningProcess:
+    """Answers `Replan` by `feed`, beside the loop. `problem` says what is planned for, as it is at that moment."""
+
+    def __init__(self, question: Question, problem: Callable[[], Problem], feed: Callable[[Event], None]) -> None:
+        self._question = question
+        self._problem = problem
+        self._feed = feed
+        self._pool: ProcessPoolExecutor | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 while there is none."""
+        processes = getattr(self._pool, "_processes", None) or {}
+        return next(iter(processes), 0)
+
+    def ask(self, command: Replan) -> None:
+        """The answer is fed when it is there."""
+        task = asyncio.get_running_loop().create_task(self._answer(command))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Nobody waits any longer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end()
+
+    async def _answer(self, command: Replan) -> None:
+        now = self._problem()
+        # The profile is large, and does not change.
+        news = replace(now, profile=_NO_PROFILE, interference=None)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                answer = await loop.run_in_executor(self._hire(), _answer, command, news)
+        except BrokenProcessPool:
+            self._end()
+            answer = Replanned(command.number, None, "the planner's process died", 0.0, 0.0)
+        except TimeoutError:
+            self._end()
+            answer = Replanned(command.number, None, f"the planner took more than {_LONGEST_S:g} s", 0.0, 0.0)
+        self._feed(answer)
+
+    def _hire(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, context, _begin, (self._question,))
+        return self._pool
+
+    def _end(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool:
+            processes = list((getattr(pool, "_processes", None) or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+
+
+_NO_PROFILE = Profile(())
+_here: tuple[Replanner, Problem]
+"""In the planner's process."""
+
+
+def _begin(question: Question) -> None:
+    """The terminal's Ctrl-C is the server's alone, which then ends this process."""
+    global _here  # noqa: PLW0603 (a process has one)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICE)
+    system = composed(question.system, question.planner, question.dispatcher)
+    _here = Replanner(system, question.limits), question.problem
+
+
+def _answer(command: Replan, news: Problem) -> Replanned:
+    replanner, first = _here
+    problem = replace(news, profile=first.profile, interference=first.interference)
+    try:
+        return replanner.answer(problem, command)
+    except GpuletError as error:
+        return Replanned(command.number, None, str(error), 0.0, 0.0)

@@ -1,0 +1,107 @@
+"""What becomes of `Replan`: a plan for the demand of now, and what it and the plan in force would serve of that in time.
+
+It computes for as long as it takes: live servers ask a process of its own (`planning_process`), simulations at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gpulet.application import models_of
+from gpulet.core.messages import Replan, Replanned
+from gpulet.core.ports import Infeasible, Problem
+from gpulet.core.scheduler import Limits
+from gpulet.device import Device
+from gpulet.drivers.sim import simulate
+from gpulet.plan import Plan
+from gpulet.system import System
+from gpulet.systems import make_scheduler
+from gpulet.units import SECOND
+from gpulet.workload import drawn, poisson
+
+HOLDS = 0.995
+"""A plan in force that is predicted to serve as much of the demand in time is good enough: no other is looked for."""
+_LEAST_REQUESTS, _MOST_REQUESTS, _LEAST_S, _MOST_S = 2_000, 6_000, 0.5, 20.0
+_SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Replanner:
+    """A system and what it plans for, as the demand changes. `limits` are those of the server."""
+
+    system: System
+    limits: Limits
+
+    def answer(self, problem: Problem, asked: Replan) -> Replanned:
+        """The best there is for this demand on these devices; `problem.in_force` serves now.
+
+        A plan that holds is left alone where that was asked.
+        """
+        wanted = demanded(problem, asked.demand)
+        before = attained(self.system, wanted, wanted.in_force, self.limits)
+        usable = tuple(d for d in problem.devices if d.index in asked.devices)
+        may_stay = {g.device for g in wanted.in_force.gpulets} <= set(asked.devices)
+        if before >= HOLDS and may_stay and asked.is_needed:
+            return Replanned(asked.number, None, f"the plan in force holds {before:.2%} of it", before, before)
+        outcome = self._planned(replace(wanted, devices=usable), fewest=asked.fewest)
+        if isinstance(outcome, Infeasible):
+            return Replanned(asked.number, None, f"no plan: {outcome}", before, before)
+        plan = replace(outcome, devices=problem.devices)
+        return Replanned(asked.number, plan, "", before, attained(self.system, wanted, plan, self.limits))
+
+    def _planned(self, problem: Problem, *, fewest: bool) -> Plan | Infeasible:
+        """A planner that gives up says why; nobody serves by an error."""
+        counts = range(least_devices(problem), len(problem.devices) + 1) if fewest else (len(problem.devices),)
+        outcome: Plan | Infeasible | None = None
+        for count in counts:
+            outcome = self.system.planner(replace(problem, devices=problem.devices[:count]))
+            if isinstance(outcome, Plan):
+                return outcome
+        assert outcome, "there are devices"
+        return outcome
+
+
+def demanded(problem: Problem, demand: Mapping[str, float]) -> Problem:
+    """The same problem with another demand; what clients send follows from it, less what applications ask of models."""
+    rates = {name: max(rate, 1e-6) for name, rate in demand.items() if name in problem.models}
+    if not problem.applications:
+        return replace(problem, demand=rates, sent={})
+    wholes = {a.name: demand.get(a.name, 0.0) for a in problem.applications}
+    own = dict(rates)
+    for application in problem.applications:
+        for stage, count in application.requests_per_request().items():
+            model = next(s.model for s in application.stages if s.name == stage)
+            own[model] = max(0.0, own[model] - count * wholes[application.name])
+    inner = {model for application in problem.applications for model in models_of(application)}
+    sent = {name: rate for name, rate in own.items() if name not in inner or problem.sent.get(name)}
+    return replace(problem, demand=rates, sent={**sent, **wholes})
+
+
+def attained(system: System, problem: Problem, plan: Plan, limits: Limits) -> float:
+    """The share of all requests that a plan would serve in time, by a short simulation of Poisson arrivals."""
+    rate = sum(problem.rates.values())
+    if rate < 1e-3 * len(problem.rates):
+        return 1.0
+    seconds = min(_MOST_S, max(_LEAST_S, _LEAST_REQUESTS / rate), max(_MOST_REQUESTS / rate, _LEAST_S))
+    arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), _SEED, poisson, problem.rows)
+    scheduler = make_scheduler(system, problem, plan, limits)
+    metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)
+    return metrics.report(arrivals.duration)["total"]["attainment"]
+
+
+def least_devices(problem: Problem) -> int:
+    """No fewer devices can hold the demand: every row takes at least the cheapest run's part of a device, in SM time."""
+    device = problem.devices[0]
+    need = sum(rate * _cheapest(problem, name, device) for name, rate in problem.demand.items())
+    return min(len(problem.devices), max(1, int(need / device.kind.sms / SECOND) + 1))
+
+
+def _cheapest(problem: Problem, name: str, device: Device) -> float:
+    """SM-nanoseconds a row."""
+    model = problem.models[name]
+    runs = (
+        size.sms * latency / rows
+        for size in device.sizes()
+        for rows, latency in enumerate(problem.profile.curve(name, size.sms)[: model.max_batch], start=1)
+        if latency <= model.slo
+    )
+    return min(runs, default=0.0)
