@@ -8,18 +8,21 @@ from math import inf
 from statistics import fmean
 
 from gpulet.bounded import Unit, guess, largest_rate, late_source, unit_requests
+from gpulet.core.control import ChangeRow, Controlled, change_row
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
-from gpulet.drivers.sim import simulate
+from gpulet.drivers.sim import Changes, simulate
 from gpulet.errors import ConfigError
 from gpulet.fleetfile import Site
 from gpulet.parallel import Advance, Job, run_all
 from gpulet.plan import Plan
 from gpulet.problems import front_end_share, make_problem
 from gpulet.profile import Profile
+from gpulet.replanning import Replanner
+from gpulet.steering import make_core, spares_of
 from gpulet.systems import find_system, make_scheduler
-from gpulet.units import SECOND
+from gpulet.units import SECOND, from_ms
 from gpulet.useful import useful_sizes
 from gpulet.workload import Arrivals, drawn, poisson
 
@@ -34,9 +37,10 @@ _HALVINGS = 10
 
 
 class SimulationReport(RunReport):
-    """A simulated run, and how fast it was simulated (requests per second of real time)."""
+    """A simulated run, how fast it was simulated (requests per second of real time), and what live control decided."""
 
     simulated_per_second: float
+    changes: list[ChangeRow]
 
 
 def largest_factor(site: Site, profile: Profile, *, precision: float = 1e-3) -> tuple[float, str]:
@@ -92,14 +96,29 @@ def _worst(site: Site, problem: Problem, duration: float, seed: int) -> tuple[st
 
 
 def simulated(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> SimulationReport:
-    """What a workload is worth under a plan."""
-    scheduler = make_scheduler(site.system, problem, plan, site.limits)
+    """What a workload is worth under a plan, and those that follow it where live control is on."""
+    control = site.config.control
+    plan = spares_of(site).added(plan, problem.models)
+    core = make_core(control, site.system, problem, plan, site.limits)
+    changes = None
+    if isinstance(core, Controlled):
+        replanner = Replanner(site.system, site.limits, spares_of(site))
+        times = from_ms(control.plan_ms), from_ms(control.build_ms)
+        changes = Changes(lambda asked: replanner.answer(core.problem, asked), *times)
     before = time.perf_counter()
     metrics = simulate(
-        scheduler, problem.profile, plan, arrivals, interference=problem.interference, knees=useful_sizes(problem)
+        core,
+        problem.profile,
+        plan,
+        arrivals,
+        interference=problem.interference,
+        knees=useful_sizes(problem),
+        changes=changes,
     )
     took = time.perf_counter() - before
-    return {**metrics.report(arrivals.duration), "simulated_per_second": len(arrivals) / took if took else 0.0}
+    rows = [change_row(*entry) for entry in core.history] if isinstance(core, Controlled) else []
+    speed = len(arrivals) / took if took else 0.0
+    return {**metrics.report(arrivals.duration), "simulated_per_second": speed, "changes": rows}
 
 
 @dataclass(frozen=True, slots=True)

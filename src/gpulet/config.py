@@ -103,6 +103,17 @@ class ModelSection(Section):
     )
     rows: str = Field("", description="rows of its requests, as under [batch_distribution]; left out: those")
     pin: bool = Field(False, description="never unloaded to make room, nor for being idle")
+    importance: int = Field(
+        0, ge=0, le=100, description="where no plan holds all demand: models of a higher number get less first"
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="among models of one importance: twice the weight gives half as much",
+    )
+    floor: float = Field(0.1, ge=0, le=1, description="the share of its demand that is planned for in any case")
 
     @field_validator("pad")
     @classmethod

@@ -44,6 +44,12 @@ class ControlSection(Section):
         allow_inf_nan=False,
         description="rule watch: how far ahead a trend is followed; what a change takes",
     )
+    spare_mib: float = Field(
+        1024.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="models loaded beyond what the plan needs, so that they may get turns at once; not where [limits] bounds memory",
+    )
     epoch_s: float = Field(
         20.0, gt=0, le=86400, allow_inf_nan=False, description="rule epochs: seconds between decisions"
     )

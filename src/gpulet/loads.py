@@ -98,7 +98,7 @@ def make_residency(site: Site, plan: Plan, files: Files, live: Live, catalog: Ca
         round(server.idle_unload_s * SECOND),
         round(server.drain_s * SECOND),
         frozenset(section.name for section in site.sections if section.pin),
-        {name: len(plan.hosts(name)) or 1 for name in found},
+        {name: sum(name in gpulet.held for gpulet in plan.gpulets) or 1 for name in found},
     )
     residency = Residency(found, rules, around, [name for name in found if not site.offer.is_later(name)])
     catalog.asleep, catalog.wake = live.door.asleep, residency.wake

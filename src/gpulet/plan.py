@@ -38,7 +38,7 @@ class Gpulet:
     `processes` share it (MPS inside MIG): each runs a batch at a time and goes round the turns once in a `duty_cycle`,
     and a turn's latency is that of one batch while the others run theirs. `process` is 0 where all of them are meant;
     in a plan that was `unfolded` it says which one of them this is, from 1. Where nothing is cut, `priority` says who gives way:
-    0 goes first.
+    0 goes first. `spare` are models that are loaded here as well, so that a later plan may give them a turn at once.
     """
 
     id: GpuletId
@@ -50,6 +50,12 @@ class Gpulet:
     processes: int = 1
     process: int = 0
     priority: int = 0
+    spare: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The models that are loaded here."""
+        return frozenset((*self.models, *self.spare))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -249,7 +255,7 @@ class Plan:
         for device in self.devices:
             mine = [g for g in self.gpulets if g.device == device.index]
             yield from _overfull_instances(device, mine, memory)
-            need = sum(g.replicas * memory.get(name, 0) for g in mine for name in g.models)
+            need = sum(g.replicas * memory.get(name, 0) for g in mine for name in g.held)
             if device.kind.memory and need > device.kind.memory:
                 yield f"device {device.index}: its gpulets' models need {need} of {device.kind.memory} bytes"
 
@@ -269,7 +275,7 @@ def _overfull_instances(device: Device, gpulets: Iterable[Gpulet], memory: Mappi
         return
     room = {t.label: t.memory for t in device.kind.mig_types}
     for g in gpulets:
-        need = g.fellows * g.replicas * sum(memory.get(name, 0) for name in g.models)
+        need = g.fellows * g.replicas * sum(memory.get(name, 0) for name in g.held)
         if g.process < 2 and need > (room.get(g.size.label) or need):  # noqa: PLR2004 (its first process speaks for all)
             what = f"device {device.index}: {g.size.label} at {g.offset}"
             yield f"{what}: its models need {need} of {room[g.size.label]} bytes"

@@ -35,6 +35,7 @@ class GpuletDoc(msgspec.Struct, forbid_unknown_fields=True):
     processes: int = 1
     label: str = ""
     priority: int = 0
+    spare: list[str] = msgspec.field(default_factory=list)
 
 
 class DeviceDoc(msgspec.Struct):
@@ -103,7 +104,9 @@ def _promise_doc(p: Promise) -> PromiseDoc:
 def _gpulet_doc(g: Gpulet) -> GpuletDoc:
     turns = [AssignmentDoc(t.model, t.batch, t.rate, to_ms(t.latency)) for t in g.turns]
     share, duty_ms = g.size.share_pct, to_ms(g.duty_cycle)
-    return GpuletDoc(g.device, g.size.sms, share, g.offset, duty_ms, turns, g.processes, g.size.label, g.priority)
+    doc = GpuletDoc(g.device, g.size.sms, share, g.offset, duty_ms, turns, g.processes, g.size.label, g.priority)
+    doc.spare = list(g.spare)
+    return doc
 
 
 def read_plan(text: bytes, problem: Problem, source: str) -> Plan:
@@ -164,14 +167,15 @@ def _gpulet(place: int, g: GpuletDoc) -> Gpulet:
     turns = tuple(Turn(a.model, a.batch, a.rate, from_ms(a.latency_ms)) for a in g.assignments)
     size = Size(g.size, g.share_pct, g.label)
     duty = from_ms(g.duty_cycle_ms)
-    return Gpulet(place, g.device, size, g.offset, duty, turns, g.processes, priority=g.priority)
+    return Gpulet(place, g.device, size, g.offset, duty, turns, g.processes, 0, g.priority, tuple(g.spare))
 
 
 def _strangers(plan: Plan, problem: Problem) -> list[str]:
     """Models that only one side knows, and turns that the fleet's models cannot run."""
     in_time = (run.model for line in plan.timelines for run in line.runs)
     cut: Mapping[str, None] = dict.fromkeys(m for g in plan.gpulets for m in g.models)
-    planned = dict.fromkeys([*cut, *in_time, *(r.model for r in plan.residents)])
+    spare = (name for g in plan.gpulets for name in g.spare)
+    planned = dict.fromkeys([*cut, *spare, *in_time, *(r.model for r in plan.residents)])
     strangers = [f"model {name} is planned but not in the fleet" for name in planned if name not in problem.models]
     if strangers or not plan.gpulets:
         return strangers

@@ -19,6 +19,7 @@ from gpulet.core.scheduler import Limits
 from gpulet.errors import GpuletError
 from gpulet.profile import Profile
 from gpulet.replanning import Replanner
+from gpulet.spares import Spares
 from gpulet.systems import composed
 
 _NICE = 5
@@ -33,6 +34,7 @@ class Question:
     planner: str
     dispatcher: str
     limits: Limits
+    spares: Spares
     problem: Problem
 
 
@@ -51,6 +53,10 @@ class PlanningProcess:
         """Of the process; 0 while there is none."""
         processes = getattr(self._pool, "_processes", None) or {}
         return next(iter(processes), 0)
+
+    def warm(self) -> None:
+        """Have the process ready for the first question."""
+        self._hire().submit(os.getpid)
 
     def ask(self, command: Replan) -> None:
         """The answer is fed when it is there."""
@@ -107,7 +113,7 @@ def _begin(question: Question) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)
     system = composed(question.system, question.planner, question.dispatcher)
-    _here = Replanner(system, question.limits), question.problem
+    _here = Replanner(system, question.limits, question.spares), question.problem
 
 
 def _answer(command: Replan, news: Problem) -> Replanned:

@@ -200,7 +200,9 @@ def _model(site: Site, section: ModelSection, profile: Profile) -> Model:
     slo = from_ms(section.slo_ms) if section.slo_ms else _default_slo(section.name, profile)
     memory, row = round(section.memory_mib * MIB), round(section.input_kib * 1024)
     queue = min(site.wishes(section.name).max_queue, site.config.limits.max_queue)
-    return Model(section.name, slo, max_batch, memory, row, queue, section.max_queue_delay_us * US)
+    delay = section.max_queue_delay_us * US
+    shedding = section.importance, section.weight, section.floor
+    return Model(section.name, slo, max_batch, memory, row, queue, delay, *shedding)
 
 
 def _interference(site: Site) -> Interference | None:

@@ -4,7 +4,7 @@ It computes for as long as it takes: live servers ask a process of its own (`pla
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gpulet.application import models_of
 from gpulet.core.messages import Replan, Replanned
@@ -13,11 +13,17 @@ from gpulet.core.scheduler import Limits
 from gpulet.device import Device
 from gpulet.drivers.sim import simulate
 from gpulet.plan import Plan
+from gpulet.planners.pooled import MERGING
+from gpulet.planners.retuned import retuned
+from gpulet.shedding import shed
+from gpulet.spares import Spares
 from gpulet.system import System
 from gpulet.systems import make_scheduler
 from gpulet.units import SECOND
 from gpulet.workload import drawn, poisson
 
+GOOD = 0.98
+"""What a planner had got to before it gave up is not improved upon when it serves as much."""
 HOLDS = 0.995
 """A plan in force that is predicted to serve as much of the demand in time is good enough: no other is looked for."""
 _LEAST_REQUESTS, _MOST_REQUESTS, _LEAST_S, _MOST_S = 2_000, 6_000, 0.5, 20.0
@@ -30,6 +36,7 @@ class Replanner:
 
     system: System
     limits: Limits
+    spares: Spares = field(default_factory=Spares)
 
     def answer(self, problem: Problem, asked: Replan) -> Replanned:
         """The best there is for this demand on these devices; `problem.in_force` serves now.
@@ -37,16 +44,50 @@ class Replanner:
         A plan that holds is left alone where that was asked.
         """
         wanted = demanded(problem, asked.demand)
-        before = attained(self.system, wanted, wanted.in_force, self.limits)
+        before = self._attained(wanted, wanted.in_force)
         usable = tuple(d for d in problem.devices if d.index in asked.devices)
         may_stay = {g.device for g in wanted.in_force.gpulets} <= set(asked.devices)
         if before >= HOLDS and may_stay and asked.is_needed:
             return Replanned(asked.number, None, f"the plan in force holds {before:.2%} of it", before, before)
-        outcome = self._planned(replace(wanted, devices=usable), fewest=asked.fewest)
-        if isinstance(outcome, Infeasible):
-            return Replanned(asked.number, None, f"no plan: {outcome}", before, before)
-        plan = replace(outcome, devices=problem.devices)
-        return Replanned(asked.number, plan, "", before, attained(self.system, wanted, plan, self.limits))
+        tuned = self._tuned(wanted) if may_stay and asked.is_needed and self.system.retunes else None
+        if tuned:
+            after = self._attained(wanted, tuned)
+            if after >= HOLDS:
+                return Replanned(asked.number, tuned, "", before, after)
+        on_them = replace(wanted, devices=usable)
+        outcome = self._planned(on_them, fewest=asked.fewest)
+        why = f"no plan: {outcome}" if isinstance(outcome, Infeasible) else ""
+        found = [outcome] if isinstance(outcome, Plan) else self._nearest(on_them, outcome)
+        found = [plan for plan in (tuned, *found) if plan]
+        offers = [(self._attained(wanted, plan), place, plan) for place, plan in enumerate(found)]
+        if not offers:
+            return Replanned(asked.number, None, why, before, before)
+        after, _, plan = max(offers, key=lambda offer: (offer[0], -offer[1]))
+        plan = self.spares.added(_on_all(plan, problem.devices), problem.models)
+        return Replanned(asked.number, plan, why, before, after)
+
+    def _tuned(self, problem: Problem) -> Plan | None:
+        """The plan in force with other turns, where it has gpulets and those hold the models."""
+        if not problem.in_force.gpulets or problem.in_force.dispatcher not in {"", MERGING}:
+            return None
+        outcome = retuned(problem)
+        return outcome if isinstance(outcome, Plan) and not outcome.violations() else None
+
+    def _nearest(self, problem: Problem, refusal: Infeasible) -> list[Plan]:
+        """Plans for less: what the planner had got to, and one for what is left when the least important get less."""
+        partial = reached(refusal.partial)
+        if partial and self._attained(problem, partial) >= GOOD:
+            return [partial]
+
+        def plan(demand: Mapping[str, float]) -> Plan | None:
+            outcome = self.system.probe(replace(problem, demand=demand, sent={}))
+            return outcome if isinstance(outcome, Plan) else None
+
+        lesser = None if problem.applications else shed(problem.models, problem.demand, plan)
+        return [plan for plan in (partial, lesser) if plan]
+
+    def _attained(self, problem: Problem, plan: Plan) -> float:
+        return attained(self.system, problem, plan, self.limits)
 
     def _planned(self, problem: Problem, *, fewest: bool) -> Plan | Infeasible:
         """A planner that gives up says why; nobody serves by an error."""
@@ -58,6 +99,19 @@ class Replanner:
                 return outcome
         assert outcome, "there are devices"
         return outcome
+
+
+def _on_all(plan: Plan, devices: tuple[Device, ...]) -> Plan:
+    """With the devices that it was not to use; those that it uses may be cut another way than they were."""
+    own = {device.index: device for device in plan.devices}
+    return replace(plan, devices=tuple(own.get(device.index, device) for device in devices))
+
+
+def reached(plan: Plan) -> Plan | None:
+    """A plan that promises less than was asked promises what it can; none where it still cannot be, or is nothing."""
+    promises = {name: replace(p, demand=min(p.demand, p.throughput)) for name, p in plan.promises.items()}
+    able = replace(plan, promises=promises)
+    return able if able.in_use and not able.violations() else None
 
 
 def demanded(problem: Problem, demand: Mapping[str, float]) -> Problem:

@@ -42,7 +42,7 @@ from gpulet.plan import Plan
 from gpulet.planning_process import PlanningProcess, Question
 from gpulet.repository.completing import as_json, complete
 from gpulet.residency import Residency
-from gpulet.steering import make_core
+from gpulet.steering import make_core, spares_of
 from gpulet.systems import make_metrics
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
@@ -82,6 +82,8 @@ class LiveServer:
         """Wait until the plan is carved, loaded, verified and warm."""
         while not self.catalog.is_carved:  # noqa: ASYNC110 (once in a life)
             await asyncio.sleep(0.01)
+        if self.planning:
+            self.planning.warm()
 
     async def close(self) -> None:
         """Be ready no more, take no more requests, answer those that are there, stop the workers."""
@@ -108,7 +110,7 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
 
     `refused` are models that could not be loaded, and why: requests for them are told so. Raises `Unusable` when a port is taken, `BadInput` when the journal cannot be written.
     """
-    plan, server = plan.unfolded(), site.config.server
+    plan, server = spares_of(site).added(plan, problem.models).unfolded(), site.config.server
     ports = bind(site)
     timer = LiveTimer(asyncio.get_running_loop())
     core = make_core(site.config.control, site.system, problem, plan, site.limits, timer.now())
@@ -139,7 +141,7 @@ def _planning(site: Site, problem: Problem, core: Scheduler | Controlled, live: 
     if isinstance(core, Scheduler):
         return None
     fleet = site.config.fleet
-    question = Question(site.name, fleet.planner, fleet.dispatcher, site.limits, problem)
+    question = Question(site.name, fleet.planner, fleet.dispatcher, site.limits, spares_of(site), problem)
     planning = PlanningProcess(question, lambda: core.problem, live.feed)
     live.ask = planning.ask
     live.show(tell_changes)

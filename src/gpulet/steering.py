@@ -7,11 +7,13 @@ from gpulet.core.ports import Problem
 from gpulet.core.replan import Estimator, Watch, Watching
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.core.weighing import Weights
+from gpulet.fleetfile import Site
 from gpulet.model import Model
 from gpulet.plan import Plan
+from gpulet.spares import Spares
 from gpulet.system import System
 from gpulet.systems import make_scheduler
-from gpulet.units import SECOND, Instant, from_ms
+from gpulet.units import MIB, SECOND, Instant, from_ms
 
 
 def make_core(
@@ -23,6 +25,15 @@ def make_core(
         return scheduler
     estimator = _estimator(control, problem, now)
     return Controlled(scheduler, problem, plan.unfolded(), estimator, system.dispatcher, _steering(control))
+
+
+def spares_of(site: Site) -> Spares:
+    """As `[control]` allows; what a file has is taken for what its model takes."""
+    control, limits = site.config.control, site.config.limits
+    if control.mode == "off" or limits.memory_mib or not site.system.retunes:
+        return Spares()
+    sizes = {name: artifact.path.stat().st_size for name, artifact in site.artifacts.items()}
+    return Spares(round(control.spare_mib * MIB), sizes)
 
 
 def _estimator(control: ControlSection, problem: Problem, now: Instant) -> Estimator:

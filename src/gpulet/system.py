@@ -10,7 +10,8 @@ class System:
     """A planner and a dispatcher that belong together.
 
     `drops_early`: what cannot be in time is given up. `carves`: the dispatcher chooses a size for each run. `loads`: it loads
-    and evicts models. `prober`: a quicker planner, left out where the planner is quick.
+    and evicts models. `prober`: a quicker planner, left out where the planner is quick. `retunes`: its dispatcher serves
+    whatever turns gpulets have, so that a plan in force may be given others at once.
     """
 
     planner: Planner
@@ -20,6 +21,7 @@ class System:
     loads: bool = False
     about: str = ""
     prober: Planner | None = None
+    retunes: bool = False
 
     @property
     def probe(self) -> Planner:

@@ -57,6 +57,7 @@ SYSTEMS: Mapping[str, System] = {
         ours,
         as_planned,
         prober=partial(ours, enough=1.0),
+        retunes=True,
         about="ours: the safest of several planners' plans that holds in simulation, or runs sized as they come",
     ),
     "elastic": System(

@@ -36,7 +36,7 @@ from gpulet.remedies import Remedies, remedies
 from gpulet.reports.carving import emitted, find_form
 from gpulet.reports.pictures import draw_plan
 from gpulet.reports.plans import promise_table, shape_table
-from gpulet.reports.runs import run_table, usage_text
+from gpulet.reports.runs import change_text, run_table, usage_text
 from gpulet.units import Duration, to_ms
 
 
@@ -117,6 +117,8 @@ def _print_runs(reports: Mapping[str, SimulationReport], what: str, refusals: Ma
     for name, report in reports.items():
         out.print(run_table(report, f"{name}: {what}"))
         out.print(usage_text(report))
+        for change in report["changes"]:
+            out.print(change_text(change), markup=False)
         out.print(f"{report['simulated_per_second']:.0f} simulated requests/s")
     for name, refusal in refusals.items():
         out.print(f"{name}: no plan: {refusal['infeasible']}", markup=False)

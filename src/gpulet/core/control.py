@@ -8,6 +8,7 @@ by gpulet, at batch boundaries. Until then the plan in force has noticed nothing
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from gpulet.core.messages import (
     Adopt,
@@ -37,20 +38,27 @@ from gpulet.plan import Plan
 from gpulet.units import SECOND, Duration, Instant
 
 _OURS = (Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Built, NotBuilt, Stopping)
-_REMEMBERED = 256
+_REMEMBERED = 1000
+_NEAR = 0.7, 1.4
+"""Of the target that was planned for, and a row more or less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
     """How plans are changed. `is_advice`: decide and explain, change nothing. `fewest`: use no device that is not needed.
 
-    Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps.
+    Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps. Below `urgent` what is
+    new is built in haste. After a jump the other rates have time to `settle`, for where one rises another may fall. A plan for
+    rates that have moved on since is asked for again, so many `tries` in a row.
     """
 
     weights: Weights = field(default_factory=Weights)
     is_advice: bool = False
     fewest: bool = False
     enough: float = 0.99
+    urgent: float = 0.95
+    settle: Duration = SECOND // 16
+    tries: int = 2
     pause: Duration = 5 * SECOND
 
 
@@ -65,6 +73,30 @@ class _Change:
     stage: Stage | None = None
     considered: str = ""
     chosen: str = ""
+    is_held: bool = True
+    is_urgent: bool = False
+    decided: Instant = 0
+
+
+class ChangeRow(TypedDict):
+    """One decision: when, and in words what was seen, considered and chosen."""
+
+    at_s: float
+    number: int
+    seen: str
+    considered: str
+    chosen: str
+
+
+def change_row(now: Instant, told: Explain) -> ChangeRow:
+    """A decision for a report; `at_s` counts from the start."""
+    return {
+        "at_s": now / SECOND,
+        "number": told.number,
+        "seen": told.seen,
+        "considered": told.considered,
+        "chosen": told.chosen,
+    }
 
 
 class Controlled:
@@ -98,6 +130,8 @@ class Controlled:
         self._out: set[int] = set()
         self._told = ""
         self._not_before: Instant = 0
+        self._settled: Instant = 0
+        self._tries = 0
         self._is_stopping = False
 
     @property
@@ -129,19 +163,22 @@ class Controlled:
         commands = self._scheduler.step(now, *events)
         has_jumped = self._estimator.record(now, events, commands)
         ours = [event for event in events if isinstance(event, _OURS)]
-        if ours or has_jumped or now >= self._estimator.look_at:
+        if ours or has_jumped or now >= self._estimator.look_at or now == self._settled:
             commands += self._steer(now, ours, has_jumped=has_jumped)
-        self.wake_at = min(self._scheduler.wake_at, self._estimator.look_at)
+        look_at = self._estimator.look_at
+        if now < self._settled < look_at:
+            look_at = self._settled
+        self.wake_at = min(self._scheduler.wake_at, look_at)
         return commands
 
     def _steer(self, now: Instant, events: Sequence[Event], *, has_jumped: bool) -> list[Command]:
         commands: list[Command] = []
         for event in events:
             commands += self._take(now, event)
-        if has_jumped or now >= self._estimator.look_at:
+        if has_jumped or now >= min(self._estimator.look_at, self._settled):
             self.demand = self._estimator.look(now)
-            if has_jumped:
-                self._not_before = now
+            if has_jumped and now >= self._settled:
+                self._not_before = self._settled = now + self._steering.settle
         commands += self._begin(now)
         if any(isinstance(command, Adopt) for command in commands):
             served = self._scheduler.step(now)
@@ -219,49 +256,65 @@ class Controlled:
         if violations:
             yield self._stay(now, f"the plan that was asked for: {violations[0]}", "refused, the plan in force stays")
         else:
-            yield from self._go(self._staged(forced.plan), "the plan that was asked for", "it")
+            yield from self._go(now, self._staged(forced.plan), "the plan that was asked for", "it")
 
-    def _replanned(self, now: Instant, answer: Replanned) -> Iterator[Command]:
-        """Weigh what the planner says; nobody asked where the number is not that of the change."""
+    def _replanned(self, now: Instant, answer: Replanned) -> Iterable[Command]:
+        """What a planner says; nobody asked where the number is not that of the change."""
         change = self._change
         if change is None or change.number != answer.number or change.stage:
-            return
+            return ()
+        if self._tries < self._steering.tries and self._has_moved(change.demand):
+            self._tries += 1
+            self._change, self._told = None, "rates that have moved while a plan was made"
+            return ()
+        self._tries = 0
         if answer.plan is None:
-            if answer.before < self._steering.enough:
+            holds = answer.before >= self._steering.enough
+            if not holds:
                 self._not_before = now + self._steering.pause
-            yield self._stay(now, answer.why, "the plan in force stays")
-            return
+            return (self._stay(now, answer.why, "the plan in force stays", holds=holds),)
         violations = answer.plan.violations()
         if violations:
-            yield self._stay(now, f"a plan that cannot be: {violations[0]}", "refused, the plan in force stays")
-            return
-        staged = self._staged(answer.plan)
+            why = f"a plan that cannot be: {violations[0]}"
+            return (self._stay(now, why, "refused, the plan in force stays"),)
+        return self._weighed(now, change, answer, answer.plan)
+
+    def _weighed(self, now: Instant, change: _Change, answer: Replanned, plan: Plan) -> Iterator[Command]:
+        staged, steering = self._staged(plan), self._steering
         offer = Offer(sum(change.demand.targets.values()), answer.before, answer.after, self.in_force, staged)
         must = any(gpulet.device in self._out for gpulet in self.in_force.gpulets)
-        verdict = weigh(offer, self._steering.weights, must=must)
-        if not verdict.is_change:
-            yield self._stay(now, verdict.considered, verdict.chosen)
-        elif self._steering.is_advice:
-            yield self._stay(now, verdict.considered, f"advice only: {verdict.chosen}")
-        else:
-            yield from self._go(staged, verdict.considered, verdict.chosen)
+        verdict = weigh(offer, steering.weights, must=must)
+        considered = f"{answer.why}; for less: {verdict.considered}" if answer.why else verdict.considered
+        if not verdict.is_change or steering.is_advice:
+            chosen = f"advice only: {verdict.chosen}" if verdict.is_change else verdict.chosen
+            yield self._stay(now, considered, chosen, holds=answer.before >= steering.enough)
+            return
+        is_held, is_urgent = answer.after >= steering.enough, answer.before < steering.urgent
+        self._change = replace(change, is_held=is_held, is_urgent=is_urgent)
+        yield from self._go(now, staged, considered, verdict.chosen)
+
+    def _has_moved(self, asked: Demand) -> bool:
+        """Whether a plan for that demand is no longer what is wanted."""
+        return any(
+            not _NEAR[0] * asked.targets[n] - 1 <= t <= _NEAR[1] * asked.targets[n] + 1
+            for n, t in self.demand.targets.items()
+        )
 
     def _staged(self, plan: Plan) -> Stage:
-        held = {number: state.held for number, state in self.fleet.gpulets.items()}
         usable = [d.index for d in self._problem.devices if d.index not in self._out]
-        return stage(plan.unfolded(), self.in_force, held, usable)
+        return stage(plan.unfolded(), self.in_force, usable)
 
-    def _stay(self, now: Instant, considered: str, chosen: str) -> Explain:
+    def _stay(self, now: Instant, considered: str, chosen: str, *, holds: bool = False) -> Explain:
         change, self._change = self._change, None
         assert change, "something was considered"
-        self._estimator.planned(now, change.demand.targets)
+        self._estimator.considered(now, change.demand.targets, is_held=holds)
         return Explain(change.number, change.seen, considered, chosen)
 
-    def _go(self, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
+    def _go(self, now: Instant, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
         """Have built what is new; where nothing is, some executors still have something to do."""
         assert self._change, "something was considered"
-        self._change = replace(self._change, stage=staged, considered=considered, chosen=chosen)
-        yield Build(self._change.number, staged.plan)
+        self._change = replace(self._change, stage=staged, considered=considered, chosen=chosen, decided=now)
+        yield Build(self._change.number, staged.plan, self._change.is_urgent)
 
     def _built(self, now: Instant, answer: Built | NotBuilt) -> Iterator[Command]:
         change = self._change
@@ -279,8 +332,9 @@ class Controlled:
         assert change.stage, "and decided"
         self.before, self.in_force = self.in_force, change.stage.plan
         self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
-        self._estimator.planned(now, change.demand.targets)
+        self._estimator.considered(now, change.demand.targets, is_held=change.is_held)
         self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
-        took = f"{(now - change.since) / SECOND:.3f} s after it was seen"
-        yield Explain(change.number, change.seen, change.considered, f"{change.chosen}; in force {took}")
+        planned, built = (change.decided - change.since) / SECOND, (now - change.decided) / SECOND
+        took = f"decided after {planned:.3f} s, in force {built:.3f} s later"
+        yield Explain(change.number, change.seen, change.considered, f"{change.chosen}; {took}")
         yield Adopt(change.number, self.in_force)

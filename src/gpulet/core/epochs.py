@@ -100,7 +100,7 @@ class Epochs:
             why = self._smoothed.moved()
         return Demand(dict(self._smoothed.rates), self._smoothed.targets(), why, has_fallen=bool(why))
 
-    def planned(self, now: Instant, targets: Mapping[str, float]) -> None:
+    def considered(self, now: Instant, targets: Mapping[str, float], *, is_held: bool) -> None:
         """Targets that later ones are compared with."""
         self._smoothed.planned = dict(targets)
 

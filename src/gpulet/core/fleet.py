@@ -125,18 +125,14 @@ def _unlike(one: Request, other: Request) -> bool:
 
 
 class GpuletState:
-    """One gpulet: its part of the plan, its own queue, and what it runs. `busy_until` is a prediction.
+    """One gpulet: its part of the plan, its own queue, and what it runs. `busy_until` is a prediction."""
 
-    `held` are the models that were brought up with it, which are still there when a later plan gives it fewer.
-    """
-
-    __slots__ = ("busy_until", "held", "id", "is_leaving", "is_up", "planned", "queue", "running")
+    __slots__ = ("busy_until", "id", "is_leaving", "is_up", "planned", "queue", "running")
 
     def __init__(self, planned: Gpulet) -> None:
         self.planned = planned
         self.id = planned.id
         self.queue = Queue(planned.id)
-        self.held = frozenset(planned.models)
         self.is_up = False
         self.is_leaving = False
         self.running: BatchId = 0

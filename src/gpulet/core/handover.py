@@ -16,11 +16,15 @@ class Handover:
     def __init__(self, fleet: Fleet) -> None:
         self.leaving: dict[GpuletId, GpuletState] = {}
         self._fleet = fleet
+        self._recut: set[int] = set()
         self._built: set[GpuletId] = set()
 
     def begin(self, plan: Plan) -> list[GpuletState]:
         """The fleet is this plan's from now on; those that leave."""
-        known = self._fleet.gpulets
+        devices, known = self._fleet.devices, self._fleet.gpulets
+        self._recut = {d.index for d in plan.devices if d.mechanism is not devices[d.index].device.mechanism}
+        for device in plan.devices:
+            devices[device.index].device = device
         numbers = {gpulet.id for gpulet in plan.gpulets}
         gone = [state for number, state in known.items() if number not in numbers]
         for state in gone:
@@ -65,7 +69,7 @@ class Handover:
     def _is_free(self, state: GpuletState) -> bool:
         index = state.planned.device
         leaving = [other.planned for other in self.leaving.values() if other.planned.device == index]
-        if not leaving:
-            return True
+        if not leaving or index in self._recut:  # by another mechanism: nothing stands beside what was
+            return not leaving
         up = [o.planned for o in self._fleet.gpulets.values() if o.planned.device == index and (o.is_up or o is state)]
         return not overcut(self._fleet.devices[index].device, placements([*leaving, *up]))

@@ -295,10 +295,14 @@ class Replan(_Message, frozen=True):
 
 
 class Build(_Message, frozen=True):
-    """Bring up what this plan needs beside what serves; answered by `Built` or `NotBuilt`. A gpulet that stays has its number."""
+    """Bring up what this plan needs beside what serves; answered by `Built` or `NotBuilt`. A gpulet that stays has its number.
+
+    `is_urgent`: the plan in force loses more than building in haste would.
+    """
 
     number: int
     plan: Plan
+    is_urgent: bool = False
 
 
 class Adopt(_Message, frozen=True):

@@ -14,6 +14,8 @@ from gpulet.units import SECOND, Duration, Instant
 _RATIOS: Final = (1.35, 2.5, 1 / 1.35, 1 / 2.5)
 _THRESHOLD: Final = 12.0
 """In nats: by chance a sum gets there about once in e^12 arrivals."""
+_CONFIRMED: Final = SECOND // 50
+"""A jump lasts that long before it is believed: a loop that was held up hands over many requests at one instant."""
 _MEMORY_S: Final = 10.0
 _FAST_S: Final = 2.0
 _SLOW_S: Final = 8.0
@@ -100,7 +102,8 @@ class Rate:
         if other <= 0:
             other, high.since, high.count = 0.0, now, count
         high.value = other
-        return max(value, other) > _THRESHOLD * self.dispersion
+        bound = _THRESHOLD * self.dispersion
+        return (value > bound and now - low.since >= _CONFIRMED) or (other > bound and now - high.since >= _CONFIRMED)
 
     def look(self, now: Instant) -> None:
         """Take in what came since the last look."""
@@ -127,10 +130,10 @@ class Rate:
     def _jump(self, now: Instant) -> bool:
         """Where some sum says so the mean is what came since, and all begin anew."""
         sums = (self._low, self._high, *self._falls)
-        strongest = max(sums, key=lambda total: total.value)
-        if strongest.value <= _THRESHOLD * self.dispersion:
+        strongest = max(sums, key=lambda total: total.value if now - total.since >= _CONFIRMED else 0.0)
+        if strongest.value <= _THRESHOLD * self.dispersion or now - strongest.since < _CONFIRMED:
             return False
-        since_s = max((now - strongest.since) / SECOND, 1e-3)
+        since_s = (now - strongest.since) / SECOND
         self.mean = self._fast = self._slow = (self._count - strongest.count) / since_s
         self._weighted, self._weight_s, self.slope = self.mean * since_s, since_s, 0.0
         self.jumped = strongest.since

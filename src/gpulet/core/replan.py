@@ -42,8 +42,8 @@ class Estimator(Protocol):
         """What is asked now, and whether that calls for another plan than the one in force."""
         ...
 
-    def planned(self, now: Instant, targets: Mapping[str, float]) -> None:
-        """A plan for these is in force, or was decided against."""
+    def considered(self, now: Instant, targets: Mapping[str, float], *, is_held: bool) -> None:
+        """A plan for these was adopted or decided against; whether the one in force now holds them."""
         ...
 
     def hint(self, now: Instant, model: str, rate: float) -> None:
@@ -79,6 +79,8 @@ class Watching:
 
 _WINDOW: Duration = 2 * SECOND
 _LEAST_COUNT = 20
+_BAD_WINDOWS = 2
+"""One after the other, before something is wrong with a plan."""
 _RELIEF = 0.99
 """Of a strain beyond 1 is left after each quiet window."""
 
@@ -90,7 +92,9 @@ class _Watched:
     rate: Rate
     slo: Duration
     planned: float
+    held: float
     low_since: Instant = -1
+    bad_windows: int = 0
     ended: int = 0
     missed: int = 0
     strain: float = 1.0
@@ -105,7 +109,9 @@ class Watch:
     ) -> None:
         self._rules = rules
         self._models = {
-            name: _Watched(Rate(now, demand.get(name, 0.0), 1.0), model.slo, demand.get(name, 0.0))
+            name: _Watched(
+                Rate(now, demand.get(name, 0.0), 1.0), model.slo, demand.get(name, 0.0), demand.get(name, 0.0)
+            )
             for name, model in models.items()
         }
         self._open: dict[int, Request] = {}
@@ -170,12 +176,14 @@ class Watch:
         rises, falls = self._rise(targets), self._fall(now, targets)
         return Demand(rates, targets, rises or falls, bool(falls))
 
-    def planned(self, now: Instant, targets: Mapping[str, float]) -> None:
-        """From here on the band is around these."""
+    def considered(self, now: Instant, targets: Mapping[str, float], *, is_held: bool) -> None:
+        """From here on the band is around these. Who misses objectives is only strained within what is held."""
         for name, watched in self._models.items():
             watched.planned = targets.get(name, 0.0)
+            watched.held = watched.planned if is_held else 0.0
             watched.low_since = -1
             watched.is_strained = False
+            watched.bad_windows = 0
 
     def hint(self, now: Instant, model: str, rate: float) -> None:
         """As sure as ten seconds of arrivals."""
@@ -223,8 +231,10 @@ class Watch:
         for watched in self._models.values():
             missed, ended = watched.missed, watched.ended
             watched.missed = watched.ended = 0
-            is_planned = watched.rate.mean <= watched.planned and watched.rate.jumped < now - _WINDOW
-            if ended >= _LEAST_COUNT and missed > self._rules.misses * ended and is_planned:
+            is_held = watched.rate.mean <= watched.held and watched.rate.jumped < now - _WINDOW
+            is_bad = ended >= _LEAST_COUNT and missed > self._rules.misses * ended and is_held
+            watched.bad_windows = watched.bad_windows + 1 if is_bad else 0
+            if watched.bad_windows >= _BAD_WINDOWS:
                 before, watched.strain = (
                     watched.strain,
                     min(self._rules.most_strain, watched.strain * self._rules.strain),

@@ -4,7 +4,7 @@ A gpulet stays where it is cut the same way at the same place and already holds 
 number and is not touched. Equal devices, and equal places on one, are exchanged so that as much as possible stays.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -33,33 +33,44 @@ class Stage:
         return not self.start and not self.stop
 
 
-def stage(plan: Plan, in_force: Plan, held: Mapping[GpuletId, frozenset[str]], devices: Collection[int] = ()) -> Stage:
-    """The change from `in_force`, of which each gpulet `held` these models, to `plan`.
+def stage(plan: Plan, in_force: Plan, devices: Collection[int] = ()) -> Stage:
+    """The change from `in_force` to `plan`, which may be moved among `devices`, all of the plan's where none are named.
 
-    It may be moved among `devices`, all of the plan's where none are named.
+    What a gpulet that stays has loaded and needs no more is spare from then on.
     """
     usable = [d.index for d in plan.devices if not devices or d.index in devices]
-    moved = _aligned(plan, in_force, held, usable)
-    stays = _staying(moved.gpulets, in_force.gpulets, held)
-    free = (number for number in count() if number not in held)
-    gpulets = tuple(replace(g, id=stays[g.id] if g.id in stays else next(free)) for g in moved.gpulets)
+    alike = _cut_alike(plan, in_force)
+    moved = _aligned(plan, alike, usable)
+    stays = _staying(moved.gpulets, alike.gpulets)
+    known = {g.id for g in in_force.gpulets}
+    free = (number for number in count() if number not in known)
+    gpulets = tuple(_keeping(g, stays[g.id]) if g.id in stays else replace(g, id=next(free)) for g in moved.gpulets)
     numbered = replace(moved, gpulets=tuple(sorted(gpulets, key=lambda g: g.id)))
-    kept = tuple(sorted(stays.values()))
+    kept = tuple(sorted(old.id for old in stays.values()))
     start = tuple(g.id for g in numbered.gpulets if g.id not in kept)
     stop = tuple(g.id for g in in_force.gpulets if g.id not in kept)
     return Stage(numbered, kept, start, stop, _loss(numbered, in_force, start, stop))
 
 
-def _staying(
-    new: Iterable[Gpulet], old: Iterable[Gpulet], held: Mapping[GpuletId, frozenset[str]]
-) -> dict[GpuletId, GpuletId]:
+def _keeping(new: Gpulet, old: Gpulet) -> Gpulet:
+    return replace(new, id=old.id, spare=tuple(sorted(old.held - set(new.models))))
+
+
+def _cut_alike(plan: Plan, in_force: Plan) -> Plan:
+    """Less what stands on devices that are cut by another mechanism: nothing of that can stay."""
+    mechanisms = {device.index: device.mechanism for device in plan.devices}
+    other = {d.index for d in in_force.devices if mechanisms.get(d.index) is not d.mechanism}
+    return replace(in_force, gpulets=tuple(g for g in in_force.gpulets if g.device not in other)) if other else in_force
+
+
+def _staying(new: Iterable[Gpulet], old: Iterable[Gpulet]) -> dict[GpuletId, Gpulet]:
     """Which is which; on an uncut device several may stand at one place."""
     left, found = list(old), {}
     for g in new:
-        match = next((o for o in left if _at(o) == _at(g) and held[o.id] >= set(g.models)), None)
+        match = next((o for o in left if _at(o) == _at(g) and o.held >= set(g.models)), None)
         if match:
             left.remove(match)
-            found[g.id] = match.id
+            found[g.id] = match
     return found
 
 
@@ -71,13 +82,13 @@ def _cut(g: Gpulet) -> tuple[object, ...]:
     return (g.size, g.processes, g.process, g.priority)
 
 
-def _aligned(plan: Plan, in_force: Plan, held: Mapping[GpuletId, frozenset[str]], usable: Sequence[int]) -> Plan:
+def _aligned(plan: Plan, in_force: Plan, usable: Sequence[int]) -> Plan:
     """The same plan on other devices, and at other places of them, where more of what stands there stays."""
     if not plan.gpulets:
         return plan
     old = {index: [g for g in in_force.gpulets if g.device == index] for index in usable}
     new = {index: [g for g in plan.gpulets if g.device == index] for index in usable}
-    pairs = [(_likeness(new[a], old[b], held), a != b, a, b) for a in usable if new[a] for b in usable]
+    pairs = [(_likeness(new[a], old[b]), a != b, a, b) for a in usable if new[a] for b in usable]
     target: dict[int, int] = {}
     for _, _, a, b in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:])):
         if a not in target and b not in target.values():
@@ -86,36 +97,32 @@ def _aligned(plan: Plan, in_force: Plan, held: Mapping[GpuletId, frozenset[str]]
     placed: dict[int, Gpulet] = {}
     for a, b in target.items():
         here = [replace(g, device=b) for g in new[a]]
-        placed |= {g.id: g for g in _rearranged(kinds[b], here, old[b], held)}
+        placed |= {g.id: g for g in _rearranged(kinds[b], here, old[b])}
     return replace(plan, gpulets=tuple(placed.get(g.id, g) for g in plan.gpulets))
 
 
-def _likeness(new: Sequence[Gpulet], old: Sequence[Gpulet], held: Mapping[GpuletId, frozenset[str]]) -> int:
+def _likeness(new: Sequence[Gpulet], old: Sequence[Gpulet]) -> int:
     """SMs of the gpulets that could stay."""
-    return sum(g.size.sms for g, _ in _matches(new, old, held))
+    return sum(g.size.sms for g, _ in _matches(new, old))
 
 
-def _matches(
-    new: Sequence[Gpulet], old: Sequence[Gpulet], held: Mapping[GpuletId, frozenset[str]]
-) -> list[tuple[Gpulet, Gpulet]]:
+def _matches(new: Sequence[Gpulet], old: Sequence[Gpulet]) -> list[tuple[Gpulet, Gpulet]]:
     """Which could stay as which, were it not for their places; those that hold least besides come first."""
     left, found = list(old), []
     for g in sorted(new, key=lambda g: -len(g.turns)):
-        fits = [o for o in left if _cut(o) == _cut(g) and held[o.id] >= set(g.models)]
+        fits = [o for o in left if _cut(o) == _cut(g) and o.held >= set(g.models)]
         if fits:
-            best = min(fits, key=lambda o: (len(held[o.id]), o.offset != g.offset))
+            best = min(fits, key=lambda o: (len(o.held), o.offset != g.offset))
             left.remove(best)
             found.append((g, best))
     return found
 
 
-def _rearranged(
-    device: Device, new: Sequence[Gpulet], old: Sequence[Gpulet], held: Mapping[GpuletId, frozenset[str]]
-) -> Sequence[Gpulet]:
+def _rearranged(device: Device, new: Sequence[Gpulet], old: Sequence[Gpulet]) -> Sequence[Gpulet]:
     """What can stay at its place, the rest in the gaps; all as planned where that does not fit or places are not alike."""
     if device.mechanism in {Mechanism.MIG, Mechanism.WHOLE} or any(g.process for g in new):
         return new
-    staying = {g.id: replace(g, offset=match.offset) for g, match in _matches(new, old, held)}
+    staying = {g.id: replace(g, offset=match.offset) for g, match in _matches(new, old)}
     taken = [(g.offset, g.offset + device.length(g.size)) for g in staying.values()]
     rest = []
     for g in sorted((g for g in new if g.id not in staying), key=lambda g: -g.size.sms):

@@ -97,9 +97,9 @@ class DeviceUse:
         whole = window * self.sms
         allocated = time.carved / whole if self.is_carved else min(1.0, self._given / whole)
         return {
-            "busy": time.busy / whole,
+            "busy": min(1.0, time.busy / whole),
             "allocated": allocated,
-            "useful": time.useful / whole,
+            "useful": min(1.0, time.useful / whole),
             "in_use": min(1.0, self.used / window),
             "switches": self.switches,
             "resizes": self.resizes,

@@ -4,9 +4,11 @@ Of things due at one instant, what was scheduled first comes first; arrivals com
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
+from gpulet.core.control import Controlled
 from gpulet.core.messages import (
     Adopt,
     Answer,
@@ -36,7 +38,7 @@ from gpulet.interference import Interference
 from gpulet.plan import Plan
 from gpulet.profile import Profile
 from gpulet.request import Request
-from gpulet.units import NEVER, Duration, Instant
+from gpulet.units import NEVER, SECOND, Duration, Instant
 from gpulet.workload import Arrivals
 
 Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
@@ -45,6 +47,15 @@ Observe = Callable[[Instant, Sequence[Event], Sequence[Command]], None]
 
 Plans = Callable[[Replan], Replanned]
 """A planner asked while a run goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Who `plans` while a run goes on, and how long that and building take by the virtual clock."""
+
+    plans: Plans
+    plan_time: Duration = 0
+    build_time: Duration = 0
 
 
 class Recorder(Protocol):
@@ -158,8 +169,11 @@ class Simulation:
                 self.feed()
 
 
+_LONGEST_END: Duration = 3600 * SECOND
+
+
 def simulate(
-    scheduler: Scheduler,
+    scheduler: Scheduler | Controlled,
     profile: Profile,
     plan: Plan,
     arrivals: Arrivals,
@@ -167,18 +181,28 @@ def simulate(
     *,
     interference: Interference | None = None,
     knees: Mapping[str, int] | None = None,
+    changes: Changes | None = None,
 ) -> Metrics:
     """Run a workload through a core on the simulated executor; what it was worth.
 
-    The plan is the core's, or that one folded; `knees` are for the metrics, SMs by model.
+    The plan is the core's, or that one folded; `knees` are for the metrics, SMs by model. `changes` is for a core with
+    live control: it goes on watching for as long as there are arrivals, and until the last of them has ended.
     """
     plan = plan.unfolded()
     timer = VirtualTimer()
     names = dict.fromkeys([*(model.name for model in arrivals.models), *scheduler.fleet.models])
     metrics = Metrics(list(names), plan, knees=knees, applications=scheduler.applications)
-    simulation = Simulation(scheduler, timer, metrics, observers)
-    executor = Simulated(profile, plan, timer, simulation.feed, interference=interference)
+    plans, plan_time, build_time = (changes.plans, changes.plan_time, changes.build_time) if changes else (None, 0, 0)
+    simulation = Simulation(scheduler, timer, metrics, observers, plans, plan_time)
+    executor = Simulated(profile, plan, timer, simulation.feed, interference=interference, build_time=build_time)
     simulation.attach(executor)
     executor.carve()
-    simulation.run(arrivals.requests())
+    if not changes:
+        simulation.run(arrivals.requests())
+        return metrics
+    ends = arrivals.duration
+    simulation.run(arrivals.requests(), ends)
+    while not scheduler.is_idle and ends < arrivals.duration + _LONGEST_END:
+        ends += SECOND
+        simulation.run((), ends)
     return metrics

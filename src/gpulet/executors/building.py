@@ -23,7 +23,6 @@ class Building:
     def __init__(self, workers: Workers, gently: Gently) -> None:
         self._workers = workers
         self._gently = gently
-        workers.shelf.held.update({g.id: g.models for g in workers.plan.gpulets})
 
     def build(self, command: Build) -> None:
         """As the executor's port says."""
@@ -39,7 +38,7 @@ class Building:
                     raise PlanError(violations[0])
                 known = {g.id for station in workers.stations for g in station.post.gpulets}
                 if all(station.post.is_alone for station in workers.stations):
-                    await self._man_new(command.plan, known)
+                    await self._man_new(command.plan, known, None if command.is_urgent else self._gently)
                 else:
                     await self._recut(command.plan, known)
             except GpuletError as error:
@@ -49,23 +48,20 @@ class Building:
                 workers.emit(Built(command.number))
             workers.stand_by()
 
-    async def _man_new(self, plan: Plan, known: set[GpuletId]) -> None:
+    async def _man_new(self, plan: Plan, known: set[GpuletId], gently: Gently | None) -> None:
         """Those that have no worker yet get one; whatever fails ends them again, and only them."""
         workers = self._workers
         posts = await workers.on_ground(partial(workers.ground.prepare, plan))
         fresh = [Station(post) for post in posts if not {g.id for g in post.gpulets} <= known]
         for station in fresh:
-            workers.shelf.held.update({g.id: g.models for g in station.post.gpulets})
             station.given = workers.shelf.for_post(station.post)
         manned = [station for station in fresh if station.given]
         try:
-            await man_all(workers, manned, Aim(plan, None, self._gently))
+            await man_all(workers, manned, Aim(plan, None, gently))
             refuse_other_signatures(workers, manned)
             _refuse_dead(manned)
         except BaseException:
             for station in fresh:
-                for gpulet in station.post.gpulets:
-                    del workers.shelf.held[gpulet.id]
                 await workers.take_off(station)
                 if station.worker:
                     station.worker.kill()
@@ -103,7 +99,6 @@ class Building:
         station = next((s for s in workers.stations if command.gpulet in {g.id for g in s.post.gpulets}), None)
         if station is None or not station.post.is_alone:
             return
-        workers.shelf.held.pop(command.gpulet, None)
         workers.take_over(other for other in workers.stations if other is not station)
         workers.do(self._end(station))
 

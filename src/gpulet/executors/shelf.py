@@ -9,7 +9,6 @@ from gpulet.executors.base import Signature, Tell
 from gpulet.executors.ground import Post
 from gpulet.executors.stations import LONGEST_PAUSE_S, Station
 from gpulet.executors.wire import ModelReady, WorkerModel
-from gpulet.plan import GpuletId
 from gpulet.units import Duration
 
 
@@ -24,8 +23,6 @@ class Shelf:
         self.refused: dict[str, str] = {}
         self.load_times: dict[str, Duration] = {}
         self.wanted = dict(models)
-        self.held: dict[GpuletId, tuple[str, ...]] = {}
-        """By gpulet, what it was first built with: later plans count on its being there."""
         self.check: Callable[[str, Signature], None] = lambda _name, _signature: None
         self._quarantined: set[str] = set()
         self._tell = tell
@@ -48,9 +45,7 @@ class Shelf:
         wanted = self.wanted if wanted is None else wanted
         if not post.is_alone:
             return tuple(wanted.values())
-        names = dict.fromkeys(
-            model for gpulet in post.gpulets for model in (*gpulet.models, *self.held.get(gpulet.id, ()))
-        )
+        names = dict.fromkeys(model for gpulet in post.gpulets for model in (*gpulet.models, *gpulet.spare))
         return tuple(wanted[name] for name in names if name in wanted)
 
     def want(self, wanted: Mapping[str, WorkerModel]) -> None:

@@ -127,6 +127,7 @@ class Simulated:
         self._load_time = load_time
         self._keeps_rows = keeps_rows
         self._rows: dict[BatchId, int] = {}
+        self._interference = interference
         self._build_time = build_time
         self._gpulets = {g.id: _place(g) for g in plan.gpulets}
         self._building: dict[int, list[GpuletId]] = {}
@@ -187,7 +188,12 @@ class Simulated:
         self._timer.at(self._timer.now() + self._build_time, self._built, command.number)
 
     def adopt(self, command: Adopt) -> None:
-        """Nothing more to do: what was built knows its place."""
+        """What was built knows its place; devices that are not cut any more have runs that overlap."""
+        for device in command.plan.devices:
+            if device.mechanism is Mechanism.WHOLE and device.index not in self._crowds:
+                self._crowds[device.index] = _Crowd(device, self._interference)
+            elif device.index in self._crowds:
+                self._crowds[device.index].device = device
 
     def retire(self, command: Retire) -> None:
         """Its number may be another's from now on."""

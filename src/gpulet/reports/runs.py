@@ -5,6 +5,7 @@ from statistics import fmean
 
 from rich.table import Table
 
+from gpulet.core.control import ChangeRow
 from gpulet.core.metrics import Rows, RunReport
 
 _COUNTS = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost")
@@ -33,6 +34,12 @@ def run_table(report: Rows, title: str) -> Table:
             name.removesuffix("_ms").replace("_per_", "/"), *(f"{row[name]:{unit}}" for row in columns.values())
         )
     return table
+
+
+def change_text(change: ChangeRow) -> str:
+    """A decision of live control in one line."""
+    considered = f"; {change['considered']}" if change["considered"] else ""
+    return f"{change['at_s']:.3f} s: {change['seen']}{considered}: {change['chosen']}"
 
 
 def usage_text(report: RunReport) -> str:
