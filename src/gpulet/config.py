@@ -231,6 +231,10 @@ class ServerSection(Section):
     token_file: str = Field(
         "", description="a file whose only line is the bearer token that clients must send; relative to this file"
     )
+    admin_socket: str = Field(
+        "",
+        description="Unix socket for `gpulet control`, relative to this file; left out: in the temporary folder, by port",
+    )
     tls_certificate: str = Field("", description="certificate chain, PEM, for HTTP and gRPC; relative to this file")
     tls_key: str = Field("", description="its private key, PEM")
     allow_client_shm: bool = Field(False, description="clients on this machine may register system shared memory")

@@ -2,11 +2,14 @@
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
+from gpulet.api.admin import Admin
+from gpulet.api.adminsocket import bind_admin, default_path, release
 from gpulet.api.catalog import Catalog
 from gpulet.api.control import Control
 from gpulet.api.front import ApiLimits, Front
@@ -35,6 +38,15 @@ class Ports:
     allow_client_shm: bool
     token: str
     tls: Tls | None
+    admin: socket.socket | None = None
+    admin_path: Path | None = None
+
+    def close(self) -> None:
+        """Nobody will listen."""
+        for bound in (*self.sockets, *([self.admin] if self.admin else ())):
+            bound.close()
+        if self.admin_path:
+            release(self.admin_path)
 
 
 def bind(site: Site) -> Ports:
@@ -52,7 +64,17 @@ def bind(site: Site) -> Ports:
     )
     sockets = bind_ports(server.host, server.http_port, server.metrics_port)
     grpc_port = server.grpc_port if server.grpc else None
-    return Ports(sockets, server.host, grpc_port, server.grpc_plane, bounds, server.allow_client_shm, token, tls)
+    ports = Ports(sockets, server.host, grpc_port, server.grpc_plane, bounds, server.allow_client_shm, token, tls)
+    return ports if site.config.control.mode == "off" else _with_admin(ports, server.admin_socket, site.folder)
+
+
+def _with_admin(ports: Ports, named: str, folder: Path) -> Ports:
+    path = folder / named if named else default_path(ports.sockets[0].getsockname()[1])
+    try:
+        return replace(ports, admin=bind_admin(path), admin_path=path)
+    except Unusable:
+        ports.close()
+        raise
 
 
 def _token(site: Site) -> str:
@@ -82,6 +104,7 @@ class FrontEnd:
         registry: CollectorRegistry,
         statistics: Callable[[str, str], Document],
         configs: Callable[[str, Signature], Document],
+        admin: Admin | None = None,
     ) -> None:
         regions = Regions(is_allowed=ports.allow_client_shm, most_bytes=ports.limits.body)
         front = Front(live, catalog, ports.limits, regions, ports.token)
@@ -93,14 +116,15 @@ class FrontEnd:
             configs,
         )
         self._regions = regions
-        self._http = HttpServer(front, info, registry, ports.sockets, ports.tls.context() if ports.tls else None)
+        tls = ports.tls.context() if ports.tls else None
+        self._admin_path = ports.admin_path
+        self._http = HttpServer(front, info, registry, ports.sockets, tls, admin, ports.admin)
         self._rpc: _RpcEnd | None = None
         try:
             if ports.grpc_port is not None:
                 self._rpc = _rpc_end(ports, front, Service(front, info), ports.grpc_port)
         except Unusable:
-            for bound in ports.sockets:
-                bound.close()
+            ports.close()
             raise
         self.has_tls = ports.tls is not None
         self.http_port, self.metrics_port = self._http.http_port, self._http.metrics_port
@@ -123,6 +147,8 @@ class FrontEnd:
         if self._rpc:
             await self._rpc.close()
         self._regions.forget()
+        if self._admin_path:
+            release(self._admin_path)
 
 
 class _RpcEnd(Protocol):

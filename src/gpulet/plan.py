@@ -192,6 +192,17 @@ class Plan:
         apart = [alone for g in self.gpulets for alone in g.apart()]
         return replace(self, gpulets=tuple(replace(g, id=place) for place, g in enumerate(apart)))
 
+    def folded(self) -> "Plan":
+        """The same with one gpulet for all its processes: what `unfolded` undoes, but for the numbers."""
+        first = [g for g in self.gpulets if g.process <= 1]
+        together = [
+            replace(g, process=0, turns=tuple(replace(t, rate=t.rate * g.processes) for t in g.turns))
+            if g.process
+            else g
+            for g in first
+        ]
+        return replace(self, gpulets=tuple(together))
+
     def _used(self) -> Iterator[int]:
         yield from (g.device for g in self.gpulets)
         yield from (line.device for line in self.timelines)

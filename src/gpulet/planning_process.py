@@ -72,20 +72,22 @@ class PlanningProcess:
         self._end()
 
     async def _answer(self, command: Replan) -> None:
-        now = self._problem()
-        # The profile is large, and does not change.
-        news = replace(now, profile=_NO_PROFILE, interference=None)
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_LONGEST_S):
-                answer = await loop.run_in_executor(self._hire(), _answer, command, news)
-        except BrokenProcessPool:
+            try:
+                answer = await self._asked(command)
+            except BrokenProcessPool:  # it may have died long ago
+                self._end()
+                answer = await self._asked(command)
+        except Exception as error:  # noqa: BLE001 (anybody's planner: whoever asked must be answered)
             self._end()
-            answer = Replanned(command.number, None, "the planner's process died", 0.0, 0.0)
-        except TimeoutError:
-            self._end()
-            answer = Replanned(command.number, None, f"the planner took more than {_LONGEST_S:g} s", 0.0, 0.0)
+            answer = Replanned(command.number, None, f"the planner failed: {error!r}", 0.0, 0.0)
         self._feed(answer)
+
+    async def _asked(self, command: Replan) -> Replanned:
+        """The profile is large, and does not change."""
+        news = replace(self._problem(), profile=_NO_PROFILE, interference=None)
+        async with asyncio.timeout(_LONGEST_S):
+            return await asyncio.get_running_loop().run_in_executor(self._hire(), _answer, command, news)
 
     def _hire(self) -> ProcessPoolExecutor:
         if self._pool is None:

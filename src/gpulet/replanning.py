@@ -55,7 +55,7 @@ class Replanner:
             if after >= HOLDS:
                 return Replanned(asked.number, tuned, "", before, after)
         on_them = replace(wanted, devices=usable)
-        outcome = self._planned(on_them, fewest=asked.fewest)
+        outcome = (on_fewest if asked.fewest else _plainly)(self.system, on_them)
         why = f"no plan: {outcome}" if isinstance(outcome, Infeasible) else ""
         found = [outcome] if isinstance(outcome, Plan) else self._nearest(on_them, outcome)
         found = [plan for plan in (tuned, *found) if plan]
@@ -89,16 +89,19 @@ class Replanner:
     def _attained(self, problem: Problem, plan: Plan) -> float:
         return attained(self.system, problem, plan, self.limits)
 
-    def _planned(self, problem: Problem, *, fewest: bool) -> Plan | Infeasible:
-        """A planner that gives up says why; nobody serves by an error."""
-        counts = range(least_devices(problem), len(problem.devices) + 1) if fewest else (len(problem.devices),)
-        outcome: Plan | Infeasible | None = None
-        for count in counts:
-            outcome = self.system.planner(replace(problem, devices=problem.devices[:count]))
-            if isinstance(outcome, Plan):
-                return outcome
-        assert outcome, "there are devices"
-        return outcome
+
+def on_fewest(system: System, problem: Problem) -> Plan | Infeasible:
+    """A plan on as few of the devices as will do, the others beside them; the refusal of all where none does."""
+    outcome: Plan | Infeasible = Infeasible("", "there are no devices", "add one", {}, Plan(()))
+    for count in range(least_devices(problem), len(problem.devices) + 1):
+        outcome = system.planner(replace(problem, devices=problem.devices[:count]))
+        if isinstance(outcome, Plan):
+            return _on_all(outcome, problem.devices)
+    return outcome
+
+
+def _plainly(system: System, problem: Problem) -> Plan | Infeasible:
+    return system.planner(problem)
 
 
 def _on_all(plan: Plan, devices: tuple[Device, ...]) -> Plan:

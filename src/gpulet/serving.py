@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from gpulet.administration import Administration
 from gpulet.api.catalog import Catalog, Served
 from gpulet.api.control import Control, ReadOnly
 from gpulet.api.exposition import make_registry
@@ -40,6 +41,7 @@ from gpulet.logs import RefusalLog, tell, tell_changes
 from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.planning_process import PlanningProcess, Question
+from gpulet.recent import Recent
 from gpulet.repository.completing import as_json, complete
 from gpulet.residency import Residency
 from gpulet.steering import make_core, spares_of
@@ -113,8 +115,10 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     plan, server = spares_of(site).added(plan, problem.models).unfolded(), site.config.server
     ports = bind(site)
     timer = LiveTimer(asyncio.get_running_loop())
-    core = make_core(site.config.control, site.system, problem, plan, site.limits, timer.now())
-    journal = _journal(site, Header.of(site.dispatcher_name, problem, plan, site.limits))
+    steering, began = site.config.control, timer.now()
+    core = make_core(steering, site.system, problem, plan, site.limits, began)
+    header = Header.of(site.dispatcher_name, problem, plan, site.limits, steering.model_dump(), began)
+    journal = _journal(site, header)
     metrics = make_metrics(problem, plan, timer.now())
     live = Live(core, timer, metrics, journal.write if journal else None)
     planning = _planning(site, problem, core, live)
@@ -131,9 +135,23 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     residency.attach(loader)
     catalog.refused.update(refused or {})
     control = residency if server.model_control == "explicit" else ReadOnly(residency)
-    ends = _ends(ports, live, catalog, control, executor, files)
+    admin = _administration(site, live, core, catalog, residency)
+    ends = _ends(ports, live, catalog, control, executor, files, admin)
     poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
     return LiveServer(live, executor, catalog, ends, journal, server.drain_s, residency, planning, poller, tracing)
+
+
+def _administration(
+    site: Site, live: Live, core: Scheduler | Controlled, catalog: Catalog, residency: Residency
+) -> Administration | None:
+    """Admin's calls need live control: without it a plan stays as it is."""
+    if isinstance(core, Scheduler):
+        return None
+    recent = Recent([source.name for source in core.problem.sources])
+    administration = Administration(site, live, core, catalog, residency, recent)
+    live.show(recent.observe)
+    live.show(administration.observe)
+    return administration
 
 
 def _planning(site: Site, problem: Problem, core: Scheduler | Controlled, live: Live) -> PlanningProcess | None:
@@ -223,7 +241,13 @@ def _manned(
 
 
 def _ends(
-    ports: Ports, live: Live, catalog: Catalog, control: Control, executor: LiveExecutor, files: Files
+    ports: Ports,
+    live: Live,
+    catalog: Catalog,
+    control: Control,
+    executor: LiveExecutor,
+    files: Files,
+    admin: Administration | None,
 ) -> FrontEnd:
     """With what they ask: metrics, statistics, the configurations of models."""
 
@@ -232,7 +256,7 @@ def _ends(
 
     registry = make_registry(live.metrics, catalog.models, catalog.fleet, executor.load_times)
     statistics = partial(model_statistics, live.metrics, catalog.models, live.timer.began_at)
-    return FrontEnd(ports, live, catalog, control, registry, statistics, configs)
+    return FrontEnd(ports, live, catalog, control, registry, statistics, configs, admin)
 
 
 async def serve_until_stopped(server: LiveServer, announce: Callable[[LiveServer], None]) -> None:

@@ -1,26 +1,25 @@
 """Everything of the protocol over HTTP that is not infer, and the metrics app."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gpulet.api.asking import LARGEST_DESCRIPTION
+from gpulet.api.admin import refuse_anonymous
+from gpulet.api.bodies import HANDLERS, document
 from gpulet.api.exposition import expose
 from gpulet.api.heads import bears
 from gpulet.api.info import Info
-from gpulet.errors import RequestError
 
-_Kind = TypeVar("_Kind")
 _OPEN_TO_ALL = ("/v2/health/live", "/v2/health/ready")
 """Probes bear no token."""
 
@@ -35,8 +34,8 @@ class _IndexDoc(msgspec.Struct):
     ready: bool = False
 
 
-def make_app(info: Info, token: str = "") -> Starlette:
-    """The ASGI app of the main port."""
+def make_app(info: Info, token: str = "", admin: Sequence[Route] = ()) -> Starlette:
+    """The ASGI app of the main port. Admin's calls are for those who bear the token, so not where there is none."""
     pages = _Pages(info)
     get: dict[str, _Page] = {
         "/v2": pages.server,
@@ -67,7 +66,8 @@ def make_app(info: Info, token: str = "") -> Starlette:
         post |= {f"{model}/infer": pages.infer}
     routes = [Route(path, page) for path, page in get.items()]
     routes += [Route(path, page, methods=["POST"]) for path, page in post.items()]
-    app = Starlette(routes=routes, exception_handlers=_HANDLERS, middleware=[Middleware(_Guard, token=token)])
+    routes += admin if token else [Route("/gpulet/{rest:path}", refuse_anonymous, methods=["GET", "POST"])]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(_Guard, token=token)])
     app.router.redirect_slashes = False  # it would redirect to whatever host a request names
     return app
 
@@ -80,7 +80,7 @@ def make_metrics_app(registry: CollectorRegistry, token: str = "") -> Starlette:
         return Response(text, media_type=kind)
 
     guard = Middleware(_Guard, token=token)
-    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers=_HANDLERS, middleware=[guard])
+    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers=HANDLERS, middleware=[guard])
 
 
 class _Guard:
@@ -134,11 +134,11 @@ class _Pages:
         return JSONResponse(self._info.statistics(*_named(request)))
 
     async def index(self, request: Request) -> Response:
-        asked = await _document(request, _IndexDoc)
+        asked = await document(request, _IndexDoc)
         return JSONResponse(self._info.index(only_ready=asked.ready))
 
     async def load(self, request: Request) -> Response:
-        parameters = (await _json(request)).get("parameters", {})
+        parameters = (await document(request, dict[str, Any])).get("parameters", {})
         await self._info.load(request.path_params["name"], parameters if isinstance(parameters, dict) else {})
         return Response()
 
@@ -151,7 +151,7 @@ class _Pages:
         return JSONResponse([{"name": r.name, "key": r.key, "offset": r.offset, "byte_size": r.size} for r in regions])
 
     async def register(self, request: Request) -> Response:
-        asked = await _document(request, _RegisterDoc)
+        asked = await document(request, _RegisterDoc)
         self._info.regions.register(request.path_params["region"], asked.key, asked.offset, asked.byte_size)
         return Response()
 
@@ -182,45 +182,3 @@ def _named(request: Request) -> tuple[str, str]:
 
 def _ready(head: dict[str, Any], is_ready: bool) -> Response:
     return JSONResponse({**head, "ready": is_ready}, HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST)
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    """The body, or nothing where there is none."""
-    return await _document(request, dict[str, Any])
-
-
-async def _document(request: Request, kind: type[_Kind]) -> _Kind:
-    """The body as what it should be; raises `RequestError`."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_DESCRIPTION:
-            msg = f"body is larger than {LARGEST_DESCRIPTION} bytes"
-            raise RequestError(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        msg = f"request is not valid: {error}"
-        raise RequestError(msg) from None
-
-
-async def _refuse(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return JSONResponse({"error": str(error)}, error.status)
-
-
-async def _error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-
-async def _crash(_: Request, __: Exception) -> Response:
-    return JSONResponse({"error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-async def _gone(_: Request, __: Exception) -> Response:
-    """The client left before it had sent all: nobody reads this."""
-    return Response()
-
-
-_HANDLERS = {HTTPException: _error, RequestError: _refuse, ClientDisconnect: _gone, Exception: _crash}

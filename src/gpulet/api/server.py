@@ -10,6 +10,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gpulet.api.admin import Admin, admin_routes, make_admin_app
 from gpulet.api.app import make_app, make_metrics_app
 from gpulet.api.front import Front
 from gpulet.api.http import InferProtocol
@@ -29,7 +30,11 @@ class HttpServer:
         registry: CollectorRegistry,
         sockets: tuple[socket.socket, socket.socket],
         tls: ssl.SSLContext | None = None,
+        admin: Admin | None = None,
+        admin_socket: socket.socket | None = None,
     ) -> None:
+        self._admin = admin
+        self._admin_socket = admin_socket
         self._front = front
         self._info = info
         self._registry = registry
@@ -41,8 +46,11 @@ class HttpServer:
 
     async def open(self) -> None:
         """Accept connections."""
-        await self._serve(self._sockets[0], make_app(self._info, self._front.token), is_front=True)
+        routes = admin_routes(self._admin) if self._admin else ()
+        await self._serve(self._sockets[0], make_app(self._info, self._front.token, routes), is_front=True)
         await self._serve(self._sockets[1], make_metrics_app(self._registry, self._front.token), is_front=False)
+        if self._admin and self._admin_socket:
+            await self._serve_admin(self._admin, self._admin_socket)
 
     async def close(self) -> None:
         """Accept no more; end the connections that are open."""
@@ -53,6 +61,15 @@ class HttpServer:
             for connection in list(state.connections):
                 connection.transport.close()
         await asyncio.sleep(0)
+
+    async def _serve_admin(self, admin: Admin, bound: socket.socket) -> None:
+        """Nobody else of this machine may open it."""
+        config = Config(make_admin_app(admin), lifespan="off", log_config=None, access_log=False, ws="none")
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(lambda: HttpToolsProtocol(config, state, {}), sock=bound))
+        self._states.append(state)
 
     async def _serve(self, bound: socket.socket, app: Starlette, *, is_front: bool) -> None:
         config = Config(app, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from gpulet.cli import (
+    controlling,
     examining,
     holding,
     importing,
@@ -31,16 +32,35 @@ app = typer.Typer(
     help="Serve many models on few devices, each within its latency objective (SLO).",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Fleet files.")
+control_app = typer.Typer(no_args_is_help=True, help="A running server's plan: see it, keep it, change it.")
 interference_app = typer.Typer(no_args_is_help=True, help="How neighbours on a device slow each other.")
 reproduce_app = typer.Typer(no_args_is_help=True, help="A paper's tables from its own measurements, and ours beside.")
 app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(config_app, name="config")
+app.add_typer(control_app, name="control")
 app.add_typer(interference_app, name="interference")
 for command in (planning.plan, holding.capacity, planning.simulate, running.serve, running.profile, running.bench):
     app.command()(command)
 app.command()(importing.import_profile)
 app.command()(scenarios.import_scenario)
 app.command()(knees.knee)
+app.command()(controlling.history)
+control_app.command("plan")(controlling.plan_in_force)
+control_app.command("what-if")(controlling.what_if)
+for call in (
+    controlling.status,
+    controlling.freeze,
+    controlling.thaw,
+    controlling.force,
+    controlling.rollback,
+    controlling.drain,
+    controlling.restore,
+    controlling.slo,
+    controlling.rate,
+    controlling.add,
+    controlling.remove,
+):
+    control_app.command()(call)
 app.command("replay")(running.replay_journal)
 app.command()(examining.doctor)
 app.command("systems")(showing.list_systems)

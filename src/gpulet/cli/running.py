@@ -29,6 +29,7 @@ from gpulet.cli.common import (
     print_json,
     tell_analytic,
 )
+from gpulet.configcontrol import ControlSection
 from gpulet.core.journal import read_header, replay, span
 from gpulet.core.ports import Problem
 from gpulet.errors import BadInput, ModelError
@@ -48,8 +49,9 @@ from gpulet.profiler import P99_SAMPLES
 from gpulet.reports.runs import fairness_text, run_table, usage_text
 from gpulet.rows import parse_rows
 from gpulet.serving import LiveServer, make_server, serve_until_stopped
+from gpulet.steering import make_core
 from gpulet.store import Machine
-from gpulet.systems import find_system, make_metrics, make_scheduler
+from gpulet.systems import find_system, make_metrics
 from gpulet.units import MS, SECOND, to_ms
 from gpulet.workload import Arrivals
 
@@ -207,10 +209,11 @@ def replay_journal(
     header = read_header(lines[0] if lines else b"")
     problem = header.problem()
     tell_analytic(problem.profile)
-    scheduler = make_scheduler(find_system(header.system), problem, header.plan, header.limits)
+    control = ControlSection.model_validate(header.control)
+    core = make_core(control, find_system(header.system), problem, header.plan, header.limits, header.began)
     begins, ends = span(lines[1:])
     metrics = make_metrics(problem, header.plan, begins)
-    differences = list(replay(scheduler, lines[1:], metrics.record))
+    differences = list(replay(core, lines[1:], metrics.record))
     report = metrics.report(ends - begins)
     if as_json:
         told = {"steps": len(lines) - 1, "differences": [asdict(d) for d in differences], **report}

@@ -3,15 +3,15 @@
 Line 1 is a `Header` with all that a core is made of. Every other line is `[now, events, commands]`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from gpulet.application import Application
 from gpulet.core.messages import Command, Event
-from gpulet.core.ports import Problem
-from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.core.ports import Core, Problem
+from gpulet.core.scheduler import Limits
 from gpulet.device import Device
 from gpulet.errors import BadInput
 from gpulet.model import Model
@@ -37,10 +37,20 @@ class Header(msgspec.Struct, frozen=True):
     limits: Limits
     applications: tuple[Application, ...] = ()
     analytic: str = ""
+    control: dict[str, bool | float | str] = {}
+    began: Instant = 0
 
     @classmethod
-    def of(cls, system: str, problem: Problem, plan: Plan, limits: Limits) -> "Header":
-        """The header of a core made of these."""
+    def of(
+        cls,
+        system: str,
+        problem: Problem,
+        plan: Plan,
+        limits: Limits,
+        control: Mapping[str, bool | float | str] | None = None,
+        began: Instant = 0,
+    ) -> "Header":
+        """The header of a core made of these at that instant; `control` are the settings of live control."""
         return cls(
             FORMAT,
             system,
@@ -53,6 +63,8 @@ class Header(msgspec.Struct, frozen=True):
             limits,
             problem.applications,
             problem.profile.analytic,
+            dict(control or {}),
+            began,
         )
 
     def problem(self) -> Problem:
@@ -99,7 +111,7 @@ class Difference:
     replayed: str
 
 
-def replay(scheduler: Scheduler, lines: Sequence[bytes], observe: Observe | None = None) -> Iterator[Difference]:
+def replay(scheduler: Core, lines: Sequence[bytes], observe: Observe | None = None) -> Iterator[Difference]:
     """Feed the journal's steps (all lines but the header) to a fresh core; yield where its commands differ.
 
     Lines keep their ends: a last one without, cut off by a crash or still being written, is left out. `observe` sees

@@ -1,0 +1,64 @@
+"""The arrivals of the last minutes, as they came: what another plan would have made of them can be asked."""
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpulet.core.messages import Arrived, Command, Event
+from gpulet.model import Model
+from gpulet.units import SECOND, Duration, Instant
+from gpulet.workload import Arrivals
+
+_PIECE: Duration = 10 * SECOND
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Ten seconds of arrivals: instants, places of models, rows."""
+
+    since: Instant
+    times: "array[int]" = field(default_factory=lambda: array("q"))
+    which: "array[int]" = field(default_factory=lambda: array("i"))
+    rows: "array[int]" = field(default_factory=lambda: array("i"))
+
+
+class Recent:
+    """Sees every step. `longest` back, and no more than `most` arrivals, are remembered; `models` is what may arrive."""
+
+    def __init__(self, models: Sequence[str], longest: Duration = 600 * SECOND, most: int = 2_000_000) -> None:
+        self._places = {name: place for place, name in enumerate(models)}
+        self._longest = longest
+        self._most = most
+        self._count = 0
+        self._pieces: deque[_Piece] = deque([_Piece(0)])
+
+    def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
+        """One step."""
+        piece = self._pieces[-1]
+        if now - piece.since >= _PIECE:
+            piece = self._begin(now)
+        for event in events:
+            if isinstance(event, Arrived) and event.request.model in self._places:
+                piece.times.append(event.request.arrival)
+                piece.which.append(self._places[event.request.model])
+                piece.rows.append(event.request.rows)
+                self._count += 1
+
+    def _begin(self, now: Instant) -> _Piece:
+        self._pieces.append(_Piece(now))
+        while len(self._pieces) > 1 and (self._pieces[1].since < now - self._longest or self._count > self._most):
+            self._count -= len(self._pieces.popleft().times)
+        return self._pieces[-1]
+
+    def arrivals(self, models: Sequence[Model], now: Instant, back: Duration) -> Arrivals:
+        """What came in the last while, from its beginning; `models` by name, in the order they were given in."""
+        begins = max(now - back, self._pieces[0].since)
+        times, which, rows = (
+            np.concatenate([np.array(getattr(piece, name), np.int64) for piece in self._pieces])
+            for name in ("times", "which", "rows")
+        )
+        kept = times >= begins
+        return Arrivals(tuple(models), times[kept] - begins, which[kept], rows[kept], max(1, now - begins))
