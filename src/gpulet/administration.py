@@ -22,6 +22,7 @@ from gpulet.core.messages import (
     Hint,
     Revise,
 )
+from gpulet.core.replan import Demand
 from gpulet.drivers.live import Live
 from gpulet.errors import GpuletError, RequestError
 from gpulet.fleetfile import Site
@@ -70,6 +71,10 @@ class Administration:
             for is_mine, future in tuple(self._waiting):
                 if is_mine(told.number) and not future.done():
                     future.set_result(_Decision(told, told.number in adopted))
+
+    def demand(self) -> Demand:
+        """What live control sees."""
+        return self._core.demand
 
     def status(self) -> Document:
         """As `Admin` says."""

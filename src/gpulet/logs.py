@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gpulet.core.messages import FIRST_STAGE_REQUEST, Command, Drop, Event, Explain, Fail, Reason, RequestId
+from gpulet.core.messages import FIRST_STAGE_REQUEST, Adopt, Command, Drop, Event, Explain, Fail, Reason, RequestId
 from gpulet.core.messages import Reject as Rejected
 from gpulet.units import Instant
 
@@ -109,3 +109,6 @@ def tell_changes(now: Instant, events: Sequence[Event], commands: Sequence[Comma
     for command in commands:
         if isinstance(command, Explain):
             tell("plan", number=command.number, seen=command.seen, considered=command.considered, chosen=command.chosen)
+        elif isinstance(command, Adopt):
+            plan = command.plan
+            tell("plan_in_force", number=command.number, gpulets=len(plan.gpulets), devices=plan.devices_used)

@@ -254,7 +254,8 @@ def _ends(
     def configs(name: str, signature: Signature) -> Document:
         return as_json(complete(files.declaration(name), name, signature, catalog.models[name].model.max_batch))
 
-    registry = make_registry(live.metrics, catalog.models, catalog.fleet, executor.load_times)
+    demand = admin.demand if admin else None
+    registry = make_registry(live.metrics, catalog.models, catalog.fleet, executor.load_times, demand)
     statistics = partial(model_statistics, live.metrics, catalog.models, live.timer.began_at)
     return FrontEnd(ports, live, catalog, control, registry, statistics, configs, admin)
 

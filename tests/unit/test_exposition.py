@@ -15,6 +15,7 @@ from gpulet.api.hostuse import HostUse
 from gpulet.api.tritonnames import FAILURES
 from gpulet.core.messages import Answer, Arrived, Drop, Finished, Reason, Reject, Start
 from gpulet.core.metrics import Metrics
+from gpulet.core.replan import Demand
 from gpulet.core.scheduler import Limits
 from gpulet.request import Request
 from gpulet.systems import SYSTEMS
@@ -55,7 +56,8 @@ class Fold:
         self.metrics.record(now * MS, list(events), [command])
 
     def registry(self, load_times=None):
-        return make_registry(self.metrics, self.served, Fleet(), load_times or {})
+        demand = Demand({"m0": 10.0}, {"m0": 12.0})
+        return make_registry(self.metrics, self.served, Fleet(), load_times or {}, lambda: demand)
 
     def value(self, name, **labels):
         return self.registry({"m0": SECOND // 4}).get_sample_value(name, {"model": "m0", "version": "3", **labels})

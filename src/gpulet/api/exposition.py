@@ -1,7 +1,7 @@
 """Prometheus metrics from the core's counters, made when they are scraped: our own names; Triton's are in `tritonnames`."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -17,6 +17,7 @@ from gpulet.core.counts import Counts
 from gpulet.core.fleet import Fleet
 from gpulet.core.messages import Reason
 from gpulet.core.metrics import Metrics
+from gpulet.core.replan import Demand
 from gpulet.units import SECOND, Duration
 
 _END = b"# EOF\n"
@@ -24,11 +25,19 @@ _END = b"# EOF\n"
 
 
 def make_registry(
-    metrics: Metrics, served: Mapping[str, Served], fleet: Fleet, load_times: Mapping[str, Duration]
+    metrics: Metrics,
+    served: Mapping[str, Served],
+    fleet: Fleet,
+    load_times: Mapping[str, Duration],
+    demand: Callable[[], Demand] | None = None,
 ) -> CollectorRegistry:
-    """A registry of its own, so that two servers in one process do not meet. `load_times` by model, as they come."""
+    """A registry of its own, so that two servers in one process do not meet. `load_times` by model, as they come.
+
+    `demand` is what live control sees, where there is any.
+    """
     registry = CollectorRegistry()
     registry.register(_Collector(metrics, served, fleet))
+    registry.register(_Plans(metrics, demand))
     registry.register(TritonNames(metrics, served, load_times))
     registry.register(HostUse())
     return registry
@@ -59,6 +68,30 @@ class _Single(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         yield self._family
+
+
+class _Plans(Collector):
+    """Plans as they change, and the rates they are made for."""
+
+    def __init__(self, metrics: Metrics, demand: Callable[[], Demand] | None) -> None:
+        self._metrics = metrics
+        self._demand = demand
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily("gpulet_plan_changes", "plans that came into force", value=self._metrics.changes)
+        devices = self._metrics.usage.devices
+        used = sum(device.is_in_use for device in devices.values())
+        yield GaugeMetricFamily("gpulet_devices_in_use", "devices that the plan in force uses", value=used)
+        if self._demand is None:
+            return
+        demand = self._demand()
+        rates = GaugeMetricFamily("gpulet_rate", "rows/s as live control sees them", labels=("model",))
+        targets = GaugeMetricFamily("gpulet_target_rate", "rows/s that a plan would be made for", labels=("model",))
+        for name, rate in demand.rates.items():
+            rates.add_metric((name,), rate)
+            targets.add_metric((name,), demand.targets[name])
+        yield rates
+        yield targets
 
 
 class _Collector(Collector):
