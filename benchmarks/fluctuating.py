@@ -23,6 +23,7 @@ from common import SHARED_DATA, record
 
 from gpulet.core.control import Controlled
 from gpulet.core.messages import Adopt, Answer, Arrived, Command, Drop, Event, Fail, Reject
+from gpulet.core.ports import Problem
 from gpulet.drivers.sim import Changes, simulate
 from gpulet.fleetfile import Site, open_site
 from gpulet.httpwire import random_requests
@@ -148,20 +149,26 @@ class Watcher:
         self._seen.lost = len(self._open)
 
 
-def simulated(site: Site, text: str, curve: Curve, seed: int) -> Seen:
-    """All 3,200 s by the virtual clock."""
-    problem = make_problem(site, load_profile(site))
-    plan = on_fewest(site.system, problem)
-    assert isinstance(plan, Plan)
+def serve(site: Site, problem: Problem, plan: Plan, arrivals: Arrivals) -> Seen:
+    """By the virtual clock; with live control where the fleet file has it on."""
     plan = spares_of(site).added(plan, problem.models)
     core = make_core(site.config.control, site.system, problem, plan, site.limits)
-    assert isinstance(core, Controlled)
-    replanner = Replanner(site.system, site.limits, spares_of(site))
-    changes = Changes(lambda asked: replanner.answer(core.problem, asked), PLAN_MS * MS, BUILD_MS * MS)
-    arrivals = parse_trace(text, problem.sources, len(curve) * STEP_S * SECOND, seed, "curve")
+    changes = None
+    if isinstance(core, Controlled):
+        replanner = Replanner(site.system, site.limits, spares_of(site))
+        changes = Changes(lambda asked: replanner.answer(core.problem, asked), PLAN_MS * MS, BUILD_MS * MS)
     seen = Seen(devices=[(0.0, plan.devices_used)])
     simulate(core, problem.profile, plan, arrivals, [Watcher(seen).observe], changes=changes)
     return seen
+
+
+def simulated(site: Site, text: str, curve: Curve, seed: int) -> Seen:
+    """All 3,200 s."""
+    problem = make_problem(site, load_profile(site))
+    plan = on_fewest(site.system, problem)
+    assert isinstance(plan, Plan)
+    arrivals = parse_trace(text, problem.sources, len(curve) * STEP_S * SECOND, seed, "curve")
+    return serve(site, problem, plan, arrivals)
 
 
 def live(path: Path, text: str, curve: Curve, seed: int) -> Seen:
