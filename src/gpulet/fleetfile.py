@@ -139,11 +139,15 @@ def site_of(config: FleetFile, folder: Path, *, system: str = "", source: str = 
         msg = f"{source}: {offer.why_empty()}"
         raise ConfigError(msg)
     sections = tuple(wished(s, artifacts.get(s.name)) for s in sections)
+    chosen = composed(system or config.fleet.system, config.fleet.planner, config.fleet.dispatcher)
+    if chosen.loads and config.control.mode != "off":
+        msg = f"[control] mode = {config.control.mode!r}: system {system or config.fleet.system} loads and evicts models by itself"
+        raise ConfigError(msg)
     return Site(
         config,
         folder,
         system or config.fleet.system,
-        composed(system or config.fleet.system, config.fleet.planner, config.fleet.dispatcher),
+        chosen,
         devices,
         executor,
         sections,

@@ -65,6 +65,8 @@ _WRONG = frozenset(
     {
         "worker_died",
         "standby_died",
+        "standby_failed",
+        "change_failed",
         "model_refused",
         "config_unknown",
         "versions_not_served",

@@ -230,9 +230,8 @@ def _manned(
     site: Site, plan: Plan, live: Live, catalog: Catalog, files: Files, wanted: Mapping[str, WorkerModel]
 ) -> tuple[LiveExecutor, Loader]:
     """Worker processes on the site's ground."""
-    patience = None if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
+    workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, Patience())
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     waiting = catalog.fleet.waiting

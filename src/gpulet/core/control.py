@@ -57,7 +57,7 @@ class Steering:
     fewest: bool = False
     enough: float = 0.99
     urgent: float = 0.95
-    settle: Duration = SECOND // 16
+    settle: Duration = SECOND // 50
     tries: int = 2
     pause: Duration = 5 * SECOND
 

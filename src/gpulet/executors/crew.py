@@ -2,6 +2,7 @@
 
 import asyncio
 
+from gpulet.errors import Unusable
 from gpulet.executors.base import Tell
 from gpulet.executors.process import Program, WorkerProcess
 
@@ -25,8 +26,11 @@ class Crew:
         return worker
 
     def stand_by(self, *, is_gentle: bool = False) -> None:
-        """Let one be ready; gently where others serve."""
-        self._standby = self._standby or self._idle(is_gentle=is_gentle)
+        """Let one be ready; gently where others serve. Where none can be made the next one that is needed says why."""
+        try:
+            self._standby = self._standby or self._idle(is_gentle=is_gentle)
+        except Unusable as error:
+            self._tell("standby_failed", error=str(error))
 
     async def close(self) -> None:
         """End everyone."""

@@ -46,8 +46,23 @@ _GENTLE: Final = ("-P", gentle.__file__)
 CPU: Final = Program("gpulet.executors.worker")
 
 
+def _shared(size: int) -> tuple[int, mmap.mmap]:
+    """A file in memory, of which pages exist once they are touched; raises `Unusable` where there may be none."""
+    try:
+        block = os.memfd_create("gpulet-slot")
+        try:
+            os.ftruncate(block, size)
+            return block, mmap.mmap(block, size)
+        except OSError:
+            os.close(block)
+            raise
+    except OSError as error:
+        msg = f"no shared memory of {size} bytes for a worker: {error.strerror}"
+        raise Unusable(msg) from None
+
+
 class WorkerProcess:
-    """A child process. `hear` gets its messages, `gone` is called once when it dies; both on the loop.
+    """A child process. Raises `Unusable` where it cannot be made. `hear` gets its messages, `gone` is called once when it dies; both on the loop.
 
     `is_gentle`: it imports its runtime in idle time.
     """
@@ -63,11 +78,8 @@ class WorkerProcess:
         self.hear = hear
         self.gone = gone
         self._loop = asyncio.get_running_loop()
+        block, self.block = _shared(program.slots * program.slot_bytes)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        block = os.memfd_create("gpulet-slot")
-        size = program.slots * program.slot_bytes
-        os.ftruncate(block, size)
-        self.block = mmap.mmap(block, size)
         self.program = program
         self._child = subprocess.Popen(  # noqa: S603 (our own module)
             [

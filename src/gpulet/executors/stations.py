@@ -16,8 +16,10 @@ from gpulet.units import SECOND, Duration, Instant
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-_STABLE: Duration = 10 * SECOND
-"""A worker that lived this long did not die of its own start."""
+_STABLE: Duration = SECOND
+"""A worker that served this long did not die of its own start, and is replaced at once."""
+_UNKNOWN: Duration = 3 * SECOND
+"""What a run is taken to take where its dispatcher does not say."""
 _MEMORY: Duration = 60 * SECOND
 
 
@@ -45,11 +47,11 @@ class Patience:
 
     def is_slow(self, running: Running, now: Instant) -> bool:
         """Whether it is worth a line."""
-        return now - running.since > max(self.least // 4, self.soft * running.start.expected)
+        return now - running.since > max(self.least // 4, self.soft * (running.start.expected or _UNKNOWN))
 
     def hangs(self, running: Running, now: Instant) -> bool:
         """Whether nobody waits for it any more."""
-        return now - running.since > max(self.least, self.hard * running.start.expected)
+        return now - running.since > max(self.least, self.hard * (running.start.expected or _UNKNOWN))
 
 
 class Station:
