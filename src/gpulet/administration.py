@@ -9,7 +9,8 @@ import msgspec
 
 from gpulet.api.admin import Admin, Document
 from gpulet.api.catalog import Catalog
-from gpulet.core.control import Controlled, change_row
+from gpulet.core.control import Controlled
+from gpulet.core.decisions import change_row
 from gpulet.core.messages import (
     Adopt,
     Command,

@@ -8,7 +8,8 @@ from math import inf
 from statistics import fmean
 
 from gpulet.bounded import Unit, guess, largest_rate, late_source, unit_requests
-from gpulet.core.control import ChangeRow, Controlled, change_row
+from gpulet.core.control import Controlled
+from gpulet.core.decisions import ChangeRow, change_row
 from gpulet.core.metrics import RunReport
 from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits

@@ -5,6 +5,7 @@ It computes for as long as it takes: live servers ask a process of its own (`pla
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 from gpulet.application import models_of
 from gpulet.core.messages import Replan, Replanned
@@ -28,6 +29,7 @@ HOLDS = 0.995
 """A plan in force that is predicted to serve as much of the demand in time is good enough: no other is looked for."""
 _LEAST_REQUESTS, _MOST_REQUESTS, _LEAST_S, _MOST_S = 2_000, 6_000, 0.5, 20.0
 _SEED = 7
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Replanner:
         wanted = demanded(problem, asked.demand)
         before = self._attained(wanted, wanted.in_force)
         usable = tuple(d for d in problem.devices if d.index in asked.devices)
-        may_stay = {g.device for g in wanted.in_force.gpulets} <= set(asked.devices)
+        may_stay = wanted.in_force.in_use <= set(asked.devices)
         if before >= HOLDS and may_stay and asked.is_needed:
             return Replanned(asked.number, None, f"the plan in force holds {before:.2%} of it", before, before)
         tuned = self._tuned(wanted) if may_stay and asked.is_needed and self.system.retunes else None
@@ -76,6 +78,8 @@ class Replanner:
     def _nearest(self, problem: Problem, refusal: Infeasible) -> list[Plan]:
         """Plans for less: what the planner had got to, and one for what is left when the least important get less."""
         partial = reached(refusal.partial)
+        if partial and not _is_fair(problem, partial):
+            partial = None
         if partial and self._attained(problem, partial) >= GOOD:
             return [partial]
 
@@ -93,7 +97,8 @@ class Replanner:
 def on_fewest(system: System, problem: Problem) -> Plan | Infeasible:
     """A plan on as few of the devices as will do, the others beside them; the refusal of all where none does."""
     outcome: Plan | Infeasible = Infeasible("", "there are no devices", "add one", {}, Plan(()))
-    for count in range(least_devices(problem), len(problem.devices) + 1):
+    counts = range(least_devices(problem), len(problem.devices) + 1) if problem.devices else ()
+    for count in counts:
         outcome = system.planner(replace(problem, devices=problem.devices[:count]))
         if isinstance(outcome, Plan):
             return _on_all(outcome, problem.devices)
@@ -108,6 +113,14 @@ def _on_all(plan: Plan, devices: tuple[Device, ...]) -> Plan:
     """With the devices that it was not to use; those that it uses may be cut another way than they were."""
     own = {device.index: device for device in plan.devices}
     return replace(plan, devices=tuple(own.get(device.index, device) for device in devices))
+
+
+def _is_fair(problem: Problem, plan: Plan) -> bool:
+    """Whether all are as important as one another, and each is promised its floor."""
+    if len({problem.models[name].importance for name in problem.demand}) > 1:
+        return False
+    promised = {name: promise.throughput for name, promise in plan.promises.items()}
+    return all(promised.get(n, 0.0) >= problem.models[n].floor * rate for n, rate in problem.demand.items())
 
 
 def reached(plan: Plan) -> Plan | None:
@@ -149,16 +162,16 @@ def least_devices(problem: Problem) -> int:
     """No fewer devices can hold the demand: every row takes at least the cheapest run's part of a device, in SM time."""
     device = problem.devices[0]
     need = sum(rate * _cheapest(problem, name, device) for name, rate in problem.demand.items())
-    return min(len(problem.devices), max(1, int(need / device.kind.sms / SECOND) + 1))
+    return min(len(problem.devices), max(1, ceil(need / device.kind.sms / SECOND - _ROUNDING)))
 
 
 def _cheapest(problem: Problem, name: str, device: Device) -> float:
     """SM-nanoseconds a row."""
     model = problem.models[name]
     runs = (
-        size.sms * latency / rows
-        for size in device.sizes()
-        for rows, latency in enumerate(problem.profile.curve(name, size.sms)[: model.max_batch], start=1)
+        sms * latency / rows
+        for sms in {size.sms for size in device.sizes()} & {*problem.profile.sizes(name)}
+        for rows, latency in enumerate(problem.profile.curve(name, sms)[: model.max_batch], start=1)
         if latency <= model.slo
     )
     return min(runs, default=0.0)

@@ -48,7 +48,10 @@ from gpulet.steering import make_core, spares_of
 from gpulet.systems import make_metrics
 from gpulet.tracing import open_tracing
 from gpulet.tracing.port import Tracing
-from gpulet.units import SECOND, from_ms
+from gpulet.units import SECOND, Duration, from_ms
+
+_UNKNOWN: Duration = 3 * SECOND
+"""Of a run on cores, where its dispatcher does not say: a large model on one of them is slow, and does not hang."""
 
 
 @dataclass(slots=True)
@@ -230,8 +233,9 @@ def _manned(
     site: Site, plan: Plan, live: Live, catalog: Catalog, files: Files, wanted: Mapping[str, WorkerModel]
 ) -> tuple[LiveExecutor, Loader]:
     """Worker processes on the site's ground."""
+    patience = Patience(unknown=_UNKNOWN) if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
-    workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, Patience())
+    workers = Workers(plan, wanted, ground, program, live.timer, live.feed, live.client, tell, live.abandon, patience)
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     waiting = catalog.fleet.waiting

@@ -19,15 +19,19 @@ class Spares:
         if not self.most:
             return plan
         memory = {name: model.memory for name, model in models.items()}
-        left, gpulets = self.most, list(plan.gpulets)
+        left, gpulets = self.most - sum(self._bytes(gpulet) for gpulet in plan.gpulets), list(plan.gpulets)
         for place, gpulet in enumerate(plan.gpulets):
             filled = _filled(gpulet, models)
-            more = sum(self.sizes.get(name, 0) for name in filled.held - gpulet.held) * gpulet.replicas
+            more = self._bytes(filled) - self._bytes(gpulet)
             candidate = replace(plan, gpulets=(*gpulets[:place], filled, *gpulets[place + 1 :]))
             if more <= left and not any(candidate.overfull(memory)):
                 gpulets[place] = filled
                 left -= more
         return replace(plan, gpulets=tuple(gpulets))
+
+    def _bytes(self, gpulet: Gpulet) -> int:
+        """Of what is spare there."""
+        return sum(self.sizes.get(name, 0) for name in gpulet.spare) * gpulet.replicas
 
 
 def _filled(gpulet: Gpulet, models: Mapping[str, Model]) -> Gpulet:

@@ -21,6 +21,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from tritonclient.utils import InferenceServerException
 
+from gpulet.api.admin import admin_routes
 from gpulet.api.app import make_app
 from gpulet.api.catalog import Catalog
 from gpulet.api.info import Info
@@ -158,7 +159,8 @@ def test_the_file_is_valid_and_nothing_in_it_points_nowhere():
 
 
 def test_every_route_of_the_app_is_in_the_file():
-    app = make_app(Info(Catalog({}, {}, {}, None), None, None, None, None))  # routes are made before anything is served
+    info = Info(Catalog({}, {}, {}, None), None, None, None, None)  # routes are made before anything is served
+    app = make_app(info, "token", admin_routes(None))
     listed = {(re.sub(r"\{\w+\}", "{}", path), method) for path, method, _ in OPERATIONS}
     routes = {
         (re.sub(r"\{\w+(:\w+)?\}", "{}", route.path).rstrip("/"), method.lower())

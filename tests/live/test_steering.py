@@ -104,11 +104,11 @@ def test_a_plan_is_forced_and_rolled_back_while_requests_are_served(server, cont
 def test_a_frozen_plan_stays_and_a_thawed_one_follows_the_load(server, control, run):
     first = cut(server)
     assert control(server, "freeze")[1] == {"frozen": True}
-    load(server, "a:1500:100", seconds=1.5)
+    load(server, "a:1500:100", seconds=1)
     assert control(server, "status")[1]["frozen"]
     assert cut(server) == first
     assert control(server, "thaw")[1] == {"frozen": False}
-    report = load(server, "a:1500:100", seconds=4)
+    report = load(server, "a:1500:100", seconds=2.5)
     assert cut(server) != first
     assert report["total"]["lost"] == 0
     told = history(server)
@@ -207,7 +207,7 @@ def test_a_server_without_live_control_is_not_found_and_says_why(tmp_path, run):
 
 def test_the_journal_of_a_server_that_changed_its_plan_is_replayed(path, tmp_path, run, control):
     with serve(path) as server:
-        load(server, "a:1500:100", seconds=3)
+        load(server, "a:1500:100", seconds=2)
         changes = control(server, "status")[1]["changes"]
     assert changes > 0
     code, said, error = run("replay", tmp_path / "journal", "--json")
@@ -264,7 +264,7 @@ def test_real_workers_are_cut_anew_while_they_serve_and_nothing_is_lost(workers,
         assert control(server, "freeze")[0] == 0
         first = {gpulet: w["pid"] for gpulet, w in server.workers.items()}
         reports = []
-        thread = threading.Thread(target=lambda: reports.append(load(server, "a:40:1000", "b:40:1000", seconds=10)))
+        thread = threading.Thread(target=lambda: reports.append(load(server, "a:40:1000", "b:40:1000", seconds=6)))
         thread.start()
         for wanted in (both, mixed, own):
             code, told = control(server, "force", wanted)
@@ -310,12 +310,12 @@ def command_of(pid):
 
 
 def test_a_planner_that_is_killed_is_replaced_and_nobody_notices(server):
-    load(server, "a:1500:100", seconds=1.5)
+    load(server, "a:1500:100", seconds=1)
     planners = [pid for pid in children_of(server.process.pid) if b"spawn_main" in command_of(pid)]
     assert planners
     for pid in planners:
         os.kill(pid, signal.SIGKILL)
-    report = load(server, "b:1200:100", seconds=3)
+    report = load(server, "b:1200:100", seconds=2.5)
     assert report["total"]["lost"] == 0
     told = history(server)
     assert any(row["seen"].startswith("b rose") for row in told), told

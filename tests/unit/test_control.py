@@ -1,10 +1,11 @@
-"""Live control in the core: every way that a change of plan can go, and that what serves notices nothing before its end."""
+"""Live control in the core: every way that a change of plan can go; what serves notices nothing before its end."""
 
 from dataclasses import replace
 
 import pytest
 
-from gpulet.core.control import Controlled, Steering, change_row
+from gpulet.core.control import Controlled, Steering
+from gpulet.core.decisions import change_row
 from gpulet.core.messages import (
     Adopt,
     Answer,
@@ -417,7 +418,7 @@ def test_a_plan_for_rates_that_have_moved_on_is_asked_for_again():
     told.call(m0=100.0)
     (again,) = moved(told, 200.0)
     assert (again.number, again.demand["m0"]) == (2, 200)
-    assert again.why == "rates that have moved while a plan was made"
+    assert again.why == "m0 rose; rates have moved since"
     assert told.core.in_force == NOW
     told.answer(OTHER)
     assert told.one(Build).number == 2
@@ -597,6 +598,19 @@ def test_a_device_that_goes_while_a_plan_is_made_is_asked_about_next():
     assert told.tell(DeviceOut(1)) == []
     told.answer(None, before=1.0)
     assert (told.one(Replan).devices, told.asked.why) == ((0,), "device 1 is taken out")
+
+
+def test_a_device_that_is_still_in_use_is_asked_about_again_after_a_pause():
+    told = Told(SPREAD, steering=Steering(pause=5 * SECOND))
+    told.tell(DeviceOut(1))
+    told.answer(PACKED)
+    told.tell(NotBuilt(1, "out of memory"))
+    paused = told.now
+    assert told.stays(SPREAD)
+    while told.script.look_at < paused + 5 * SECOND:
+        assert told.at(told.script.look_at) == []
+    told.at(told.script.look_at)
+    assert (told.one(Replan).devices, told.asked.why) == ((0,), "device 1 is still in use")
 
 
 # the end --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""When a new plan is called for: by our watch at every rise, at lasting falls and misses; by the artifact once an epoch."""
+"""When a new plan is called for: at rises, lasting falls and misses by our watch, once an epoch by the artifact."""
 
 from dataclasses import replace
 
@@ -272,11 +272,15 @@ def test_answers_that_come_late_are_misses(answer):
     [
         one_in(50, lambda request: (Reject(request.id, Reason.QUEUE_FULL),)),  # 2 %
         one_in(2, lambda request: (Drop(request.id, Reason.CANCELLED),)),
-        one_in(2, lambda request: ()),  # they run yet
+        one_in(50, lambda request: ()),  # they run yet
     ],
 )
 def test_what_is_no_miss_or_seldom_one_calls_for_nothing(end):
     assert not strained(calm(), 10, end)
+
+
+def test_more_that_wait_than_come_within_an_objective_call_for_a_plan():
+    assert strained(calm(), 10, one_in(2, lambda request: ()))
 
 
 def test_one_bad_window_calls_for_nothing():

@@ -72,26 +72,41 @@ def test_a_first_plan_is_made_where_there_is_none():
     assert planned(told.plan, "m0") >= 20
 
 
+BOTH = tiny_plan([[(4, NAMES), (4, NAMES)]], NAMES, Mechanism.CPU)
+LOPSIDED = replace(BOTH, gpulets=tuple(replace(g, turns=g.turns[:1], spare=("m1",)) for g in BOTH.gpulets))
+"""Both gpulets have both models loaded; all turns are those of m0."""
+
+
 def test_rates_that_cross_are_answered_with_other_turns_on_the_gpulets_there_are():
-    both = tiny_plan([[(4, NAMES), (4, NAMES)]], NAMES, Mechanism.CPU)
-    lopsided = replace(both, gpulets=tuple(replace(g, turns=g.turns[:1], spare=("m1",)) for g in both.gpulets))
-    told = answer(fleet(in_force=lopsided), {"m0": 10.0, "m1": 300.0})
+    told = answer(fleet(in_force=LOPSIDED), {"m0": 10.0, "m1": 300.0})
     assert told.before < 0.1
     assert told.after >= HOLDS
-    assert stage(told.plan, lopsided).is_nothing
+    assert stage(told.plan, LOPSIDED).is_nothing
     assert planned(told.plan, "m1") == pytest.approx(300, abs=0.01)
 
 
+def test_no_planner_is_asked_where_the_plan_in_force_or_other_turns_will_do():
+    def never(problem):
+        pytest.fail("a planner was asked")
+
+    system = replace(GPULET, planner=never, prober=never)
+    assert answer(fleet(in_force=APART), LITTLE, system=system).plan is None
+    assert answer(fleet(in_force=LOPSIDED), LITTLE, system=system).plan
+
+
 @pytest.mark.parametrize(
-    ("system", "dispatcher"), [(replace(GPULET, retunes=False), ""), (GPULET, "elsa"), (SYSTEMS["nexus"], "")]
+    ("system", "dispatcher", "is_retuned"),
+    [
+        (GPULET, "", True),
+        (GPULET, "merging", True),
+        (GPULET, "elsa", False),
+        (SYSTEMS["nexus"], "", False),
+    ],
 )
-def test_only_turns_that_are_served_as_such_are_changed(system, dispatcher):
-    whole = tiny_plan([[(8, ["m0"])]], NAMES, Mechanism.CPU)
-    in_force = replace(whole, gpulets=(replace(whole.gpulets[0], spare=("m1",)),), dispatcher=dispatcher)
-    told = answer(fleet(in_force=in_force), LITTLE, system=system)
+def test_only_turns_that_are_served_as_such_are_changed(system, dispatcher, is_retuned):
+    told = answer(fleet(in_force=replace(LOPSIDED, dispatcher=dispatcher)), LITTLE, system=system)
     assert told.after >= HOLDS
-    assert not any(g.spare for g in told.plan.gpulets)
-    assert answer(fleet(in_force=replace(in_force, dispatcher="")), LITTLE).plan.gpulets[0].held == {"m0", "m1"}
+    assert all(g.held == {"m0", "m1"} and g.spare for g in told.plan.gpulets) is is_retuned
 
 
 def test_a_plan_that_stands_on_another_device_may_not_stay_though_it_holds():
@@ -126,7 +141,7 @@ def test_spares_are_loaded_with_what_is_new():
 
 
 def test_the_same_question_has_the_same_answer():
-    one, other = (answer(fleet(2, APART), LITTLE, devices=(1,)) for _ in range(2))
+    one, other = (answer(fleet(2, APART), LITTLE, (1,), system=SYSTEMS["nexus"]) for _ in range(2))
     assert one.plan
     assert one == other
 
@@ -153,10 +168,10 @@ CHAIN = Stage("first", "m0"), Stage("second", "m1", ("first",), 3.0)
 
 
 def test_what_clients_send_is_what_applications_do_not_ask_of_models():
-    problem = replace(served_by(*CHAIN), sent={"app": 1.0, "m0": 1.0})
-    told = demanded(problem, {"app": 10.0, "m0": 25.0, "m1": 30.0})
-    assert told.demand == {"m0": 25.0, "m1": 30.0}
-    assert told.sent == {"app": 10.0, "m0": 15.0}
+    problem = replace(served_by(*CHAIN), sent={"app": 1.0, "m0": 1.0, "m1": 1.0})
+    told = demanded(problem, {"app": 10.0, "m0": 25.0, "m1": 37.0})
+    assert told.demand == {"m0": 25.0, "m1": 37.0}
+    assert told.sent == {"app": 10.0, "m0": 15.0, "m1": 7.0}, "the second stage is asked three times"
 
 
 def test_a_model_that_serves_applications_alone_is_sent_nothing():

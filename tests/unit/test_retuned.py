@@ -92,6 +92,12 @@ def test_models_of_one_load_keep_out_of_each_others_way():
     assert rates(tuned(BOTH, {"m0": 200.0, "m1": 200.0})) == {0: {"m0": 200.0}, 1: {"m1": 200.0}}
 
 
+def test_the_largest_load_chooses_first_and_is_split_last():
+    names = ["m0", "m1", "m2"]
+    plan = tuned(tiny_plan([[(4, names), (4, names)]], names), {"m2": 100.0, "m1": 200.0, "m0": 300.0}, slo=200 * MS)
+    assert rates(plan) == {0: {"m0": 300.0}, 1: {"m1": 200.0, "m2": 100.0}}
+
+
 def test_a_gpulet_without_work_keeps_its_models_spare():
     plan = tuned(APART, {"m0": 10.0, "m1": 0.0})
     assert rates(plan) == {0: {"m0": 10.0}}

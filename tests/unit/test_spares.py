@@ -53,10 +53,10 @@ def test_a_model_of_unknown_size_counts_nothing():
     assert spare(Spares(1, {}).added(APART, light())) == [("m1", "m2"), ("m0", "m2")]
 
 
-def test_what_is_held_already_costs_nothing_and_stays():
+def test_what_is_held_already_counts_and_stays():
     once = Spares(50, SIZES).added(APART, light())
-    again = Spares(40, SIZES).added(once, light())
-    assert spare(again) == [("m1", "m2"), ("m0", "m2")]
+    assert spare(Spares(40, SIZES).added(once, light())) == spare(once)
+    assert spare(Spares(90, SIZES).added(once, light())) == [("m1", "m2"), ("m0", "m2")]
 
 
 def test_a_spare_that_is_no_model_of_these_stays_where_it_is():

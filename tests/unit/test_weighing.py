@@ -23,13 +23,17 @@ def offer(before, after, *, rate=100.0, loss=0.0, in_force=SPREAD, plan=SPREAD):
     [
         (0.90, 0.95, 149.0, True),  # 5 % of 100/s for 30 s are 150 rows
         (0.90, 0.95, 151.0, False),
-        (0.90, 0.95, 150.0, False),
         (0.95, 0.90, 0.0, False),
         (0.90, 0.90, 0.0, False),
     ],
 )
 def test_a_plan_is_worth_its_change_when_it_gains_more_than_it_costs(before, after, loss, is_change):
     assert weigh(offer(before, after, loss=loss), Weights()).is_change is is_change
+
+
+def test_what_only_makes_up_for_its_cost_is_not_worth_it():
+    assert not weigh(offer(0.5, 0.75, rate=4.0, loss=30.0), Weights()).is_change
+    assert weigh(offer(0.5, 0.75, rate=4.0, loss=29.9), Weights()).is_change
 
 
 def test_the_longer_a_plan_lasts_the_more_its_change_may_cost():

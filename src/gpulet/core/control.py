@@ -8,8 +8,8 @@ by gpulet, at batch boundaries. Until then the plan in force has noticed nothing
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
 
+from gpulet.core.losses import Losses
 from gpulet.core.messages import (
     Adopt,
     Build,
@@ -35,10 +35,11 @@ from gpulet.core.staging import Stage, stage
 from gpulet.core.weighing import Offer, Weights, weigh
 from gpulet.model import Model
 from gpulet.plan import Plan
-from gpulet.units import SECOND, Duration, Instant
+from gpulet.units import NEVER, SECOND, Duration, Instant
 
 _OURS = (Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Built, NotBuilt, Stopping)
 _REMEMBERED = 1000
+_MOVED = "; rates have moved since"
 _NEAR = 0.7, 1.4
 """Of the target that was planned for, and a row more or less."""
 
@@ -49,7 +50,8 @@ class Steering:
 
     Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps. Below `urgent` what is
     new is built in haste. After a jump the other rates have time to `settle`, for where one rises another may fall. A plan for
-    rates that have moved on since is asked for again, so many `tries` in a row.
+    rates that have moved on since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for
+    so long is `lost`.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -58,6 +60,7 @@ class Steering:
     enough: float = 0.99
     urgent: float = 0.95
     settle: Duration = SECOND // 50
+    lost: Duration = 5 * SECOND
     tries: int = 2
     pause: Duration = 5 * SECOND
 
@@ -76,27 +79,6 @@ class _Change:
     is_held: bool = True
     is_urgent: bool = False
     decided: Instant = 0
-
-
-class ChangeRow(TypedDict):
-    """One decision: when, and in words what was seen, considered and chosen."""
-
-    at_s: float
-    number: int
-    seen: str
-    considered: str
-    chosen: str
-
-
-def change_row(now: Instant, told: Explain) -> ChangeRow:
-    """A decision for a report; `at_s` counts from the start."""
-    return {
-        "at_s": now / SECOND,
-        "number": told.number,
-        "seen": told.seen,
-        "considered": told.considered,
-        "chosen": told.chosen,
-    }
 
 
 class Controlled:
@@ -130,7 +112,9 @@ class Controlled:
         self._out: set[int] = set()
         self._told = ""
         self._not_before: Instant = 0
-        self._settled: Instant = 0
+        self._settles: Instant = NEVER
+        self._retry_at: Instant = 0
+        self._losses = Losses(steering.lost)
         self._tries = 0
         self._is_stopping = False
 
@@ -163,22 +147,21 @@ class Controlled:
         commands = self._scheduler.step(now, *events)
         has_jumped = self._estimator.record(now, events, commands)
         ours = [event for event in events if isinstance(event, _OURS)]
-        if ours or has_jumped or now >= self._estimator.look_at or now == self._settled:
+        if ours or has_jumped or now >= min(self._estimator.look_at, self._settles):
             commands += self._steer(now, ours, has_jumped=has_jumped)
-        look_at = self._estimator.look_at
-        if now < self._settled < look_at:
-            look_at = self._settled
-        self.wake_at = min(self._scheduler.wake_at, look_at)
+        self.wake_at = min(self._scheduler.wake_at, self._estimator.look_at, self._settles)
         return commands
 
     def _steer(self, now: Instant, events: Sequence[Event], *, has_jumped: bool) -> list[Command]:
         commands: list[Command] = []
         for event in events:
             commands += self._take(now, event)
-        if has_jumped or now >= min(self._estimator.look_at, self._settled):
+        if has_jumped or now >= min(self._estimator.look_at, self._settles):
             self.demand = self._estimator.look(now)
-            if has_jumped and now >= self._settled:
-                self._not_before = self._settled = now + self._steering.settle
+            if now >= self._settles:
+                self._settles = NEVER
+            elif has_jumped and self._settles == NEVER:
+                self._not_before = self._settles = now + self._steering.settle
         commands += self._begin(now)
         if any(isinstance(command, Adopt) for command in commands):
             served = self._scheduler.step(now)
@@ -196,8 +179,14 @@ class Controlled:
             case Built() | NotBuilt():
                 return self._built(now, event)
             case Freeze():
-                self.is_frozen = event.is_on
-                return (Explain(0, "asked", "", "the plan is frozen" if event.is_on else "the plan may change again"),)
+                return self._freeze(now, event)
+            case Force():
+                before, self._forced = self._forced, event
+                return _superseded(before, "another plan was asked for since")
+            case Stopping():
+                self._is_stopping = True
+                before, self._forced = self._forced, None
+                return _superseded(before, "the server stops")
             case _:
                 self._heed(now, event)
         return ()
@@ -205,18 +194,22 @@ class Controlled:
     def _heed(self, now: Instant, event: Event) -> None:
         """What bears on the next plan."""
         match event:
-            case Force():
-                self._forced = event
             case DeviceOut() | DeviceIn():
                 self._shift(event)
             case Hint():
                 self._estimator.hint(now, event.model, event.rate)
+                self._settles = now  # look at once
             case Revise():
                 self._revise(event.model)
-            case Stopping():
-                self._is_stopping = True
             case _:
                 pass  # the scheduler's alone
+
+    def _freeze(self, now: Instant, event: Freeze) -> Iterator[Command]:
+        """A plan that is only being made is not waited for; what is being built already comes into force."""
+        self.is_frozen = event.is_on
+        yield Explain(0, "asked", "", "the plan is frozen" if event.is_on else "the plan may change again")
+        if event.is_on and self._change and self._change.stage is None:
+            yield self._stay(now, "", "the plan in force stays: it is frozen")
 
     def _shift(self, event: DeviceOut | DeviceIn) -> None:
         is_out = isinstance(event, DeviceOut)
@@ -235,7 +228,8 @@ class Controlled:
         if self._forced:
             yield from self._force(now, self._forced)
             return
-        why = self._told or (self.demand.why if now >= self._not_before else "")
+        self._look_for_lost(now)
+        why = self._told or (self.demand.why if now >= self._not_before else "") or self._astray(now)
         if not why or self.is_frozen:
             return
         self._told = ""
@@ -247,6 +241,22 @@ class Controlled:
         yield Replan(
             self._number, dict(self.demand.targets), devices, why, fewest, not (fewest and self.demand.has_fallen)
         )
+
+    def _astray(self, now: Instant) -> str:
+        """What still stands where nothing may: a change that was to take it away has failed."""
+        if now < self._retry_at:
+            return ""
+        devices = self.in_force.in_use & self._out
+        return f"device {min(devices)} is still in use" if devices else ""
+
+    def _look_for_lost(self, now: Instant) -> None:
+        """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one stays."""
+        lost, back = self._losses.look(now, self.fleet)
+        for device in back:
+            self._shift(DeviceIn(device))
+        for device in lost:
+            if {d.index for d in self._problem.devices} - self._out - {device}:
+                self._shift(DeviceOut(device))
 
     def _force(self, now: Instant, forced: Force) -> Iterator[Command]:
         """Without weighing, if it can be at all."""
@@ -265,7 +275,7 @@ class Controlled:
             return ()
         if self._tries < self._steering.tries and self._has_moved(change.demand):
             self._tries += 1
-            self._change, self._told = None, "rates that have moved while a plan was made"
+            self._change, self._told = None, f"{change.seen.removesuffix(_MOVED)}{_MOVED}"
             return ()
         self._tries = 0
         if answer.plan is None:
@@ -273,6 +283,9 @@ class Controlled:
             if not holds:
                 self._not_before = now + self._steering.pause
             return (self._stay(now, answer.why, "the plan in force stays", holds=holds),)
+        if answer.plan.in_use & self._out:
+            self._change, self._told = None, "a device that was taken out while a plan was made"
+            return ()
         violations = answer.plan.violations()
         if violations:
             why = f"a plan that cannot be: {violations[0]}"
@@ -282,7 +295,7 @@ class Controlled:
     def _weighed(self, now: Instant, change: _Change, answer: Replanned, plan: Plan) -> Iterator[Command]:
         staged, steering = self._staged(plan), self._steering
         offer = Offer(sum(change.demand.targets.values()), answer.before, answer.after, self.in_force, staged)
-        must = any(gpulet.device in self._out for gpulet in self.in_force.gpulets)
+        must = bool(self.in_force.in_use & self._out)
         verdict = weigh(offer, steering.weights, must=must)
         considered = f"{answer.why}; for less: {verdict.considered}" if answer.why else verdict.considered
         if not verdict.is_change or steering.is_advice:
@@ -295,10 +308,9 @@ class Controlled:
 
     def _has_moved(self, asked: Demand) -> bool:
         """Whether a plan for that demand is no longer what is wanted."""
-        return any(
-            not _NEAR[0] * asked.targets[n] - 1 <= t <= _NEAR[1] * asked.targets[n] + 1
-            for n, t in self.demand.targets.items()
-        )
+        least, most = _NEAR
+        pairs = ((asked.targets.get(name, target), target) for name, target in self.demand.targets.items())
+        return any(not least * before - 1 <= target <= most * before + 1 for before, target in pairs)
 
     def _staged(self, plan: Plan) -> Stage:
         usable = [d.index for d in self._problem.devices if d.index not in self._out]
@@ -307,7 +319,10 @@ class Controlled:
     def _stay(self, now: Instant, considered: str, chosen: str, *, holds: bool = False) -> Explain:
         change, self._change = self._change, None
         assert change, "something was considered"
-        self._estimator.considered(now, change.demand.targets, is_held=holds)
+        self._retry_at = now + self._steering.pause
+        if change.number > 0:
+            self._estimator.considered(now, change.demand.targets, is_held=holds)
+            self.demand = replace(self.demand, why="")
         return Explain(change.number, change.seen, considered, chosen)
 
     def _go(self, now: Instant, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
@@ -333,8 +348,13 @@ class Controlled:
         self.before, self.in_force = self.in_force, change.stage.plan
         self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
         self._estimator.considered(now, change.demand.targets, is_held=change.is_held)
+        self.demand = replace(self.demand, why="")
         self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
         planned, built = (change.decided - change.since) / SECOND, (now - change.decided) / SECOND
         took = f"decided after {planned:.3f} s, in force {built:.3f} s later"
         yield Explain(change.number, change.seen, change.considered, f"{change.chosen}; {took}")
         yield Adopt(change.number, self.in_force)
+
+
+def _superseded(forced: Force | None, why: str) -> tuple[Explain, ...]:
+    return (Explain(-forced.ticket, "asked", "the plan that was asked for", f"not begun: {why}"),) if forced else ()

@@ -90,6 +90,8 @@ class Epochs:
     def look(self, now: Instant) -> Demand:
         """A reading; at the end of an epoch, a decision."""
         rules = self._smoothed.rules
+        if now < self.look_at:  # no reading is shorter than another
+            return Demand(dict(self._smoothed.rates), self._smoothed.targets())
         self.look_at = now + rules.reading
         for name, count in self._counts.items():
             self._smoothed.read(name, count)

@@ -61,7 +61,7 @@ class Watching:
 
     Every `look` at least. A plan is asked for when a target is more than `rise` above what was planned, or for `patience` long more than
     `fall` below; `lead` is how far ahead a trend is followed: as long as a change takes. `sigmas`: how sure a target is
-    of the rate. Of `burst_loss`, in standard deviations of a normal law, bursts beyond Poisson's are planned for. `strain`
+    of the rate; `burst_sigmas`: how much of bursts beyond Poisson's is planned for, both in standard deviations. `strain`
     is what a target grows by when a model misses more than `misses` of its objectives within its planned rate.
     """
 
@@ -95,6 +95,7 @@ class _Watched:
     held: float
     low_since: Instant = -1
     bad_windows: int = 0
+    open: int = 0
     ended: int = 0
     missed: int = 0
     strain: float = 1.0
@@ -148,19 +149,24 @@ class Watch:
         if watched is None:
             return False
         self._open[request.id] = request
+        watched.open += 1
         return watched.rate.arrive(now, request.rows)
 
     def _end(self, number: int, now: Instant) -> None:
         request = self._open.pop(number, None)
         if request:
             watched = self._models[request.model]
+            watched.open -= 1
             watched.ended += 1
             watched.missed += now > request.deadline
 
     def _lose(self, command: Reject | Drop | Fail) -> None:
         request = self._open.pop(command.request, None)
-        if request and OUTCOMES[command.reason] != "cancelled":
-            watched = self._models[request.model]
+        if request is None:
+            return
+        watched = self._models[request.model]
+        watched.open -= 1
+        if OUTCOMES[command.reason] != "cancelled":
             watched.ended += 1
             watched.missed += 1
 
@@ -226,19 +232,21 @@ class Watch:
         return why
 
     def _judge_window(self, now: Instant) -> None:
-        """Who misses objectives although no more came than was planned needs more than was thought."""
+        """Who misses objectives, or has too many waiting, although no more came than was planned, needs more than was thought."""
         self._window_ends = now + _WINDOW
         for watched in self._models.values():
             missed, ended = watched.missed, watched.ended
             watched.missed = watched.ended = 0
             is_held = watched.rate.mean <= watched.held and watched.rate.jumped < now - _WINDOW
-            is_bad = ended >= _LEAST_COUNT and missed > self._rules.misses * ended and is_held
+            # By Little's law those would be late whose number is more than comes within an objective.
+            has_queue = watched.open > max(_LEAST_COUNT, watched.rate.mean * watched.slo / SECOND)
+            is_bad = is_held and (has_queue or (ended >= _LEAST_COUNT and missed > self._rules.misses * ended))
             watched.bad_windows = watched.bad_windows + 1 if is_bad else 0
+            if not is_bad:
+                watched.strain = 1 + (watched.strain - 1) * _RELIEF
             if watched.bad_windows >= _BAD_WINDOWS:
                 before, watched.strain = (
                     watched.strain,
                     min(self._rules.most_strain, watched.strain * self._rules.strain),
                 )
                 watched.is_strained = watched.strain > before
-            else:
-                watched.strain = 1 + (watched.strain - 1) * _RELIEF

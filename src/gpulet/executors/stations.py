@@ -18,8 +18,6 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 _STABLE: Duration = SECOND
 """A worker that served this long did not die of its own start, and is replaced at once."""
-_UNKNOWN: Duration = 3 * SECOND
-"""What a run is taken to take where its dispatcher does not say."""
 _MEMORY: Duration = 60 * SECOND
 
 
@@ -38,20 +36,22 @@ class Running:
 class Patience:
     """After how many times its expected time a running batch is slow (a log line), and when it hangs (its worker ends).
 
-    Never before `least`. What hangs on a GPU cannot be cancelled.
+    Never before `least`. What hangs on a GPU cannot be cancelled. `unknown` is what a run is taken to take where its dispatcher
+    does not say.
     """
 
     least: Duration = 2 * SECOND
     soft: int = 3
     hard: int = 20
+    unknown: Duration = 0
 
     def is_slow(self, running: Running, now: Instant) -> bool:
         """Whether it is worth a line."""
-        return now - running.since > max(self.least // 4, self.soft * (running.start.expected or _UNKNOWN))
+        return now - running.since > max(self.least // 4, self.soft * (running.start.expected or self.unknown))
 
     def hangs(self, running: Running, now: Instant) -> bool:
         """Whether nobody waits for it any more."""
-        return now - running.since > max(self.least, self.hard * (running.start.expected or _UNKNOWN))
+        return now - running.since > max(self.least, self.hard * (running.start.expected or self.unknown))
 
 
 class Station:

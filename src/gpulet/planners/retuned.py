@@ -14,6 +14,8 @@ from gpulet.plan import Gpulet, GpuletId, Plan, Promise, Turn
 from gpulet.units import PLAIN, SECOND
 
 _HALVINGS = 10
+_FIRST = (1.0, 0.98, 0.95, 0.9, 0.8, 0.65, 0.5)
+"""Levels that are tried first: at a full one batches are rounded beyond what fits, and what fits at one need not at a higher."""
 _LEAST = 1e-3
 """Rows/s: what is left of a rate by rounding is no turn."""
 
@@ -27,11 +29,12 @@ def retuned(problem: Problem) -> Plan | Infeasible:
     if homeless:
         name = homeless[0]
         return Infeasible(name, "no gpulet has it loaded", "build one", {name: rates[name]}, in_force)
-    low, high = 0.0, 1.0
-    best = _tuned(problem, rates, speeds, high)
+    tried = ((level, _tuned(problem, rates, speeds, level)) for level in _FIRST)
+    high, best = next(((level, found) for level, found in tried if found), (0.0, None))
     if best is None:
         name = max(rates, key=lambda n: rates[n] / max(speeds[n].values()))
         return Infeasible(name, "the gpulets there are do not hold it", "cut anew", {name: rates[name]}, in_force)
+    low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         found = _tuned(problem, rates, speeds, middle)

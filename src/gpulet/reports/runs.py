@@ -5,7 +5,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from gpulet.core.control import ChangeRow
+from gpulet.core.decisions import ChangeRow
 from gpulet.core.metrics import Rows, RunReport
 
 _COUNTS = ("arrived", "served", "late", "rejected", "expired", "cancelled", "failed", "lost")

@@ -1,0 +1,83 @@
+"""Devices that are lost: plans go on without them."""
+
+from gpulet.core.control import Controlled, Steering
+from gpulet.core.losses import Losses
+from gpulet.core.messages import DeviceIn, GpuletDown, GpuletUp, Replan, Replanned
+from gpulet.core.replan import Watch
+from gpulet.core.scheduler import Limits, Scheduler
+from gpulet.dispatchers.dutycycle import DutyCycle
+from gpulet.units import SECOND
+from support import models_of, problem_of, tiny_plan
+
+NAMES = ["m0", "m1"]
+PLAN = tiny_plan([[(8, NAMES)], [(4, ["m0"]), (4, ["m1"])]], NAMES)
+
+
+class Running:
+    """A core whose gpulets are up."""
+
+    def __init__(self, plan=PLAN):
+        problem = problem_of(models_of(2), plan)
+        scheduler = Scheduler(problem.models, plan, DutyCycle(problem, plan), Limits())
+        watch = Watch(problem.models, problem.demand)
+        self.core = Controlled(scheduler, problem, plan, watch, DutyCycle, Steering(lost=2 * SECOND))
+        self.core.step(0, *(GpuletUp(g.id) for g in plan.gpulets))
+        self.now = 0
+        self.pass_on(0.5)
+
+    def pass_on(self, seconds, *events):
+        """What is asked of planners meanwhile."""
+        asked = self.step(self.now + 1, *events)
+        ends = self.now + round(seconds * SECOND)
+        while self.now < ends:
+            self.now = min(ends, self.core.wake_at)
+            asked += self.step(self.now)
+        return asked
+
+    def step(self, now, *events):
+        """Nobody has another plan."""
+        asked = [command for command in self.core.step(now, *events) if isinstance(command, Replan)]
+        for replan in asked:
+            self.core.step(now, Replanned(replan.number, None, "no plan: none fits", 1.0, 1.0))
+        return asked
+
+
+def test_a_device_whose_gpulets_all_stay_down_is_planned_without():
+    running = Running()
+    assert not running.pass_on(1.5, GpuletDown(1), GpuletDown(2)), "it may come back"
+    (asked, *_) = [replan for replan in running.pass_on(1.5) if "device 1" in replan.why]
+    assert asked.devices == (0,)
+    assert running.core.out == {1}
+
+
+def test_one_gpulet_that_is_up_keeps_its_device():
+    running = Running()
+    assert not any("device" in replan.why for replan in running.pass_on(5, GpuletDown(1)))
+
+
+def test_one_that_comes_back_is_planned_with_again():
+    running = Running()
+    running.pass_on(3, GpuletDown(1), GpuletDown(2))
+    assert running.core.out == {1}
+    running.pass_on(0.5, GpuletUp(1))
+    assert running.core.out == set()
+
+
+def test_the_last_device_is_never_lost():
+    running = Running(tiny_plan([[(8, NAMES)]], NAMES))
+    assert not any("device" in replan.why for replan in running.pass_on(10, GpuletDown(0)))
+    assert running.core.out == set()
+
+
+def test_what_was_never_up_is_not_lost():
+    losses, running = Losses(SECOND), Running()
+    for state in running.core.fleet.gpulets.values():
+        state.is_up = False
+    assert losses.look(0, running.core.fleet) == losses.look(60 * SECOND, running.core.fleet) == ([], [])
+
+
+def test_somebody_may_restore_it():
+    running = Running()
+    running.pass_on(3, GpuletDown(1), GpuletDown(2))
+    running.pass_on(0.5, DeviceIn(1))
+    assert running.core.out == set()
