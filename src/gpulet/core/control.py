@@ -59,7 +59,7 @@ class Steering:
     fewest: bool = False
     enough: float = 0.99
     urgent: float = 0.95
-    settle: Duration = SECOND // 50
+    settle: Duration = SECOND // 16
     lost: Duration = 5 * SECOND
     tries: int = 2
     pause: Duration = 5 * SECOND
