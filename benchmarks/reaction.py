@@ -113,7 +113,7 @@ def simulated(folder: Path, control: str, seed: int, seconds: float) -> tuple[fl
     names = ("googlenet", "resnet50")
     for name in names:
         text += f'[[models]]\nname = "{name}"\nslo_ms = {SLOS_MS[name]}\nrate = 400\n'
-    (folder / "sim.toml").write_text(f'{text}[control]\nmode = "auto"\nspare_mib = 0\n{control}')
+    (folder / "sim.toml").write_text(f'{text}[control]\nmode = "auto"\nplan_ms = 0\nspare_mib = 0\n{control}')
     site = open_site(folder / "sim.toml")
     problem = make_problem(site, load_profile(site))
     plan = on_fewest(site.system, problem)

@@ -72,5 +72,5 @@ class ControlSection(Section):
         ge=0,
         le=600000,
         allow_inf_nan=False,
-        description="simulate alone: how long the planner takes by the virtual clock",
+        description="how long planning is taken to take until it is known; by the virtual clock of simulate, always",
     )

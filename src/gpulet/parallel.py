@@ -37,3 +37,11 @@ def run_all(jobs: Sequence[Job[Place]], workers: int, advance: Advance) -> Itera
         except BaseException:  # the rest would be worked off before anybody heard of it
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def end_at_once(pool: ProcessPoolExecutor) -> None:
+    """Nobody waits for it: its processes are killed, whatever they do."""
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()

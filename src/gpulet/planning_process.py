@@ -1,7 +1,7 @@
 """Plans are made in a process of their own, so that nothing that serves ever waits for one.
 
-It is started with the first question, at a lower priority than who serves. One that dies, or takes too long, is an answer
-as well: the plan in force stays, and the next question finds a new process.
+It is started with the server, at a lower priority than who serves. One that has died is replaced; one that takes too long or
+raises is an answer as well: the plan in force stays, and the next question finds a new process.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from gpulet.core.messages import Event, Replan, Replanned
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits
 from gpulet.errors import GpuletError
+from gpulet.parallel import end_at_once
 from gpulet.profile import Profile
 from gpulet.replanning import Replanner
 from gpulet.spares import Spares
@@ -47,12 +48,6 @@ class PlanningProcess:
         self._feed = feed
         self._pool: ProcessPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def pid(self) -> int:
-        """Of the process; 0 while there is none."""
-        processes = getattr(self._pool, "_processes", None) or {}
-        return next(iter(processes), 0)
 
     def warm(self) -> None:
         """Have the process ready for the first question."""
@@ -98,10 +93,7 @@ class PlanningProcess:
     def _end(self) -> None:
         pool, self._pool = self._pool, None
         if pool:
-            processes = list((getattr(pool, "_processes", None) or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
+            end_at_once(pool)
 
 
 _NO_PROFILE = Profile(())

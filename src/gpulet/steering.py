@@ -1,7 +1,8 @@
 """A core with live control, put together as `[control]` of a fleet file says."""
 
 from gpulet.configcontrol import ControlSection
-from gpulet.core.control import Controlled, Steering
+from gpulet.core.calls import Steering
+from gpulet.core.control import Controlled
 from gpulet.core.epochs import EpochRules, Epochs
 from gpulet.core.ports import Problem
 from gpulet.core.replan import Estimator, Watch, Watching
@@ -67,4 +68,5 @@ def _epoch_rules(control: ControlSection) -> EpochRules:
 
 def _steering(control: ControlSection) -> Steering:
     weights = Weights(round(control.horizon_s * SECOND))
-    return Steering(weights, is_advice=control.mode == "advise", fewest=control.fewest)
+    is_advice = control.mode == "advise"
+    return Steering(weights, is_advice, control.fewest, planning=from_ms(control.plan_ms))

@@ -13,6 +13,7 @@ from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.drivers.sim import simulate
 from gpulet.errors import PlanError, Unusable
+from gpulet.parallel import end_at_once
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
 from gpulet.replanning import demanded
@@ -49,10 +50,7 @@ async def ask(asked: WhatIf) -> dict[str, Any]:
         msg = f"what-if was given up: {error!r}"
         raise Unusable(msg) from None
     finally:
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.kill()
+        end_at_once(pool)
 
 
 def answer(asked: WhatIf) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Script:
         self.look_at = SECOND
         self.says = Demand({"m0": 10.0, "m1": 10.0}, {"m0": 10.0, "m1": 10.0})
         self.jumps = False
+        self.falls_take = SECOND
         self.heard = []
 
     def record(self, now, events, commands):
@@ -68,6 +69,9 @@ class Script:
     def considered(self, now, targets, *, is_held):
         self.heard.append((dict(targets), is_held))
         self.says = replace(self.says, why="")
+
+    def settling(self):
+        return self.falls_take
 
     def hint(self, now, model, rate):
         self.heard.append((model, rate))
@@ -656,6 +660,31 @@ def test_after_a_jump_the_other_rates_have_time_to_settle():
     told.at(at + 60 * MS)
     assert told.one(Replan).demand == {"m0": 90.0, "m1": 1.0}
     assert told.core.wake_at == told.script.look_at
+
+
+def test_rates_settle_no_longer_than_a_fall_takes_to_be_seen():
+    told = Told(steering=Steering(settle=60 * MS))
+    told.script.falls_take = 20 * MS
+    jump(told)
+    assert told.core.wake_at == told.now + 20 * MS
+
+
+def test_where_nothing_could_fall_a_jump_calls_for_a_plan_at_once():
+    told = Told(steering=Steering(settle=60 * MS))
+    told.script.falls_take = 0
+    jump(told)
+    assert told.one(Replan).why == "m0 jumped"
+
+
+def test_rates_settle_no_longer_than_the_last_plan_took():
+    told = Told(steering=Steering(settle=60 * MS, planning=40 * MS))
+    jump(told)
+    assert told.core.wake_at == told.now + 40 * MS
+    told.at(told.now + 40 * MS)
+    told.at(told.now + 30 * MS, Replanned(told.one(Replan).number, None, HOLDS, 0.999))
+    told.now += 10 * SECOND
+    jump(told)
+    assert told.core.wake_at == told.now + 30 * MS
 
 
 def test_a_second_jump_does_not_put_it_off():

@@ -33,20 +33,25 @@ class Building:
         await workers.carved.wait()
         async with workers.changing:
             try:
-                violations = command.plan.violations()
-                if violations:
-                    raise PlanError(violations[0])
-                known = {g.id for station in workers.stations for g in station.post.gpulets}
-                if all(station.post.is_alone for station in workers.stations):
-                    await self._man_new(command.plan, known, None if command.is_urgent else self._gently)
-                else:
-                    await self._recut(command.plan, known)
-            except GpuletError as error:
-                workers.tell("change_failed", number=command.number, error=str(error))
-                workers.emit(NotBuilt(command.number, str(error)))
+                await self._bring(command)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the core must not wait for ever)
+                why = str(error) if isinstance(error, GpuletError) else repr(error)
+                workers.tell("change_failed", number=command.number, error=why)
+                workers.emit(NotBuilt(command.number, why))
             else:
                 workers.emit(Built(command.number))
             workers.stand_by()
+
+    async def _bring(self, command: Build) -> None:
+        workers, plan = self._workers, command.plan
+        violations = plan.violations()
+        if violations:
+            raise PlanError(violations[0])
+        known = {g.id for station in workers.stations for g in station.post.gpulets}
+        if all(station.post.is_alone for station in workers.stations):
+            await self._man_new(plan, known, None if command.is_urgent else self._gently)
+        else:
+            await self._recut(plan, known)
 
     async def _man_new(self, plan: Plan, known: set[GpuletId], gently: Gently | None) -> None:
         """Those that have no worker yet get one; whatever fails ends them again, and only them."""

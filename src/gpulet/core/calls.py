@@ -1,0 +1,121 @@
+"""What calls for another plan: rates, devices that come and go, objectives, and what was to change and could not."""
+
+from dataclasses import dataclass, field, replace
+
+from gpulet.core.fleet import Fleet
+from gpulet.core.losses import Losses
+from gpulet.core.messages import DeviceIn, DeviceOut
+from gpulet.core.replan import Demand, Estimator
+from gpulet.core.weighing import Weights
+from gpulet.units import NEVER, SECOND, Duration, Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How plans are changed. `is_advice`: decide and explain, change nothing. `fewest`: use no device that is not needed.
+
+    Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps. Below `urgent` what is
+    new is built in haste. After a jump the other rates have time to `settle`, for where one rises another may fall: no longer
+    than a fall takes to be seen, nor than a plan takes to be made, `planning` at first. A plan for rates that have moved on
+    since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for so long is `lost`.
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    is_advice: bool = False
+    fewest: bool = False
+    enough: float = 0.99
+    urgent: float = 0.95
+    settle: Duration = SECOND // 4
+    planning: Duration = SECOND // 2
+    lost: Duration = 5 * SECOND
+    tries: int = 2
+    pause: Duration = 5 * SECOND
+
+
+class Calls:
+    """Of one fleet. `demand` is what was seen at the last look; `out` are devices that no plan may use."""
+
+    def __init__(self, fleet: Fleet, demand: Demand, estimator: Estimator, steering: Steering) -> None:
+        self.demand = demand
+        self.out: set[int] = set()
+        self.planning = steering.planning
+        self._devices = frozenset(fleet.devices)
+        self._fleet = fleet
+        self._estimator = estimator
+        self._steering = steering
+        self._losses = Losses(steering.lost)
+        self._told = ""
+        self._not_before: Instant = 0
+        self._retry_at: Instant = 0
+        self._settles: Instant = NEVER
+
+    @property
+    def look_at(self) -> Instant:
+        """When to look next, at the latest."""
+        return min(self._estimator.look_at, self._settles)
+
+    @property
+    def usable(self) -> tuple[int, ...]:
+        """The devices that plans may use."""
+        return tuple(sorted(self._devices - self.out))
+
+    def look(self, now: Instant, *, has_jumped: bool) -> None:
+        """See what is asked. After a jump nothing is called for until the others had time to settle."""
+        self.demand = self._estimator.look(now)
+        if now >= self._settles:
+            self._settles = NEVER
+        elif has_jumped and self._settles == NEVER:
+            settle = min(self._steering.settle, self._estimator.settling(), self.planning)
+            if settle:
+                self._settles = now + settle
+            self._not_before = now + settle
+
+    def hint(self, now: Instant, model: str, rate: float) -> None:
+        """Somebody knows better: look at once."""
+        self._estimator.hint(now, model, rate)
+        self._settles = now
+
+    def tell(self, why: str) -> None:
+        """Such a thing calls for a plan, whatever the rates are."""
+        self._told = why
+
+    def shift(self, event: DeviceOut | DeviceIn) -> None:
+        """Plans may use a device no more, or again."""
+        is_out = isinstance(event, DeviceOut)
+        (self.out.add if is_out else self.out.discard)(event.device)
+        self.tell(f"device {event.device} is {'taken out' if is_out else 'back'}")
+
+    def why(self, now: Instant, in_use: frozenset[int]) -> str:
+        """What calls for a plan now, empty for nothing; `in_use` are the devices of the plan in force."""
+        self._look_for_lost(now)
+        seen = self.demand.why if now >= self._not_before else ""
+        return self._told or seen or self._astray(now, in_use)
+
+    def answer(self) -> None:
+        """A call is heeded once."""
+        self._told = ""
+        self.decide()
+
+    def decide(self) -> None:
+        """What was seen so far has been decided; what was told meanwhile has not."""
+        self.demand = replace(self.demand, why="")
+
+    def rest(self, now: Instant, *, is_held: bool = True) -> None:
+        """Nothing changes: what could not be done is tried again later, and where too little is held rates wait as well."""
+        self._retry_at = now + self._steering.pause
+        if not is_held:
+            self._not_before = self._retry_at
+
+    def _astray(self, now: Instant, in_use: frozenset[int]) -> str:
+        """What still stands where nothing may: a change that was to take it away has failed."""
+        devices = in_use & self.out if now >= self._retry_at else frozenset()
+        return f"device {min(devices)} is still in use" if devices else ""
+
+    def _look_for_lost(self, now: Instant) -> None:
+        """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one stays."""
+        lost, back = self._losses.look(now, self._fleet)
+        for device in back:
+            self.shift(DeviceIn(device))
+        for device in lost:
+            if {*self.usable} - {device}:
+                self.shift(DeviceOut(device))
