@@ -56,7 +56,6 @@ class Script:
         self.look_at = SECOND
         self.says = Demand({"m0": 10.0, "m1": 10.0}, {"m0": 10.0, "m1": 10.0})
         self.jumps = False
-        self.falls_take = SECOND
         self.heard = []
 
     def record(self, now, events, commands):
@@ -69,9 +68,6 @@ class Script:
     def considered(self, now, targets, *, is_held):
         self.heard.append((dict(targets), is_held))
         self.says = replace(self.says, why="")
-
-    def settling(self):
-        return self.falls_take
 
     def hint(self, now, model, rate):
         self.heard.append((model, rate))
@@ -422,7 +418,7 @@ def test_a_plan_for_rates_that_have_moved_on_is_asked_for_again():
     told.call(m0=100.0)
     (again,) = moved(told, 200.0)
     assert (again.number, again.demand["m0"]) == (2, 200)
-    assert again.why == "m0 rose; rates have moved since"
+    assert again.why == "m0 rose; since then m0 went from 100.0/s to 200.0/s"
     assert told.core.in_force == NOW
     told.answer(OTHER)
     assert told.one(Build).number == 2
@@ -662,16 +658,8 @@ def test_after_a_jump_the_other_rates_have_time_to_settle():
     assert told.core.wake_at == told.script.look_at
 
 
-def test_rates_settle_no_longer_than_a_fall_takes_to_be_seen():
-    told = Told(steering=Steering(settle=60 * MS))
-    told.script.falls_take = 20 * MS
-    jump(told)
-    assert told.core.wake_at == told.now + 20 * MS
-
-
-def test_where_nothing_could_fall_a_jump_calls_for_a_plan_at_once():
-    told = Told(steering=Steering(settle=60 * MS))
-    told.script.falls_take = 0
+def test_where_a_plan_takes_no_time_a_jump_calls_for_one_at_once():
+    told = Told(steering=Steering(planning=0))
     jump(told)
     assert told.one(Replan).why == "m0 jumped"
 
@@ -681,10 +669,19 @@ def test_rates_settle_no_longer_than_the_last_plan_took():
     jump(told)
     assert told.core.wake_at == told.now + 40 * MS
     told.at(told.now + 40 * MS)
-    told.at(told.now + 30 * MS, Replanned(told.one(Replan).number, None, HOLDS, 0.999))
+    told.at(told.now + 30 * MS, Replanned(told.one(Replan).number, OVERCUT))
     told.now += 10 * SECOND
     jump(told)
     assert told.core.wake_at == told.now + 30 * MS
+
+
+def test_that_no_plan_was_made_says_nothing_of_how_long_one_takes():
+    told = Told(steering=Steering(settle=60 * MS, planning=40 * MS))
+    told.call()
+    told.at(told.now + 10 * MS, Replanned(told.one(Replan).number, None, HOLDS, 0.999))
+    told.now += 10 * SECOND
+    jump(told)
+    assert told.core.wake_at == told.now + 40 * MS
 
 
 def test_a_second_jump_does_not_put_it_off():

@@ -15,9 +15,9 @@ class Steering:
     """How plans are changed. `is_advice`: decide and explain, change nothing. `fewest`: use no device that is not needed.
 
     Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps. Below `urgent` what is
-    new is built in haste. After a jump the other rates have time to `settle`, for where one rises another may fall: no longer
-    than a fall takes to be seen, nor than a plan takes to be made, `planning` at first. A plan for rates that have moved on
-    since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for so long is `lost`.
+    new is built in haste. After a jump rates have time to `settle`, for what is seen first is not sure yet, and where one rises
+    another may fall: no longer than a plan takes to be made, `planning` at first, which is all that haste could lose. A plan
+    for rates that have moved on since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for so long is `lost`.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -65,7 +65,7 @@ class Calls:
         if now >= self._settles:
             self._settles = NEVER
         elif has_jumped and self._settles == NEVER:
-            settle = min(self._steering.settle, self._estimator.settling(), self.planning)
+            settle = min(self._steering.settle, self.planning)
             if settle:
                 self._settles = now + settle
             self._not_before = now + settle

@@ -40,7 +40,7 @@ from gpulet.units import SECOND, Instant
 _OURS = frozenset((Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Built, NotBuilt, Stopping))
 _REMEMBERED = 1000
 _STEERING = Steering()
-_MOVED = "; rates have moved since"
+_SINCE = "; since then "
 _NEAR = 0.7, 1.4
 """Of the target that was planned for, and a row more or less."""
 
@@ -225,10 +225,12 @@ class Controlled:
         change = self._change
         if change is None or change.number != answer.number or change.stage:
             return ()
-        self._calls.planning = now - change.since
-        if self._tries < self._steering.tries and self._has_moved(change.demand):
+        if answer.plan:
+            self._calls.planning = now - change.since
+        moved = self._moved(change.demand) if self._tries < self._steering.tries else ""
+        if moved:
             self._tries += 1
-            return self._again(f"{change.seen.removesuffix(_MOVED)}{_MOVED}")
+            return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}{moved}")
         self._tries = 0
         if answer.plan is None:
             is_held = answer.before >= self._steering.enough
@@ -261,11 +263,14 @@ class Controlled:
         self._change = replace(change, is_held=is_held, is_urgent=is_urgent)
         yield from self._go(now, staged, considered, verdict.chosen)
 
-    def _has_moved(self, asked: Demand) -> bool:
-        """Whether a plan for that demand is no longer what is wanted."""
+    def _moved(self, asked: Demand) -> str:
+        """Who makes a plan for that demand no longer what is wanted."""
         least, most = _NEAR
-        pairs = ((asked.targets.get(name, target), target) for name, target in self.demand.targets.items())
-        return any(not least * before - 1 <= target <= most * before + 1 for before, target in pairs)
+        for name, target in self.demand.targets.items():
+            before = asked.targets.get(name, target)
+            if not least * before - 1 <= target <= most * before + 1:
+                return f"{name} went from {before:.1f}/s to {target:.1f}/s"
+        return ""
 
     def _staged(self, plan: Plan) -> Stage:
         return stage(plan.unfolded(), self.in_force, self._calls.usable)

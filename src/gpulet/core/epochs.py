@@ -106,10 +106,6 @@ class Epochs:
         """Targets that later ones are compared with."""
         self._smoothed.planned = dict(targets)
 
-    def settling(self) -> Duration:
-        """Nothing is done at once."""
-        return 0
-
     def hint(self, now: Instant, model: str, rate: float) -> None:
         """Taken for the estimate."""
         self._smoothed.rates[model] = rate

@@ -119,13 +119,6 @@ class Rate:
             self._follow(rows, passed_s)
         self._before = max(self.mean, _LEAST)
 
-    @property
-    def fall_time(self) -> Duration:
-        """How long a fall to a quarter takes to be believed, in the mean; the rate must be above 0."""
-        ratio = _RATIOS[-1]
-        evidence = 1 - ratio + log(ratio) / 4
-        return round(_THRESHOLD * self.dispersion / (self.mean * evidence) * SECOND)
-
     def error(self) -> float:
         """The standard deviation of `mean`."""
         return sqrt(self.dispersion * max(self.mean, _LEAST) / max(self._weight_s, 1e-3))

@@ -46,10 +46,6 @@ class Estimator(Protocol):
         """A plan for these was adopted or decided against; whether the one in force now holds them."""
         ...
 
-    def settling(self) -> Duration:
-        """How long a fall of some other model takes to be seen, to a quarter say."""
-        ...
-
     def hint(self, now: Instant, model: str, rate: float) -> None:
         """Somebody knows better: so many rows/s are coming."""
         ...
@@ -194,11 +190,6 @@ class Watch:
             watched.low_since = -1
             watched.is_strained = False
             watched.bad_windows = 0
-
-    def settling(self) -> Duration:
-        """As long as the slowest of those takes that come more than once in a look."""
-        looks = SECOND / self._rules.look
-        return max((w.rate.fall_time for w in self._models.values() if w.rate.mean >= looks), default=0)
 
     def hint(self, now: Instant, model: str, rate: float) -> None:
         """As sure as ten seconds of arrivals."""
