@@ -227,6 +227,12 @@ class ServerSection(Section):
         allow_inf_nan=False,
         description="longest wait of a request for a model that was unloaded so",
     )
+    standby_mib: float = Field(
+        1024.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="models that the worker which stands by may have loaded; not where [limits] bounds memory; workers of cores",
+    )
     journal: str = Field("", description="write every step to this file, for `gpulet replay`")
     token_file: str = Field(
         "", description="a file whose only line is the bearer token that clients must send; relative to this file"

@@ -27,7 +27,8 @@ def program_of(site: Site) -> Program:
     programs: Mapping[str, Program] = {"cpu": CPU, "gpu": REAL, "rehearsal": REHEARSED}
     program = programs[site.executor]
     if site.executor == "cpu":
-        return program
+        most = 0.0 if site.config.limits.memory_mib else site.config.server.standby_mib
+        return replace(program, standby_bytes=round(most * MIB))
     formats = {artifact.path.suffix for artifact in site.artifacts.values()}
     runtimes = dict.fromkeys(name for ending in sorted(formats & RUNTIMES.keys()) for name in RUNTIMES[ending])
     return replace(program, arguments=(*program.arguments, *runtimes))

@@ -11,6 +11,7 @@ from gpulet.executors.gpus import REHEARSED, RUNTIMES
 from gpulet.executors.process import CPU
 from gpulet.fleetfile import open_site
 from gpulet.grounds import program_of
+from gpulet.units import MIB
 
 ASKS = """
 import importlib, json, sys
@@ -46,7 +47,13 @@ def test_workers_import_the_runtimes_of_their_sites_models_alone(tmp_path, files
 
 
 def test_workers_of_cores_import_what_they_always_do(tmp_path):
-    assert program_of(site_with(tmp_path, "model.onnx", device='kind = "cpu"\ncores = 1')) == CPU
+    program = program_of(site_with(tmp_path, "model.onnx", device='kind = "cpu"\ncores = 1'))
+    assert program == replace(CPU, standby_bytes=1024 * MIB)
+
+
+def test_where_memory_is_bounded_no_model_stands_by(tmp_path):
+    device = 'kind = "cpu"\ncores = 1\n[limits]\nmemory_mib = 100'
+    assert program_of(site_with(tmp_path, "model.onnx", device=device)) == CPU
 
 
 @pytest.mark.slow

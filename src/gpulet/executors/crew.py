@@ -1,10 +1,11 @@
-"""Worker processes for the posts: one stands by, its runtime imported, so that a dead one is replaced at once."""
+"""Worker processes for the posts: one stands by, its runtime imported and models loaded, so that a dead one is replaced at once."""
 
 import asyncio
 
 from gpulet.errors import Unusable
 from gpulet.executors.base import Tell
 from gpulet.executors.process import Program, WorkerProcess
+from gpulet.executors.wire import Prepare
 
 
 class Crew:
@@ -14,6 +15,7 @@ class Crew:
         self.program = program
         self._tell = tell
         self._standby: WorkerProcess | None = None
+        self._prepared: Prepare | None = None
         self._hired: list[WorkerProcess] = []
 
     def hire(self, *, is_gentle: bool = False) -> WorkerProcess:
@@ -25,10 +27,14 @@ class Crew:
         self._hired = [*(w for w in self._hired if w.is_open), worker]
         return worker
 
-    def stand_by(self, *, is_gentle: bool = False) -> None:
-        """Let one be ready; gently where others serve. Where none can be made the next one that is needed says why."""
+    def stand_by(self, prepare: Prepare | None = None, *, is_gentle: bool = False) -> None:
+        """Let one be ready, as that says; gently where others serve. Where none can be made the next one that is needed says why."""
         try:
-            self._standby = self._standby or self._idle(is_gentle=is_gentle)
+            if self._standby is None:
+                self._standby, self._prepared = self._idle(is_gentle=is_gentle), None
+            if prepare and prepare != self._prepared:
+                self._standby.send(prepare)
+                self._prepared = prepare
         except Unusable as error:
             self._tell("standby_failed", error=str(error))
 

@@ -32,13 +32,14 @@ _SINGLE_THREADED: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREAD
 class Program:
     """What a worker runs: a module of ours with arguments, and its slots for batches, of half inputs and half outputs.
 
-    Pages of the shared block exist only once they are touched.
+    Pages of the shared block exist only once they are touched. One that stands by may have models of `standby_bytes` loaded.
     """
 
     module: str
     arguments: tuple[str, ...] = ()
     slots: int = 1
     slot_bytes: int = 512 * MIB
+    standby_bytes: int = 0
 
 
 _GENTLE: Final = ("-P", gentle.__file__)

@@ -1,5 +1,6 @@
 """The models of a server's workers: what is wanted, what each post did load, which are refused and why."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -8,7 +9,7 @@ from gpulet.errors import ModelError
 from gpulet.executors.base import Signature, Tell
 from gpulet.executors.ground import Post
 from gpulet.executors.stations import LONGEST_PAUSE_S, Station
-from gpulet.executors.wire import ModelReady, WorkerModel
+from gpulet.executors.wire import ModelReady, Prepare, WorkerModel
 from gpulet.units import Duration
 
 
@@ -47,6 +48,21 @@ class Shelf:
             return tuple(wanted.values())
         names = dict.fromkeys(model for gpulet in post.gpulets for model in (*gpulet.models, *gpulet.spare))
         return tuple(wanted[name] for name in names if name in wanted)
+
+    def foreseen(self, stations: Iterable[Station], most: int) -> Prepare | None:
+        """What whoever takes over from one of these is to have loaded, as far as it takes no more than `most` bytes."""
+        on_cores = [station for station in stations if station.post.cores]
+        sizes = Counter(gpulet.size.sms for station in on_cores for gpulet in station.post.gpulets)
+        if not sizes or not most:
+            return None
+        threads = sizes.most_common(1)[0][0]
+        alike = [s for s in on_cores if any(gpulet.size.sms == threads for gpulet in s.post.gpulets)]
+        taken = {ready.name: ready.bytes for s in alike for ready in s.told if not ready.error}
+        models: dict[str, WorkerModel] = {}
+        for model in (given for s in alike for given in s.given if given.name in taken):
+            if sum(taken[name] for name in {*models, model.name}) <= most:
+                models[model.name] = model
+        return Prepare(threads, tuple(models.values()))
 
     def want(self, wanted: Mapping[str, WorkerModel]) -> None:
         """These from now on, but for what has been quarantined meanwhile."""

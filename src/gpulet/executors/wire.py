@@ -53,6 +53,16 @@ class Assign(_Message, frozen=True):
     priority: int = 0
 
 
+class Prepare(_Message, frozen=True):
+    """To a worker of cores that stands by: have these models loaded already, and no others, in idle time; it does not answer.
+
+    `threads` is as in `Assign`, which finds them loaded.
+    """
+
+    threads: int
+    models: tuple[WorkerModel, ...]
+
+
 class Occupy(_Message, frozen=True):
     """To a fresh worker: hold a GPU, and carve what `plan` has on that device, of these models.
 
@@ -99,7 +109,7 @@ class Prove(_Message, frozen=True):
     models: tuple[WorkerModel, ...] = ()
 
 
-ToWorker: TypeAlias = Assign | Occupy | Recut | RunBatch | Prove
+ToWorker: TypeAlias = Assign | Prepare | Occupy | Recut | RunBatch | Prove
 
 
 class ModelReady(msgspec.Struct, frozen=True):

@@ -4,10 +4,12 @@ import ctypes
 import gc
 import mmap
 import os
+import select
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, assert_never
@@ -32,6 +34,7 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Prepare,
     Prove,
     Ready,
     Recut,
@@ -72,16 +75,20 @@ class LoadedModel:
 
         A model whose outputs do not have a row for each row of its inputs (detections, say) is not batched after all.
         """
+        rows = max(2, max_batch)
         for shape in shapes or (PLAIN,):
             check_shape(self._model, self.signature.inputs, shape)
-            if self.signature.is_batched and any(o.shape[:1] != (2,) for o in self._zeros(2, shape)):
+            if self.signature.is_batched and any(o.shape[:1] != (rows,) for o in self._zeros(rows, shape)):
                 self.signature = msgspec.structs.replace(self.signature, is_batched=False)
-            for rows in sorted({1, max_batch if self.signature.is_batched else 1}):
-                self._zeros(rows, shape)
+            self._zeros(1, shape)
 
     def _zeros(self, rows: int, shape: str) -> list[NDArray[Any]]:
         shapes = filled(self.signature, rows, shape)
         return self.run([blank(dims, t.datatype) for dims, t in zip(shapes, self.signature.inputs, strict=True)])
+
+
+Load = Callable[[WorkerModel, int], tuple[ModelReady, list[LoadedModel]]]
+"""Of a model, for so many threads."""
 
 
 def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
@@ -100,13 +107,13 @@ def load(model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel
     return ModelReady(model.name, loaded.signature, took=took, bytes=max(0, resident_bytes() - bytes_before)), [loaded]
 
 
-def load_all(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
+def load_all(message: Assign, load: Load) -> list[tuple[ModelReady, list[LoadedModel]]]:
     """At full speed, on the cores that are to serve."""
     pin(message.cores)
     return [load(model, message.threads) for model in message.models]
 
 
-def load_gently(message: Assign) -> list[tuple[ModelReady, list[LoadedModel]]]:
+def load_gently(message: Assign, load: Load) -> list[tuple[ModelReady, list[LoadedModel]]]:
     """In idle time. A model of several threads starts them as it is loaded: they must be allowed to come back from there."""
     pin(message.spare or message.cores)
     if message.threads > 1 and not may_return():
@@ -125,6 +132,7 @@ class Worker:
         self._block = block
         self._view = memoryview(block)
         self._models: dict[str, LoadedModel] = {}
+        self._prepared: dict[tuple[WorkerModel, int], tuple[ModelReady, list[LoadedModel]]] = {}
         self._outputs_at = 0
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
@@ -132,15 +140,45 @@ class Worker:
     def serve(self) -> None:
         """Until the front-end closes the socket."""
         while data := self._channel.recv(LARGEST_MESSAGE):
-            message = self._decoder.decode(data)
-            self._channel.send(self._encoder.encode(self._answer(message)))
+            answer = self._answer(self._decoder.decode(data))
+            if answer:
+                self._channel.send(self._encoder.encode(answer))
 
-    def _answer(self, message: ToWorker) -> FromWorker:
+    def _prepare(self, message: Prepare) -> None:
+        """Who is needed meanwhile ends loading one model, no more. Threads that could not leave idle time are not started."""
+        keys = [(model, message.threads) for model in message.models]
+        self._keep(keys)
+        if message.threads > 1 and not may_return():
+            return
+        for key in keys:
+            if key not in self._prepared and not is_readable(self._channel):
+                gently(partial(self._have, *key))
+        restore()
+        gc.freeze()
+
+    def _keep(self, keys: Collection[tuple[WorkerModel, int]]) -> None:
+        kept = {key: prepared for key, prepared in self._prepared.items() if key in keys}
+        if len(kept) < len(self._prepared):
+            self._prepared = kept
+            give_back_memory()
+
+    def _have(self, model: WorkerModel, threads: int) -> None:
+        ready, loaded = load(model, threads)
+        if loaded:
+            self._prepared[model, threads] = ready, loaded
+
+    def _load(self, model: WorkerModel, threads: int) -> tuple[ModelReady, list[LoadedModel]]:
+        return self._prepared.pop((model, threads), None) or load(model, threads)
+
+    def _answer(self, message: ToWorker) -> FromWorker | None:
         match message:
             case RunBatch():
                 return self._run(message)
             case Assign():
                 return self._assign(message)
+            case Prepare():
+                self._prepare(message)
+                return None
             case Occupy() | Recut() | Prove():
                 return Refused("a worker of cores holds no GPU", is_final=True)
             case _:
@@ -148,7 +186,8 @@ class Worker:
 
     def _assign(self, message: Assign) -> FromWorker:
         self._outputs_at = len(self._block) // message.slots // 2
-        results = load_gently(message) if message.is_gentle else load_all(message)
+        results = (load_gently if message.is_gentle else load_all)(message, self._load)
+        self._keep(())
         pin(message.cores)
         give_way(message.priority)
         self._models = {ready.name: loaded for ready, models in results for loaded in models}
@@ -196,6 +235,11 @@ class Worker:
             offset = align(end)
 
 
+def is_readable(channel: socket.socket) -> bool:
+    """Whether something has been said there, or it was closed."""
+    return bool(select.select([channel], [], [], 0)[0])
+
+
 def pin(cores: Sequence[int]) -> None:
     """Allow every thread of this process, and so those it starts later, on these cores only."""
     for thread in threads_of(os.getpid()):
@@ -241,6 +285,8 @@ def give_back_memory() -> None:
 def main(arguments: Sequence[str]) -> None:
     """`worker CHANNEL_FD BLOCK_FD`: both inherited from the front-end."""
     channel, block = map(int, arguments)
+    gc.collect()
+    gc.freeze()  # what was imported need not be looked through after each load
     Worker(socket.socket(fileno=channel), mmap.mmap(block, 0)).serve()
 
 

@@ -224,7 +224,8 @@ class Workers:
 
     def stand_by(self) -> None:
         """Let a worker be ready that nobody is served by yet, without haste."""
-        self._crew.stand_by(is_gentle=True)
+        foreseen = self.shelf.foreseen(self.stations, self._crew.program.standby_bytes)
+        self._crew.stand_by(foreseen, is_gentle=True)
 
     def _task(self, station: Station, plan: Plan, *, is_gentle: bool) -> ToWorker:
         post, slots = station.post, self._crew.program.slots
@@ -297,6 +298,8 @@ class Workers:
         for gpulet in station.post.gpulets:
             if self.tell_up(station, gpulet):
                 self.emit(GpuletUp(gpulet.id))
+        if all(other.is_up for other in self.stations if other.given):
+            self.stand_by()
 
     def tell_up(self, station: Station, gpulet: Gpulet) -> list[str]:
         """Which of its models are there."""

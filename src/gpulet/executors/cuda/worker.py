@@ -35,6 +35,7 @@ from gpulet.executors.wire import (
     FromWorker,
     ModelReady,
     Occupy,
+    Prepare,
     Prove,
     Proven,
     Ready,
@@ -111,7 +112,7 @@ class GpuWorker:
                 self._begin(self._recut(message))
             case Prove():
                 self._begin(self._prove(message))
-            case Assign():
+            case Assign() | Prepare():
                 self._say(Refused("a worker of GPUs has no cores to pin", is_final=True))
             case _:
                 assert_never(message)
