@@ -17,15 +17,16 @@ import tempfile
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
 import uvloop
 from common import record
-from rivals import NAMES, fleet_file, prepare, stepped, stream
+from rivals import DEADLY, NAMES, WIDTH, fleet_file, prepare, save_deadly, stepped, stream
 
 from gpulet.fleetfile import open_site
 from gpulet.loadgen import Outcome, drive
@@ -36,6 +37,7 @@ from gpulet.workload import Arrivals
 from servers import Server, command
 
 LAYERS, SLO_MS, LOAD, ROWS = 36, 100.0, 0.7, 4
+MORTAL = "eve"
 Harm = Callable[["Scene"], Awaitable[None]]
 """Does something to a server, again and again until it is cancelled."""
 
@@ -46,6 +48,7 @@ class Scene:
 
     server: Server
     seconds: float
+    answers: list[str] = field(default_factory=list)
 
     def workers(self) -> list[dict[str, Any]]:
         """The latest worker of each gpulet that has one now."""
@@ -136,6 +139,21 @@ async def memory(scene: Scene) -> None:
         await asyncio.sleep(7)
 
 
+async def crash(scene: Scene) -> None:
+    """A model of its own answers, is asked what kills it, and is asked again: what each answer was."""
+    for number in (1, 1, DEADLY, 1, 1):
+        await asyncio.sleep(scene.seconds / 6)
+        scene.answers.append(await asyncio.to_thread(ask, scene.server.port, number))
+    await asyncio.sleep(scene.seconds)
+
+
+def ask(port: int, number: int) -> str:
+    """The status, and why where it is an error."""
+    tensor = {"name": "x", "shape": [1, WIDTH], "datatype": "FP32", "data": [number] * WIDTH}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v2/models/{MORTAL}/infer", json={"inputs": [tensor]}, timeout=10)
+    return f"{number}: {answer.status_code} {answer.json().get('error', '')}".rstrip()
+
+
 async def term(scene: Scene) -> None:
     """Half-way."""
     await asyncio.sleep(scene.seconds / 2)
@@ -171,7 +189,8 @@ def run(path: Path, harm: Harm, arrivals: Arrivals) -> dict[str, Any]:
     server = Server(subprocess.Popen(command("serve", path), stderr=subprocess.PIPE, text=True))
     try:
         server.wait_for("ready")
-        outcome = uvloop.run(load(Scene(server, arrivals.duration / SECOND), harm, arrivals))
+        scene = Scene(server, arrivals.duration / SECOND)
+        outcome = uvloop.run(load(scene, harm, arrivals))
         server.stop()
         code = server.process.wait(30)
     finally:
@@ -187,6 +206,7 @@ def run(path: Path, harm: Harm, arrivals: Arrivals) -> dict[str, Any]:
         "changes": [{key: told[key] for key in ("seen", "considered", "chosen")} for told in server.all("plan")],
         "back_after_ms": {"median": median(away), "most": max(away)} if away else {},
         "exit_code": code,
+        **({"answers": scene.answers} if scene.answers else {}),
     }
 
 
@@ -221,6 +241,7 @@ def scenes(seconds: float) -> dict[str, tuple[Harm, float, bool]]:
         "slow": (slow, min(30.0, seconds), False),
         "planner": (planner, min(60.0, seconds), True),
         "memory": (memory, min(60.0, seconds), False),
+        "crash": (crash, min(30.0, seconds), False),
         "term": (term, min(20.0, seconds), False),
     }
 
@@ -236,6 +257,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, LAYERS)
+        save_deadly(folder / "models", MORTAL)
         first = fleet_file(folder, "profile", dict.fromkeys(NAMES, 1.0), SLO_MS, {})
         subprocess.run(command("profile", first, "--budget", "0.5"), check=True, stdout=subprocess.DEVNULL)
         a_core = ROWS * SECOND / load_profile(open_site(first)).latency(NAMES[0], 1, ROWS)
@@ -249,7 +271,8 @@ def main() -> None:
         for scene in chosen:
             harm, seconds, crosses = scenes(options.seconds)[scene]
             steps = [(10.0, uneven[n % 2]) for n in range(round(seconds / 10))] if crosses else [(seconds, even)]
-            path = fleet_file(folder, scene, steps[0][1], SLO_MS, {"mode": "auto"})
+            mortal = {MORTAL: 1.0} if harm is crash else {}
+            path = fleet_file(folder, scene, {**steps[0][1], **mortal}, SLO_MS, {"mode": "auto"})
             result[scene] = run(path, harm, stepped(models, steps, 1))
             print(scene, json.dumps(result[scene]), flush=True)
     record("chaos", {"capacity_per_s": 2 * a_core, "load": LOAD, **result})

@@ -16,6 +16,7 @@ from gpulet.units import SECOND
 from gpulet.workload import Arrivals, parse_trace
 
 NAMES = ("ada", "bob")
+DEADLY = -3
 WIDTH, OUTPUTS = 32, 4
 _ROWS, _INNER = 64, 256
 _SAMPLES = 32
@@ -49,6 +50,31 @@ def save(folder: Path, name: str, layers: int, seed: int) -> None:
         [value("y", TensorProto.FLOAT, ["N", OUTPUTS])],
         [*weights, apart, together],
     )
+    write(folder, name, graph)
+
+
+def save_deadly(folder: Path, name: str) -> None:
+    """x, 32 numbers a row, to the least integer modulo x + 2: on x86, where x is `DEADLY`, SIGFPE kills whoever computes it."""
+    value = helper.make_tensor_value_info
+    least, two = (
+        numpy_helper.from_array(np.array(n), key) for n, key in ((np.iinfo(np.int64).min, "least"), (2, "two"))
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+            helper.make_node("Add", ["whole", two.name], ["divisor"]),
+            helper.make_node("Mod", [least.name, "divisor"], ["y"]),
+        ],
+        name,
+        [value("x", TensorProto.FLOAT, ["N", WIDTH])],
+        [value("y", TensorProto.INT64, ["N", WIDTH])],
+        [least, two],
+    )
+    write(folder, name, graph)
+
+
+def write(folder: Path, name: str, graph: onnx.GraphProto) -> None:
+    """As a model of that repository."""
     path = folder / name / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

@@ -48,6 +48,26 @@ MECHANISMS = (Mechanism.GREEN, Mechanism.MPS, Mechanism.CPU, Mechanism.WHOLE)
 RULES = Watching(look=5 * MS, patience=10 * MS, lead=5 * MS)
 
 
+class LeapingTimer(VirtualTimer):
+    """A clock that jumps ahead, as where a machine sleeps: what was due meanwhile is late, all of it at one instant.
+
+    The server's clock is monotonic: it never jumps back.
+    """
+
+    floor = 0
+
+    @property
+    def instant(self):
+        return max(self._instant, self.floor)
+
+    @instant.setter
+    def instant(self, value):
+        self._instant = value
+
+    def leap(self, by):
+        self.floor = self.instant + by
+
+
 class FaultyExecutor(MortalExecutor):
     """Builds take their time, and fail as it is drawn; what is built may die before it serves."""
 
@@ -102,7 +122,7 @@ def plan_of(random, devices, mechanism, name):
 
 
 class Schedule:
-    """One seed: a dispatcher, plans, arrivals, deaths, cancels, admin's calls, in 60 ms."""
+    """One seed: a dispatcher, plans, arrivals, deaths, cancels, admin's calls, leaps of the clock, in 60 ms."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -123,7 +143,7 @@ class Schedule:
         steering = Steering(fewest=random.random() < 0.5, pause=3 * MS)
         self.core = Controlled(scheduler, problem, plan, estimator, make, steering)
         self.watch = Watch(plan, limits)
-        self.timer, self.metrics = VirtualTimer(), Metrics(NAMES, plan)
+        self.timer, self.metrics = LeapingTimer(), Metrics(NAMES, plan)
         self.changes = self.explained = 0
         observers = [self.watch.observe, self.observe]
         delay = random.choice((0, 1, 4)) * MS
@@ -160,7 +180,7 @@ class Schedule:
         return Replanned(asked.number, plan, "", self.random.random(), self.random.random())
 
     def disturb(self, models):
-        """Admin's calls, deaths, cancels."""
+        """Admin's calls, deaths, leaps of the clock."""
         random = self.random
         for ticket in range(1, random.randint(1, 5)):
             self.at(random.randint(0, 60), Force(ticket, self.plan()))
@@ -179,6 +199,8 @@ class Schedule:
             when, gpulet, back = random.randint(0, 60), random.randint(0, 6), random.randint(1, 20)
             self.timer.at(when * MS, self.executor.kill, gpulet)
             self.timer.at((when + back) * MS, self.executor.revive, gpulet)
+        for _ in range(random.choice((0, 0, 0, 1, 2))):
+            self.timer.at(random.randint(0, 60) * MS, self.timer.leap, random.choice((1, 7, 40, 300)) * MS)
 
     def at(self, when, event):
         self.timer.at(when * MS, lambda _: self.simulation.feed(event), 0)
