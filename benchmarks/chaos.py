@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 import uvloop
-from common import record
+from common import planners, record
 from rivals import DEADLY, NAMES, WIDTH, fleet_file, prepare, save_deadly, stepped, stream
 
 from gpulet.fleetfile import open_site
@@ -114,13 +114,6 @@ async def planner(scene: Scene) -> None:
         await asyncio.sleep(2)
         for pid in planners(scene.server.process.pid):
             signalled(pid, signal.SIGKILL)
-
-
-def planners(server: int) -> list[int]:
-    """The server's children that are no workers."""
-    told = [(task / "children").read_text() for task in Path(f"/proc/{server}/task").glob("*")]
-    children = [int(child) for line in told for child in line.split()]
-    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def memory(scene: Scene) -> None:

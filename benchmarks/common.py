@@ -106,3 +106,10 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def planners(server: int) -> list[int]:
+    """The server's children that are no workers."""
+    told = [(task / "children").read_text() for task in Path(f"/proc/{server}/task").glob("*")]
+    children = [int(child) for line in told for child in line.split()]
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -24,7 +24,7 @@ from gpulet.planfile import to_doc, to_json
 from gpulet.problems import load_profile, make_problem
 from gpulet.units import MS, SECOND
 from gpulet.workload import Arrivals
-from servers import Server, command
+from servers import command, serve
 
 LAYERS = 36
 SLO_MS = 60.0
@@ -52,16 +52,10 @@ async def load(port: int, arrivals: Arrivals) -> Outcome:
     return await drive("127.0.0.1", port, streams, arrivals, connections=256)
 
 
-def serve(path: Path, arrivals: Arrivals, *more: str) -> dict[str, Any]:
+def run(path: Path, arrivals: Arrivals, *more: str) -> dict[str, Any]:
     """One run of a fresh server; what the client saw, and what the server decided."""
-    server = Server(subprocess.Popen(command("serve", path, *more), stderr=subprocess.PIPE, text=True))
-    try:
-        server.wait_for("ready")
+    with serve(path, *more) as server:
         outcome = uvloop.run(load(server.port, arrivals))
-        server.stop()
-        server.process.wait(30)
-    finally:
-        server.close()
     report = outcome.report(arrivals.duration)
     rows = {**report["models"], "total": report["total"]}
     return {
@@ -101,9 +95,9 @@ def main() -> None:
         split.write_text(json.dumps(to_json(to_doc(even_split(frozen), "gpulet", 0))))
         result = {
             "rates": {"high": high, "low": low},
-            "live": serve(live, arrivals),
-            "frozen": serve(frozen, arrivals),
-            "even split": serve(frozen, arrivals, "--plan", str(split)),
+            "live": run(live, arrivals),
+            "frozen": run(frozen, arrivals),
+            "even split": run(frozen, arrivals, "--plan", str(split)),
         }
     record("crossing", result)
 

@@ -31,7 +31,7 @@ from gpulet.problems import load_profile, make_problem
 from gpulet.replanning import Replanner, on_fewest
 from gpulet.steering import make_core
 from gpulet.units import MS, SECOND, Instant
-from servers import Server, command
+from servers import Server, command, serve
 
 PERIOD_S, CROSSINGS = 12.0, 6
 BUSY = 1.15
@@ -47,15 +47,9 @@ def on_cpu(folder: Path, spare_mib: float) -> dict[str, Any]:
     models = [Model(name, round(SLO_MS * MS)) for name in NAMES]
     arrivals = stepped(models, [(PERIOD_S, rates[n % 2]) for n in range(CROSSINGS + 1)], 3)
     path = fleet_file(folder, "live", rates[0], SLO_MS, {"mode": "auto", "spare_mib": spare_mib})
-    server = Server(subprocess.Popen(command("serve", path), stderr=subprocess.PIPE, text=True))
-    try:
-        server.wait_for("ready")
+    with serve(path) as server:
         began = datetime.now()  # noqa: DTZ005 (as the log has it)
         outcome = uvloop.run(load(server.port, arrivals))
-        server.stop()
-        server.process.wait(30)
-    finally:
-        server.close()
     total = outcome.report(arrivals.duration)["total"]
     crossings = [began + timedelta(seconds=PERIOD_S * n) for n in range(1, CROSSINGS + 1)]
     return {

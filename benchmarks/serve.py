@@ -2,7 +2,8 @@
 
 CPU is the user and system time of the server and all its workers, divided by the answers; the client is a process of its
 own and is not counted. Journal and metrics are on; every request goes through the core and a worker. Beside it, in the
-same run, a bare echo of the same size on uvloop, so that a slow minute of the machine shows in both.
+same run, a bare echo of the same size on uvloop, so that a slow minute of the machine shows in both, and a server with live
+control, whose planner's process is not counted.
 """
 
 import asyncio
@@ -10,15 +11,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import monotonic, sleep
 
 import uvloop
-from common import record
+from common import planners, record
 
 from gpulet.httpwire import binary_request
-from servers import Server, command, fleet, save_model
+from servers import fleet, save_model, serve
 
 CONNECTIONS = 64
 SECONDS = 4.0
@@ -81,10 +83,10 @@ async def echo(answer: bytes) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all below it, as the OS counts it."""
+    """User and system time of a process and all below it but the planner, as the OS counts it."""
     own = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / TICK
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(cpu_seconds(int(child)) for child in children)
+    return own + sum(cpu_seconds(int(child)) for child in children if int(child) not in planners(pid))
 
 
 def drive(pid: int, port: int, expect: int) -> tuple[float, float]:
@@ -109,31 +111,31 @@ def one_answer(port: int) -> bytes:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Medians of the repeats, served and bare in turn."""
+    """Medians of the repeats: served, with live control, bare, in turn."""
     save_model(folder / "models", "identity", width=16)
     path = fleet(folder, {"identity": (200, 5000)}, repository=folder / "models", journal="journal")
-    server = Server(subprocess.Popen(command("serve", path), stderr=subprocess.PIPE, text=True))
-    server.wait_for("ready")
-    answer = one_answer(server.port)
-    bare = subprocess.Popen([sys.executable, __file__, "echo", answer.hex()], stdout=subprocess.PIPE, text=True)
-    assert bare.stdout is not None
-    bare_port = int(bare.stdout.readline())
-    try:
-        drive(server.process.pid, server.port, len(answer))
-        served = [drive(server.process.pid, server.port, len(answer)) for _ in range(REPEATS)]
-        echoed = [drive(bare.pid, bare_port, len(answer)) for _ in range(REPEATS)]
-    finally:
-        bare.kill()
-        bare.wait()
-        server.stop()
-        server.process.wait(30)
-        server.close()
+    controlled = folder / "controlled.toml"
+    controlled.write_text(f'{path.read_text()}[control]\nmode = "auto"\n'.replace('"journal"', '"journal2"'))
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve(file)) for file in (path, controlled)]
+        answer = one_answer(servers[0].port)
+        bare = subprocess.Popen([sys.executable, __file__, "echo", answer.hex()], stdout=subprocess.PIPE, text=True)
+        stack.callback(bare.wait)
+        stack.callback(bare.kill)
+        assert bare.stdout is not None
+        ends = [*((s.process.pid, s.port) for s in servers), (bare.pid, int(bare.stdout.readline()))]
+        for pid, port in ends:
+            drive(pid, port, len(answer))
+        served, watched, echoed = zip(
+            *([drive(pid, port, len(answer)) for pid, port in ends] for _ in range(REPEATS)), strict=True
+        )
     cpu = [us for us, _ in served]
     return {
         "cpu_us_per_request": median(cpu),
         "least": min(cpu),
         "most": max(cpu),
         "requests_per_second": median([rate for _, rate in served]),
+        "live_control_cpu_us": median([us for us, _ in watched]),
         "bare_echo_cpu_us": median([us for us, _ in echoed]),
         "times_bare_echo": median(cpu) / median([us for us, _ in echoed]),
     }
