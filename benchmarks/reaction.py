@@ -136,9 +136,8 @@ def spread(values: Sequence[float], unit: float) -> dict[str, float]:
 def main() -> None:
     """All of them."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("cpu", "green", "epochs"), nargs="*")
-    options = parser.parse_args()
-    chosen = options.what or ["cpu", "green", "epochs"]
+    parser.add_argument("what", help="of cpu, green, epochs; all if none", nargs="*")
+    chosen = parser.parse_args().what or ["cpu", "green", "epochs"]
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -149,7 +149,7 @@ class Schedule:
         delay = random.choice((0, 1, 4)) * MS
         self.simulation = Simulation(self.core, self.timer, self.metrics, observers, self.answer, delay)
         self.executor = FaultyExecutor(random, problem.profile, plan, self.timer, self.simulation.feed)
-        self.simulation.attach(self.executor)
+        self.simulation.attach(self.executor, self.executor)
         self.requests = requests_of(self.arrivals(), models)
         self.disturb(models)
 

@@ -228,7 +228,7 @@ class ServerSection(Section):
         description="longest wait of a request for a model that was unloaded so",
     )
     standby_mib: float = Field(
-        1024.0,
+        256.0,
         ge=0,
         allow_inf_nan=False,
         description="models that the worker which stands by may have loaded; not where [limits] bounds memory; workers of cores",

@@ -13,7 +13,7 @@ from gpulet.dispatchers.fifs import Fifs, Idle
 from gpulet.dispatchers.horizon import Horizon
 from gpulet.judge import holds
 from gpulet.plan import Plan
-from gpulet.planners.best import Care, best
+from gpulet.planners.best import Care, Judge, best
 from gpulet.planners.elastic import elastic
 from gpulet.planners.glet import NONE, glet
 from gpulet.planners.homogeneous import homogeneous
@@ -27,6 +27,7 @@ from gpulet.planners.shared import shared
 
 _UNLIMITED = 10**6
 _TURNS: MakeDispatcher = partial(DutyCycle, learns=True)
+_JUDGE: Judge = partial(holds, _TURNS)
 CANDIDATES: tuple[Planner, ...] = (
     packing,
     partial(packing, merges=False),
@@ -57,23 +58,29 @@ POOLS: tuple[Planner, ...] = (*(partial(homogeneous, slices=n) for n in (1, 2, 3
 """What `gpulet` starts from where gpulets are counted by size."""
 
 
-def ours(problem: Problem, *, quick: Quick = Quick(), enough: float = inf) -> Plan | Infeasible:  # noqa: B008 (frozen)
+def ours(
+    problem: Problem,
+    *,
+    quick: Quick = Quick(),  # noqa: B008 (frozen)
+    enough: float = inf,
+    judge: Judge | None = _JUDGE,
+) -> Plan | Infeasible:
     """Instances of one model each, or pools, on MIG; elsewhere the safest plan of several planners'.
 
     Where no such plan holds: pools if requests bring several rows, then no cut at all if devices resize runs.
 
-    With `enough` the first pool that holds so many times the demand is taken.
+    With `enough` the first pool that holds so many times the demand is taken. Without a `judge` gpulets' turns are believed.
     """
     search = partial(pooled, starts=POOLS, worth=partial(worth, as_planned, quick), enough=enough)
     if all(device.mechanism is not Mechanism.MIG for device in problem.devices):
-        turns = best(problem, candidates=CANDIDATES, judge=partial(holds, _TURNS))
+        turns = best(problem, candidates=CANDIDATES, judge=judge)
         pool = search(problem) if problem.rows and isinstance(turns, Infeasible) else turns
         if isinstance(pool, Plan):
             return pool
         return _sized_as_they_come(problem) if any(d.resizes_runs for d in problem.devices) else turns
     if all(point.processes == 1 for point in problem.profile.points):
         return search(problem)
-    segmented = best(problem, candidates=(segments,), judge=partial(holds, _TURNS))
+    segmented = best(problem, candidates=(segments,), judge=judge)
     if isinstance(segmented, Plan):
         return segmented
     shared_out = search(problem)  # where there are more models than instances, say

@@ -84,7 +84,7 @@ class Replanner:
             return [partial]
 
         def plan(demand: Mapping[str, float]) -> Plan | None:
-            outcome = self.system.probe(replace(problem, demand=demand, sent={}))
+            outcome = self.system.sketch(replace(problem, demand=demand, sent={}))
             return outcome if isinstance(outcome, Plan) else None
 
         lesser = None if problem.applications else shed(problem.models, problem.demand, plan)

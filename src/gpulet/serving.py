@@ -24,7 +24,7 @@ from gpulet.core.scheduler import Scheduler
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
-from gpulet.executors.base import LiveExecutor, Signature
+from gpulet.executors.base import Changer, LiveExecutor, Signature
 from gpulet.executors.building import Building
 from gpulet.executors.change import Gently
 from gpulet.executors.loading import EmulatedLoader, Loader, WorkerLoader
@@ -131,10 +131,10 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     files = Files(site, problem, plan)
     residency = make_residency(site, plan, files, live, catalog)
     if site.executor == "simulated":
-        executor, loader = _emulated(site, problem, plan, live, catalog)
+        executor, changer, loader = _emulated(site, problem, plan, live, catalog)
     else:
-        executor, loader = _manned(site, plan, live, catalog, files, residency.wanted)
-    live.attach(executor)
+        executor, changer, loader = _manned(site, plan, live, catalog, files, residency.wanted)
+    live.attach(executor, changer)
     residency.attach(loader)
     catalog.refused.update(refused or {})
     control = residency if server.model_control == "explicit" else ReadOnly(residency)
@@ -211,7 +211,9 @@ def _tell_other_mechanisms(site: Site, plan: Plan) -> None:
             tell("not_cut_as_asked", device=here.index, asked=here.mechanism, planned=planned.mechanism)
 
 
-def _emulated(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog) -> tuple[LiveExecutor, Loader]:
+def _emulated(
+    site: Site, problem: Problem, plan: Plan, live: Live, catalog: Catalog
+) -> tuple[LiveExecutor, Changer, Loader]:
     """Nobody runs anything, and answers come when profiles say."""
     whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
     catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
@@ -226,12 +228,12 @@ def _emulated(site: Site, problem: Problem, plan: Plan, live: Live, catalog: Cat
         interference=interference,
         build_time=build_time,
     )
-    return simulated, EmulatedLoader(catalog.signatures)
+    return simulated, simulated, EmulatedLoader(catalog.signatures)
 
 
 def _manned(
     site: Site, plan: Plan, live: Live, catalog: Catalog, files: Files, wanted: Mapping[str, WorkerModel]
-) -> tuple[LiveExecutor, Loader]:
+) -> tuple[LiveExecutor, Changer, Loader]:
     """Worker processes on the site's ground."""
     patience = Patience(unknown=_UNKNOWN) if site.executor == "cpu" else Patience()
     ground, program = ground_of(site), program_of(site)
@@ -239,8 +241,8 @@ def _manned(
     workers.shelf.check = files.check
     catalog.signatures, catalog.refused, catalog.serves = workers.signatures, workers.refused, workers.serves
     waiting = catalog.fleet.waiting
-    workers.building = Building(workers, Gently(lambda: bool(waiting)))
-    return workers, WorkerLoader(workers, round(site.config.server.drain_s * SECOND), lambda: bool(waiting))
+    building = Building(workers, Gently(lambda: bool(waiting)))
+    return workers, building, WorkerLoader(workers, round(site.config.server.drain_s * SECOND), lambda: bool(waiting))
 
 
 def _ends(

@@ -31,7 +31,7 @@ def allotted(models: Mapping[str, Model], demand: Mapping[str, float], depth: fl
 def shed(
     models: Mapping[str, Model], demand: Mapping[str, float], plan: Callable[[Mapping[str, float]], Found | None]
 ) -> Found | None:
-    """What `plan` gives for the least depth at which it gives anything, to a sixteenth of a class; None where nothing fits."""
+    """What `plan` gives for the least depth at which it gives anything, to a sixteenth of all classes; None where nothing fits."""
     low, high = 0.0, float(len({models[name].importance for name in demand}))
     best = plan(allotted(models, demand, high))
     if best is None:

@@ -48,7 +48,7 @@ def test_workers_import_the_runtimes_of_their_sites_models_alone(tmp_path, files
 
 def test_workers_of_cores_import_what_they_always_do(tmp_path):
     program = program_of(site_with(tmp_path, "model.onnx", device='kind = "cpu"\ncores = 1'))
-    assert program == replace(CPU, standby_bytes=1024 * MIB)
+    assert program == replace(CPU, standby_bytes=256 * MIB)
 
 
 def test_where_memory_is_bounded_no_model_stands_by(tmp_path):

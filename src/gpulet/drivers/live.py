@@ -35,7 +35,7 @@ from gpulet.core.ports import Core
 from gpulet.drivers.door import Door
 from gpulet.drivers.gather import Client, Gathering
 from gpulet.drivers.timers import LiveTimer
-from gpulet.executors.base import LiveExecutor
+from gpulet.executors.base import Changer, LiveExecutor, change
 from gpulet.request import Request
 from gpulet.units import NEVER, SECOND, Instant
 
@@ -67,14 +67,17 @@ class Live:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.door = Door(timer, self.feed)
         self._executor: LiveExecutor
+        self._changer: Changer
         self._clients: dict[RequestId, Client] = {}
         self._pending: list[Event] = []
         self._last_request: RequestId = 0
         self._woken_at: Instant = NEVER
 
-    def attach(self, executor: LiveExecutor) -> None:
-        """Say who carries out commands; it answers through `feed`."""
+    def attach(self, executor: LiveExecutor, changer: Changer | None = None) -> None:
+        """Say who carries out commands, and changes plans if the core does; they answer through `feed`."""
         self._executor = executor
+        if changer:
+            self._changer = changer
 
     def show(self, observe: Observe) -> None:
         """Say who sees every step from now on."""
@@ -191,14 +194,10 @@ class Live:
         match command:
             case Replan():
                 self.ask(command)
-            case Build():
-                self._executor.build(command)
-            case Adopt():
-                self._executor.adopt(command)
-            case Retire():
-                self._executor.retire(command)
             case Explain():
                 pass  # those who see every step tell
+            case _:
+                change(self._changer, command)
 
     def _gathering(self, application: RequestId) -> Gathering:
         client = self._clients[application]

@@ -32,7 +32,7 @@ from gpulet.core.messages import (
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Core
 from gpulet.core.scheduler import Scheduler
-from gpulet.executors.base import Executor
+from gpulet.executors.base import Changer, Executor, change
 from gpulet.executors.simulated import Simulated
 from gpulet.interference import Interference
 from gpulet.plan import Plan
@@ -103,10 +103,13 @@ class Simulation:
         self._metrics = metrics
         self._observers = tuple(observers)
         self._executor: Executor
+        self._changer: Changer
 
-    def attach(self, executor: Executor) -> None:
-        """Say who carries out commands; it answers through `feed`."""
+    def attach(self, executor: Executor, changer: Changer | None = None) -> None:
+        """Say who carries out commands, and changes plans if the core does; they answer through `feed`."""
         self._executor = executor
+        if changer:
+            self._changer = changer
 
     def run(self, requests: Iterable[Request], until: Instant = NEVER - 1) -> None:
         """Feed every request at its arrival and go on until nothing is left to happen by `until`."""
@@ -138,15 +141,10 @@ class Simulation:
                     pass
 
     def _change(self, command: Replan | Build | Adopt | Retire) -> None:
-        match command:
-            case Replan():
-                self._replan(command)
-            case Build():
-                self._executor.build(command)
-            case Adopt():
-                self._executor.adopt(command)
-            case Retire():
-                self._executor.retire(command)
+        if isinstance(command, Replan):
+            self._replan(command)
+        else:
+            change(self._changer, command)
 
     def _replan(self, command: Replan) -> None:
         assert self._plans, "a core that asks for plans has a planner"
@@ -195,7 +193,7 @@ def simulate(
     plans, plan_time, build_time = (changes.plans, changes.plan_time, changes.build_time) if changes else (None, 0, 0)
     simulation = Simulation(scheduler, timer, metrics, observers, plans, plan_time)
     executor = Simulated(profile, plan, timer, simulation.feed, interference=interference, build_time=build_time)
-    simulation.attach(executor)
+    simulation.attach(executor, executor)
     executor.carve()
     if not changes:
         simulation.run(arrivals.requests())

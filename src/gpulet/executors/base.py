@@ -110,6 +110,10 @@ class Executor(Protocol):
         """Take a model off; emits `Unloaded`."""
         ...
 
+
+class Changer(Protocol):
+    """Brings other plans up beside the one in force, for a core with live control."""
+
     def build(self, command: Build) -> None:
         """Bring up what the plan has and nobody has yet, beside what serves.
 
@@ -124,6 +128,17 @@ class Executor(Protocol):
     def retire(self, command: Retire) -> None:
         """Take down a gpulet that runs nothing."""
         ...
+
+
+def change(changer: Changer, command: Build | Adopt | Retire) -> None:
+    """Have it done."""
+    match command:
+        case Build():
+            changer.build(command)
+        case Adopt():
+            changer.adopt(command)
+        case Retire():
+            changer.retire(command)
 
 
 class LiveExecutor(Executor, Protocol):

@@ -10,10 +10,11 @@ from functools import partial
 
 from gpulet.core.messages import Adopt, Build, Built, GpuletDown, GpuletUp, NotBuilt, Retire
 from gpulet.errors import GpuletError, PlanError, Unusable
+from gpulet.executors.base import Changer
 from gpulet.executors.change import Aim, Gently
 from gpulet.executors.recutting import dismiss, man_all, recut, refuse_other_signatures
 from gpulet.executors.stations import Station
-from gpulet.executors.workers import Changes, Workers
+from gpulet.executors.workers import Workers
 from gpulet.plan import GpuletId, Plan
 
 
@@ -25,7 +26,7 @@ class Building:
         self._gently = gently
 
     def build(self, command: Build) -> None:
-        """As the executor's port says."""
+        """As the port says."""
         self._workers.do(self._build(command))
 
     async def _build(self, command: Build) -> None:
@@ -122,5 +123,5 @@ def _refuse_dead(manned: Iterable[Station]) -> None:
             raise Unusable(msg)
 
 
-_FITS: type[Changes] = Building
+_FITS: type[Changer] = Building
 """The type checker's proof."""

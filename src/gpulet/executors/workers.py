@@ -9,19 +9,16 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 
 from gpulet.core.messages import (
-    Adopt,
     BatchId,
-    Build,
     Carve,
     GpuletDown,
     GpuletUp,
     Load,
-    Retire,
     RunFailed,
     Start,
     Unload,
@@ -57,16 +54,6 @@ from gpulet.plan import Gpulet, GpuletId, Plan
 from gpulet.units import Duration
 
 
-class Changes(Protocol):
-    """Who brings other plans up beside the one in force."""
-
-    def build(self, command: Build) -> None: ...
-
-    def adopt(self, command: Adopt) -> None: ...
-
-    def retire(self, command: Retire) -> None: ...
-
-
 class Workers:
     """Carries out commands by worker processes, on whatever ground. Without `patience` nothing that runs is given up."""
 
@@ -96,7 +83,6 @@ class Workers:
         self._give_up = give_up
         self._patience = patience
         self._by_gpulet: dict[GpuletId, Station] = {}
-        self.building: Changes
         self._is_closing = False
         self.changing = asyncio.Lock()
         self._errands = Errands("ground")
@@ -185,18 +171,6 @@ class Workers:
         """As `load`."""
         msg = f"unload of {command.model}: workers unload models with their gpulet"
         raise AssertionError(msg)
-
-    def build(self, command: Build) -> None:
-        """As `Building` does it, which whoever puts a server together gives."""
-        self.building.build(command)
-
-    def adopt(self, command: Adopt) -> None:
-        """As `build`."""
-        self.building.adopt(command)
-
-    def retire(self, command: Retire) -> None:
-        """As `build`."""
-        self.building.retire(command)
 
     async def close(self) -> None:
         """Stop every worker and the standby, then give the ground back."""
