@@ -15,7 +15,7 @@ from gpulet.plan import Plan, Promise
 from gpulet.replanning import HOLDS, Replanner, attained, demanded, least_devices, reached
 from gpulet.rows import RowDistribution
 from gpulet.spares import Spares
-from gpulet.systems import SYSTEMS
+from gpulet.systems import SYSTEMS, composed
 from gpulet.units import MS
 from support import TINY, models_of, tiny_plan, tiny_profile
 
@@ -114,6 +114,24 @@ def test_a_plan_that_stands_on_another_device_may_not_stay_though_it_holds():
     assert told.before >= HOLDS
     assert told.plan.in_use == {1}
     assert [d.index for d in told.plan.devices] == [0, 1], "the other one is still there"
+
+
+@pytest.mark.parametrize("system", [GPULET, composed("elastic", "gpulet")], ids=["own", "composed"])
+def test_plans_for_less_are_sketched_since_they_are_judged_here(system):
+    asked = []
+
+    def sketcher(problem):
+        asked.append(sum(problem.demand.values()))
+        return system.sketcher(problem)
+
+    def never(problem):
+        pytest.fail("a plan for less was judged twice")
+
+    told = answer(fleet(in_force=APART), {"m0": 700.0, "m1": 350.0}, system=replace(system, prober=never, sketcher=sketcher))
+    assert told.why.startswith("no plan: model m")
+    assert told.before < told.after
+    assert len(asked) > 1
+    assert max(asked) < 1050
 
 
 def test_what_cannot_be_held_is_told_and_as_much_as_can_be_is_offered():
