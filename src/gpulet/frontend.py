@@ -138,6 +138,7 @@ class FrontEnd:
 
     def leave(self) -> None:
         """The server will stop: tell clients that can be told to go elsewhere."""
+        self._http.leave()
         if self._rpc:
             self._rpc.leave()
 

@@ -584,3 +584,23 @@ def test_a_stopping_server_answers_what_it_has(tmp_path):
         time.sleep(0.1)
         server.stop()
         assert answer.result().startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_of_a_stopping_server_ends_with_the_answer_to_its_next_request(tmp_path):
+    (tmp_path / "p.csv").write_text(table({"slow": (1000.0, 0.1)}))
+    path = fleet(tmp_path, {"slow": (5000, 0.5)}, device='executor = "simulated"')
+    body = json.dumps({"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [0]}]}).encode()
+    request = post("/v2/models/slow/infer", body)
+    with serve(path) as server, ThreadPoolExecutor(1) as pool:
+        peer = socket.create_connection(("127.0.0.1", server.port), 10)
+        with peer:
+            slow = pool.submit(raw, server.port, request)
+            time.sleep(0.1)
+            server.stop()
+            time.sleep(0.2)
+            peer.sendall(request)
+            answer = one_answer(peer)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"\r\nconnection: close\r\n" in answer
+            assert peer.recv(1) == b""
+        assert slow.result().startswith(b"HTTP/1.1 200")

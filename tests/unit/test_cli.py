@@ -50,6 +50,7 @@ def test_a_plan_file_serves_the_simulator(gpulet, tmp_path):
     assert set(one["fairness"]) == {"runtime", "area", "goodput"}
 
 
+@pytest.mark.slow
 def test_a_fleet_file_that_lets_batches_fill_gets_larger_ones_in_time(gpulet, tmp_path):
     (tmp_path / "p.csv").write_text("model,size,batch,mean_ms\nm,1,1,0.1\nm,1,32,1.5\nm,2,1,0.1\nm,2,32,0.9\n")
 
@@ -157,6 +158,7 @@ def test_capacity_by_percentile_is_of_what_there_is_of_a_plan(gpulet, tmp_path):
     assert (nowhere["factor"], nowhere["limiting_model"]) == (0, "m")
 
 
+@pytest.mark.slow
 def test_the_fewest_devices_that_hold_the_rates(gpulet):
     code, out, _ = gpulet("capacity", FLEET, "--devices", "--json")
     assert code == 0

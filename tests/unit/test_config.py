@@ -55,6 +55,7 @@ def test_a_fleet_file_becomes_a_problem(site_of):
     assert problem.demand["a"] == 100
 
 
+@pytest.mark.slow
 def test_a_model_without_a_rate_gets_a_share_that_fits(site_of):
     site = site_of()
     problem = make_problem(site, load_profile(site))
@@ -63,6 +64,7 @@ def test_a_model_without_a_rate_gets_a_share_that_fits(site_of):
     assert outcome.violations() == ()
 
 
+@pytest.mark.slow
 def test_margins_are_in_the_problems_latencies(site_of):
     plain = make_problem(site := site_of(), load_profile(site))
     wide = make_problem(site := site_of(GOOD + "[margins]\nlatency_ratio = 1.1\n"), load_profile(site))
@@ -216,6 +218,7 @@ def test_the_front_ends_own_cpu_slows_what_shares_its_cores(tmp_path, monkeypatc
         make_problem(site, load_profile(site))
 
 
+@pytest.mark.slow
 def test_a_bare_repository_gets_rates_that_its_front_end_can_carry(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "models" / "m" / "1").mkdir(parents=True)

@@ -163,6 +163,7 @@ def test_what_no_size_runs_in_time_is_given_up_at_once():
     assert [now for now, _, commands in rig.steps for c in commands if isinstance(c, Drop)] == [0]
 
 
+@pytest.mark.slow
 def test_a_flood_of_one_model_leaves_the_other_its_guarantee():
     p = problem({"a": 40.0, "b": 40.0})
     flood = [single(n, "a", n // 20) for n in range(4000)]
@@ -229,6 +230,7 @@ def test_a_rate_is_off_when_neither_a_third_nor_chance_explains_it():
     assert rates.drifted(rates.look_at) == {"a": 141.0, "b": 5.0}
 
 
+@pytest.mark.slow
 def test_what_is_left_beyond_guarantees_goes_to_the_thrifty():
     p = problem({"a": 40.0, "b": 40.0}, slo={"a": 60, "b": 200})
     flood = [single(2 * n + k, "ab"[k], n, slo=(60, 200)[k]) for n in range(3000) for k in (0, 1)]

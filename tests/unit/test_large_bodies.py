@@ -57,6 +57,7 @@ class Http:
         self.exchanges = []
         readers = SimpleNamespace(http=Reader("1", Checker("m", BYTES, 8)))
         front = SimpleNamespace(
+            is_leaving=False,
             limits=ApiLimits(64 << 20, 16384, 9, 429),
             connections=0,
             heads={},

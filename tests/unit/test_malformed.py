@@ -221,7 +221,7 @@ class _Broken:
     """A connection to a front whose readers fail in a way that nobody foresaw."""
 
     def __init__(self):
-        self.front = SimpleNamespace(readers=self._fail)
+        self.front = SimpleNamespace(readers=self._fail, is_leaving=False)
 
     def _fail(self, *_):
         raise ZeroDivisionError

@@ -127,7 +127,9 @@ def test_plans_for_less_are_sketched_since_they_are_judged_here(system):
     def never(problem):
         pytest.fail("a plan for less was judged twice")
 
-    told = answer(fleet(in_force=APART), {"m0": 700.0, "m1": 350.0}, system=replace(system, prober=never, sketcher=sketcher))
+    told = answer(
+        fleet(in_force=APART), {"m0": 700.0, "m1": 350.0}, system=replace(system, prober=never, sketcher=sketcher)
+    )
     assert told.why.startswith("no plan: model m")
     assert told.before < told.after
     assert len(asked) > 1

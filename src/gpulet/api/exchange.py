@@ -56,7 +56,7 @@ class Exchange:
         self._connection = connection
         self._head = head or Head("", "", 0, -1, keep_alive)
         self._is_over = False
-        self.keep_alive = self._head.keep_alive
+        self.keep_alive = self._head.keep_alive and not connection.front.is_leaving
         self.traceparent = self._head.traceparent
         self.response = b""
         self.number = 0

@@ -64,6 +64,7 @@ class Front:
         self.token = token
         self.heads: dict[bytes, Head] = {}
         self.connections = 0
+        self.is_leaving = False
         self.packing = ThreadPoolExecutor(_PACKERS, "packing")
         self._readers: dict[str, Readers] = {}
         self._answered: list[Flushable] = []

@@ -18,6 +18,8 @@ from gpulet.api.info import Info
 from gpulet.errors import Unusable
 
 _BACKLOG = 2048
+_PARTING_S, _QUIET_S = 1.0, 0.05
+"""At most, and after how long without a request."""
 
 
 class HttpServer:
@@ -52,15 +54,29 @@ class HttpServer:
         if self._admin and self._admin_socket:
             await self._serve_admin(self._admin, self._admin_socket)
 
+    def leave(self) -> None:
+        """The server will stop: each connection ends with the answer to its next request."""
+        self._front.is_leaving = True
+
     async def close(self) -> None:
-        """Accept no more; end the connections that are open."""
+        """Accept no more; end the connections that are open, those in use with an answer."""
         for server in self._servers:
             server.close()
+        await self._part()
         await asyncio.sleep(0)  # what was answered in this very turn is written at its end: see `Front.flush_soon`
         for state in self._states:
             for connection in list(state.connections):
                 connection.transport.close()
         await asyncio.sleep(0)
+
+    async def _part(self) -> None:
+        """Clients may have sent on a connection before they see it end: those that are in use end with an answer instead."""
+        now, live = asyncio.get_running_loop().time, self._front.live
+        give_up, quiet_at, asked = now() + _PARTING_S, now() + _QUIET_S, live.asked
+        while self._front.connections and now() < min(give_up, quiet_at):
+            await asyncio.sleep(0.01)
+            if live.asked > asked:
+                quiet_at, asked = now() + _QUIET_S, live.asked
 
     async def _serve_admin(self, admin: Admin, bound: socket.socket) -> None:
         """Nobody else of this machine may open it."""

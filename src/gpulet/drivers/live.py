@@ -105,6 +105,11 @@ class Live:
             self.feed(Arrived(request))
         return number
 
+    @property
+    def asked(self) -> int:
+        """How many requests there were so far."""
+        return self._last_request
+
     def cancel(self, request: RequestId) -> None:
         """The client went away: what still waits is given up."""
         if request in self._clients:

@@ -17,6 +17,7 @@ from gpulet.units import SECOND, US, Duration, Instant
 from gpulet.workload import Arrivals
 
 _HEAD_END: Final = b"\r\n\r\n"
+_LAST: Final = b"\r\nconnection: close\r\n"
 _GRACE_S: Final = 10.0
 _RECONNECT_S: Final = 0.1
 Check = Callable[[int, bytes, int], bool]
@@ -175,7 +176,10 @@ class _Load:
         due, which, index = connection.due
         connection.due = None
         self._judge(due, which, index, answer)
-        self._go_on(connection)
+        if answer.find(_LAST, 0, answer.find(_HEAD_END) + 2) >= 0:
+            connection.transport.close()
+        else:
+            self._go_on(connection)
 
     def lost(self, connection: _Connection) -> None:
         """The server closed a connection; what was under way on it has failed. Another takes its place."""
