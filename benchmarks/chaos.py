@@ -148,8 +148,8 @@ def ask(port: int, number: int) -> str:
 
 
 async def term(scene: Scene) -> None:
-    """Half-way."""
-    await asyncio.sleep(scene.seconds / 2)
+    """While load goes on for as long as clients that see the end coming still have connections to ask on."""
+    await asyncio.sleep(scene.seconds - 0.4)
     scene.server.stop()
     await asyncio.sleep(scene.seconds)
 
