@@ -62,7 +62,7 @@ class Watching:
     Every `look` at least. A plan is asked for when a target is more than `rise` above what was planned, or for `patience` long more than
     `fall` below; `lead` is how far ahead a trend is followed: as long as a change takes. `sigmas`: how sure a target is
     of the rate; `burst_sigmas`: how much of bursts beyond Poisson's is planned for, both in standard deviations. `strain`
-    is what a target grows by when a model misses more than `misses` of its objectives within its planned rate.
+    is what a target grows by when a model keeps missing more than `misses` of its objectives within its planned rate.
     """
 
     look: Duration = SECOND // 10
@@ -72,15 +72,16 @@ class Watching:
     lead: Duration = 2 * SECOND
     sigmas: float = 1.0
     burst_sigmas: float = 2.33
-    misses: float = 0.03
+    misses: float = 0.01
     strain: float = 1.25
     most_strain: float = 2.0
 
 
 _WINDOW: Duration = 2 * SECOND
 _LEAST_COUNT = 20
-_BAD_WINDOWS = 2
-"""One after the other, before something is wrong with a plan."""
+_BAD, _TOO_BAD = 3.0, 4.0
+"""A window is as bad as its misses are times what is allowed, `_BAD` at most; what is beyond 1 adds up (a CUSUM test) until
+something is wrong with a plan: in two windows or more."""
 _RELIEF = 0.99
 """Of a strain beyond 1 is left after each quiet window."""
 
@@ -94,7 +95,7 @@ class _Watched:
     planned: float
     held: float
     low_since: Instant = -1
-    bad_windows: int = 0
+    excess: float = 0.0
     open: int = 0
     ended: int = 0
     missed: int = 0
@@ -189,7 +190,7 @@ class Watch:
             watched.held = watched.planned if is_held else 0.0
             watched.low_since = -1
             watched.is_strained = False
-            watched.bad_windows = 0
+            watched.excess = 0.0
 
     def hint(self, now: Instant, model: str, rate: float) -> None:
         """As sure as ten seconds of arrivals."""
@@ -232,21 +233,27 @@ class Watch:
         return why
 
     def _judge_window(self, now: Instant) -> None:
-        """Who misses objectives, or has too many waiting, although no more came than was planned, needs more than was thought."""
-        self._window_ends = now + _WINDOW
+        """Who misses objectives, or has too many waiting, although little more came than was planned, needs more."""
+        self._window_ends, rules = now + _WINDOW, self._rules
         for watched in self._models.values():
             missed, ended = watched.missed, watched.ended
             watched.missed = watched.ended = 0
-            is_held = watched.rate.mean <= watched.held and watched.rate.jumped < now - _WINDOW
+            is_near = watched.rate.mean <= watched.held * (1 + rules.rise) and watched.rate.jumped < now - _WINDOW
             # By Little's law those would be late whose number is more than comes within an objective.
             has_queue = watched.open > max(_LEAST_COUNT, watched.rate.mean * watched.slo / SECOND)
-            is_bad = is_held and (has_queue or (ended >= _LEAST_COUNT and missed > self._rules.misses * ended))
-            watched.bad_windows = watched.bad_windows + 1 if is_bad else 0
-            if not is_bad:
+            share = missed / ended if ended >= _LEAST_COUNT else 0.0
+            badness = _BAD if has_queue else min(_BAD, share / rules.misses)
+            watched.excess = max(0.0, watched.excess + badness - 1) if is_near else 0.0
+            if not is_near or badness <= 1:
                 watched.strain = 1 + (watched.strain - 1) * _RELIEF
-            if watched.bad_windows >= _BAD_WINDOWS:
-                before, watched.strain = (
-                    watched.strain,
-                    min(self._rules.most_strain, watched.strain * self._rules.strain),
-                )
-                watched.is_strained = watched.strain > before
+            if watched.excess >= _TOO_BAD:
+                self._strain(watched)
+
+    def _strain(self, watched: _Watched) -> None:
+        """What a bit more than was planned is missed by asks for a plan for that; what is missed within it, for more than comes."""
+        watched.excess = 0.0
+        if watched.rate.mean > watched.held:
+            watched.is_strained = True
+            return
+        before, watched.strain = watched.strain, min(self._rules.most_strain, watched.strain * self._rules.strain)
+        watched.is_strained = watched.strain > before
