@@ -12,13 +12,16 @@ from random import Random
 from gpulet.core.control import Controlled, Steering
 from gpulet.core.messages import (
     Adopt,
+    Closed,
     DeviceIn,
     DeviceOut,
+    Enlist,
     Explain,
     Force,
     Freeze,
     Hint,
     NotBuilt,
+    Opened,
     Replanned,
     Revise,
 )
@@ -43,6 +46,7 @@ from support import (
 )
 
 NAMES = ["m0", "m1", "m2"]
+NEWCOMER = models_of(4)[3]
 SIZES = (1, 2, 4, 8)
 MECHANISMS = (Mechanism.GREEN, Mechanism.MPS, Mechanism.CPU, Mechanism.WHOLE)
 RULES = Watching(look=5 * MS, patience=10 * MS, lead=5 * MS)
@@ -104,7 +108,7 @@ class FaultyExecutor(MortalExecutor):
             super().revive(gpulet)
 
 
-def plan_of(random, devices, mechanism, name):
+def plan_of(random, devices, mechanism, name, names=NAMES):
     """A plan at random in which each model has a place at least; in one of eight, not."""
     while True:
         layout = []
@@ -112,17 +116,17 @@ def plan_of(random, devices, mechanism, name):
             cut, left = [], 8
             while left and random.random() < 0.8:
                 size = random.choice([s for s in SIZES if s <= left])
-                cut.append((size, random.sample(NAMES, random.randint(1, 3)), random.choice((1, 1, 1, 2))))
+                cut.append((size, random.sample(names, random.randint(1, 3)), random.choice((1, 1, 1, 2))))
                 left -= size
             layout.append(cut)
         there = {model for cut in layout for _, models, _ in cut for model in models}
-        if len(there) == len(NAMES) or (there and random.random() < 0.1):
-            plan = tiny_plan(layout, NAMES, mechanism)
+        if len(there) == len(names) or (there and random.random() < 0.1):
+            plan = tiny_plan(layout, names, mechanism)
             return Plan(plan.devices) if name in CARVES else plan
 
 
 class Schedule:
-    """One seed: a dispatcher, plans, arrivals, deaths, cancels, admin's calls, leaps of the clock, in 60 ms."""
+    """One seed: a dispatcher, plans, arrivals, deaths, cancels, admin's calls, a new model, leaps of the clock, in 60 ms."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -130,13 +134,14 @@ class Schedule:
         self.name = random.choice(sorted(DISPATCHERS))
         self.mechanism = random.choice(MECHANISMS)
         self.devices = random.randint(1, 3)
+        self.names = list(NAMES)
         models = models_of(3)
         plan = self.plan()
         limits = Limits(random.choice((2, 5, 1000)), random.random() < 0.5)
         problem = problem_of(models, plan, tiny_profile(NAMES))
 
-        def make(_, plan):  # some of them can only be made for a demand that fits
-            return DISPATCHERS[self.name](problem, plan)
+        def make(now, plan):  # some of them can only be made for a demand that fits
+            return DISPATCHERS[self.name](replace(problem, models=now.models, profile=now.profile), plan)
 
         scheduler = Scheduler(problem.models, plan, make(problem, plan), limits)
         estimator = RateWatch(problem.models, problem.demand, 0, RULES)
@@ -150,18 +155,25 @@ class Schedule:
         self.simulation = Simulation(self.core, self.timer, self.metrics, observers, self.answer, delay)
         self.executor = FaultyExecutor(random, problem.profile, plan, self.timer, self.simulation.feed)
         self.simulation.attach(self.executor, self.executor)
-        self.requests = requests_of(self.arrivals(), models)
+        self.requests = requests_of(self.arrivals(), [*models, NEWCOMER])
         self.disturb(models)
 
     def plan(self):
-        return plan_of(self.random, self.devices, self.mechanism, self.name)
+        return plan_of(self.random, self.devices, self.mechanism, self.name, self.names)
+
+    def enlist(self, _):
+        """From now on planners know of it as well."""
+        self.names.append(NEWCOMER.name)
+        points = tiny_profile([NEWCOMER.name]).points
+        self.executor.learn(points)
+        self.simulation.feed(Enlist(NEWCOMER, points, 10.0))
 
     def arrivals(self):
         random, busy = self.random, self.random.choice((20, 60))
         return [
             (
                 random.randint(0, 60) * MS,
-                random.randint(0, 2),
+                random.randint(0, 3),
                 random.randint(1, 4),
                 random.choice(("", "", "7")),
                 random.choice((0, 0, 1)),
@@ -192,9 +204,13 @@ class Schedule:
                     DeviceIn(random.randrange(self.devices)),
                     Hint(random.choice(NAMES), random.choice((0.0, 500.0))),
                     Revise(replace(random.choice(models), slo=random.choice((5, 50)) * MS)),
+                    Closed(random.choice((*NAMES, NEWCOMER.name))),
+                    Opened(random.choice((*NAMES, NEWCOMER.name))),
                 )
             )
             self.at(random.randint(0, 60), event)
+        if random.random() < 0.5:
+            self.timer.at(random.randint(0, 60) * MS, self.enlist, 0)
         for _ in range(random.randint(0, 4)):
             when, gpulet, back = random.randint(0, 60), random.randint(0, 6), random.randint(1, 20)
             self.timer.at(when * MS, self.executor.kill, gpulet)

@@ -441,12 +441,12 @@ NEVER_LATER = DynamicBatching((), 1000, max_batch_size=2, default_timeout_micros
 
 
 def in_sessions(problem, plan):
-    """Every model has its runs in every session, on sizes of any number of SMs."""
+    """Every model has its runs in every session, as far as they fit, on sizes of any number of SMs."""
     devices = tuple(replace(device, mechanism=Mechanism.CPU) for device in plan.devices)
     models = {name: replace(model, memory=0) for name, model in problem.models.items()}
     planned = dstack(replace(problem, devices=devices, models=models))
-    assert isinstance(planned, Plan)
-    return Dstack(problem, replace(plan, devices=devices, timelines=planned.timelines))
+    timelines = (planned if isinstance(planned, Plan) else planned.partial).timelines
+    return Dstack(problem, replace(plan, devices=devices, timelines=timelines))
 
 
 def as_they_come(problem, plan):

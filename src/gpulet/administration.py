@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from typing import TypeAlias
 
 import msgspec
 
@@ -27,6 +28,7 @@ from gpulet.core.replan import Demand
 from gpulet.drivers.live import Live
 from gpulet.errors import GpuletError, RequestError
 from gpulet.fleetfile import Site
+from gpulet.newcomers import Newcomers
 from gpulet.plan import Plan
 from gpulet.planfile import read_plan, to_doc, to_json
 from gpulet.recent import Recent
@@ -48,20 +50,32 @@ class _Decision:
     is_adopted: bool
 
 
+_IsMine: TypeAlias = Callable[[Explain], bool]
+
+
 class Administration:
     """Of one server with live control; it sees every step."""
 
     def __init__(
-        self, site: Site, live: Live, core: Controlled, catalog: Catalog, residency: Residency, recent: Recent
+        self,
+        site: Site,
+        live: Live,
+        core: Controlled,
+        catalog: Catalog,
+        residency: Residency,
+        newcomers: Newcomers,
+        recent: Recent,
     ) -> None:
         self._site = site
         self._live = live
         self._core = core
         self._catalog = catalog
         self._residency = residency
+        self._newcomers = newcomers
+        self._adding = asyncio.Lock()
         self._recent = recent
         self._tickets = 0
-        self._waiting: list[tuple[Callable[[int], bool], asyncio.Future[_Decision]]] = []
+        self._waiting: list[tuple[_IsMine, asyncio.Future[_Decision]]] = []
 
     def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
         """Who waits for a decision has it."""
@@ -70,7 +84,7 @@ class Administration:
         adopted = {command.number for command in commands if isinstance(command, Adopt)}
         for told in (command for command in commands if isinstance(command, Explain)):
             for is_mine, future in tuple(self._waiting):
-                if is_mine(told.number) and not future.done():
+                if is_mine(told) and not future.done():
                     future.set_result(_Decision(told, told.number in adopted))
 
     def demand(self) -> Demand:
@@ -133,9 +147,9 @@ class Administration:
 
     async def _force(self, plan: Plan) -> Document:
         self._tickets = ticket = self._tickets + 1
-        decision = await self._decided(lambda number: number == -ticket, Force(ticket, plan))
+        decision = await self._decided(lambda told: told.number == -ticket, Force(ticket, plan))
         if not decision.is_adopted:
-            raise RequestError(decision.told.chosen + ": " + decision.told.considered, HTTPStatus.CONFLICT)
+            raise _not_adopted(decision)
         return _told(decision)
 
     async def shift(self, device: int, *, is_out: bool) -> Document:
@@ -164,9 +178,24 @@ class Administration:
 
     async def add(self, model: str) -> Document:
         """As `Admin` says."""
-        self._known(model)
+        async with self._adding:
+            if model not in self._core.problem.models:
+                return await self._enlist(model)
         await self._residency.load(model)
         return {"model": model, "ready": self._catalog.is_ready(model)}
+
+    async def _enlist(self, model: str) -> Document:
+        """One that has not been there; where no plan has a place for it, it is not loaded either."""
+        if self._core.is_frozen:
+            msg = f"model {model[:256]} is new, and the plan is frozen"
+            raise RequestError(msg, HTTPStatus.CONFLICT)
+        event, new = await self._newcomers.bring(model), f"model {model} is new"
+        decision = await self._decided(lambda told: told.number > 0 and new in told.seen, event)
+        if decision.is_adopted:
+            return {"model": model, "ready": self._catalog.is_ready(model), **_told(decision)}
+        self._live.feed(Hint(model, 0.0))
+        await self._residency.unload(model)
+        raise _not_adopted(decision)
 
     async def remove(self, model: str) -> Document:
         """As `Admin` says: its part of the devices is the others' from the next plan on."""
@@ -205,9 +234,9 @@ class Administration:
         if self._core.is_frozen:
             self._live.feed(event)
             return {"chosen": "noted; the plan is frozen"}
-        return _told(await self._decided(lambda number: number > 0, event))
+        return _told(await self._decided(lambda told: told.number > 0, event))
 
-    async def _decided(self, is_mine: Callable[[int], bool], event: Event) -> _Decision:
+    async def _decided(self, is_mine: _IsMine, event: Event) -> _Decision:
         future: asyncio.Future[_Decision] = asyncio.get_running_loop().create_future()
         entry = (is_mine, future)
         self._waiting.append(entry)
@@ -225,6 +254,10 @@ class Administration:
         if model not in self._core.problem.models:
             msg = f"unknown model {model[:256]!r}"
             raise RequestError(msg, HTTPStatus.NOT_FOUND)
+
+
+def _not_adopted(decision: _Decision) -> RequestError:
+    return RequestError(f"{decision.told.chosen}: {decision.told.considered}", HTTPStatus.CONFLICT)
 
 
 def _told(decision: _Decision) -> Document:

@@ -27,7 +27,8 @@ FLEET_FILE = "gpulet.toml"
 class Site:
     """What a target names, checked, before any profile is needed. `artifacts` are the models on disk that are served.
 
-    `sections` are the listed models and those that only applications need. `offer` is all that the repositories have.
+    `sections` are the listed models and those that only applications need. `offer` is all that the repositories have,
+    `target` what was read, if anything was.
     """
 
     config: FleetFile
@@ -42,6 +43,7 @@ class Site:
     profile_path: str
     store: ProfileStore
     offer: Offer
+    target: Path | None = None
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -99,7 +101,7 @@ def open_site(target: Path, *, system: str = "") -> Site:
     Raises `ConfigError` for anything that cannot be: unknown kind, system or model, no models, mixed devices.
     """
     config, folder = _read_target(target)
-    return site_of(config, folder, system=system, source=str(target))
+    return replace(site_of(config, folder, system=system, source=str(target)), target=target)
 
 
 @dataclass(frozen=True, slots=True)

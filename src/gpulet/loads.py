@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
-from gpulet.api.catalog import Catalog
+from gpulet.api.catalog import Catalog, Served
+from gpulet.config import ModelSection
 from gpulet.core.ports import Problem
 from gpulet.drivers.live import Live
 from gpulet.errors import GpuletError, ModelError
@@ -12,6 +13,7 @@ from gpulet.executors.base import Signature, Tell
 from gpulet.executors.wire import WorkerModel
 from gpulet.fleetfile import Site
 from gpulet.logs import tell
+from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.repository.artifact import Artifact, Declaration
 from gpulet.repository.completing import check
@@ -30,7 +32,7 @@ class Files:
         self._offer = site.offer
         self._models = problem.models
         self._plan = plan
-        self._shapes = {section.name: tuple(section.shapes) or (PLAIN,) for section in site.sections}
+        self._shapes = _shapes(site)
         self._is_emulated = site.executor == "simulated"
         self.artifacts: Mapping[str, Artifact] = site.artifacts
 
@@ -39,6 +41,13 @@ class Files:
         if self._is_emulated:
             return {name: self._emulated(name) for name in self._models}
         return {name: self._found(item) for name, item in self.artifacts.items()}
+
+    def admit(self, site: Site, model: Model) -> None:
+        """There is one model more, which is the only one of that site."""
+        self._offer = site.offer
+        self._models = {**self._models, model.name: model}
+        self._shapes |= _shapes(site)
+        self.artifacts = {**self.artifacts, **site.artifacts}
 
     def find(self, name: str) -> Found:
         """One as it is now. Reads files that have changed: call it on a thread. Raises `ModelError`."""
@@ -73,6 +82,17 @@ class Files:
         return Found(item.version, file, item.path.stat().st_size)
 
 
+def _shapes(site: Site) -> dict[str, tuple[str, ...]]:
+    return {section.name: tuple(section.shapes) or (PLAIN,) for section in site.sections}
+
+
+def served(site: Site, section: ModelSection, model: Model) -> Served:
+    """What clients see of a model."""
+    artifact = site.artifacts.get(section.name)
+    version, labels = (artifact.version, dict(artifact.labels)) if artifact else ("1", {})
+    return Served(model, version, tuple(section.shapes), labels, pads=section.pad)
+
+
 def make_residency(site: Site, plan: Plan, files: Files, live: Live, catalog: Catalog) -> Residency:
     """The models of the plan that are loaded, by the fleet file's rules; the catalog knows which of them sleep."""
     limits, server = site.config.limits, site.config.server
@@ -85,7 +105,7 @@ def make_residency(site: Site, plan: Plan, files: Files, live: Live, catalog: Ca
         live.timer,
         live.door,
         live.holds,
-        lambda name: live.metrics.models[name].arrived,
+        lambda name: live.metrics.models[name].arrived if name in live.metrics.models else 0,
         files.find,
         changed,
         tell,

@@ -1,9 +1,11 @@
 """Independent jobs, over worker processes where there are several."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 Place = TypeVar("Place")
@@ -37,6 +39,18 @@ def run_all(jobs: Sequence[Job[Place]], workers: int, advance: Advance) -> Itera
         except BaseException:  # the rest would be worked off before anybody heard of it
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def end_with_parent() -> None:
+    """Called in a process of a pool: it ends when the one that began it has, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent, "this process was begun by another"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, name="parent", daemon=True).start()
 
 
 def end_at_once(pool: ProcessPoolExecutor) -> None:

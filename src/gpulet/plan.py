@@ -14,6 +14,9 @@ from itertools import chain
 from gpulet.device import Device, Mechanism, Placement, Size, overcut
 from gpulet.units import Duration, to_ms
 
+_SOMETHING = 0.3
+"""Rows/s: what is asked less often than every few seconds is not told from nothing."""
+
 GpuletId = int
 """Its number, one of its own in a plan. A gpulet that stays from one plan to the next keeps it."""
 
@@ -167,6 +170,11 @@ class Plan:
         """Whether `model` is anywhere in the plan: on a gpulet, in a timeline, or resident."""
         in_time = (run.model for line in self.timelines for run in line.runs)
         return bool(self.hosts(model)) or model in {*in_time, *(r.model for r in self.residents)}
+
+    def starved(self, demand: Mapping[str, float]) -> frozenset[str]:
+        """The models of which something is asked, in rows/s, and that are nowhere in the plan."""
+        asked = (name for name, rate in demand.items() if rate >= _SOMETHING) if self.in_use else ()
+        return frozenset(name for name in asked if not self.serves(name))
 
     def violations(self) -> tuple[str, ...]:
         """Every reason why this plan cannot hold, one line each; none when it can."""

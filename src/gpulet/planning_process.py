@@ -17,7 +17,7 @@ from gpulet.core.messages import Event, Replan, Replanned
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Limits
 from gpulet.errors import GpuletError
-from gpulet.parallel import end_at_once
+from gpulet.parallel import end_at_once, end_with_parent
 from gpulet.profile import Profile
 from gpulet.replanning import Replanner
 from gpulet.spares import Spares
@@ -79,8 +79,12 @@ class PlanningProcess:
         self._feed(answer)
 
     async def _asked(self, command: Replan) -> Replanned:
-        """The profile is large, and does not change."""
-        news = replace(self._problem(), profile=_NO_PROFILE, interference=None)
+        """The profile is large, and changes only where a model is new: then another process is told all of it."""
+        problem = self._problem()
+        if problem.profile is not self._question.problem.profile:
+            self._question = replace(self._question, problem=problem)
+            self._end()
+        news = replace(problem, profile=_NO_PROFILE, interference=None)
         async with asyncio.timeout(_LONGEST_S):
             return await asyncio.get_running_loop().run_in_executor(self._hire(), _answer, command, news)
 
@@ -104,6 +108,7 @@ _here: tuple[Replanner, Problem]
 def _begin(question: Question) -> None:
     """The terminal's Ctrl-C is the server's alone, which then ends this process."""
     global _here  # noqa: PLW0603 (a process has one)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)
     system = composed(question.system, question.planner, question.dispatcher)

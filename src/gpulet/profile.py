@@ -7,7 +7,7 @@ measured batch, and for a number of processes that nobody measured, there is no 
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import accumulate, pairwise
@@ -190,6 +190,10 @@ class Profile:
         """Every latency times `factor`: a margin, or a processor shared with somebody else."""
         points = tuple(_stretched(p, factor) for p in self.points)
         return Profile(points, self.statistic, self.is_monotone, self.analytic)
+
+    def joined(self, points: Iterable[Point]) -> "Profile":
+        """With those of other models; they are taken as they are."""
+        return Profile((*self.points, *points), self.statistic, self.is_monotone, self.analytic)
 
     def _measured(self, model: str, shape: str, processes: int) -> dict[int, Curve]:
         curves = self._curves.get((model, shape, processes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpulet.core.messages import Arrived, Command, Event
+from gpulet.core.messages import Arrived, Command, Enlist, Event
 from gpulet.model import Model
 from gpulet.units import SECOND, Duration, Instant
 from gpulet.workload import Arrivals
@@ -41,6 +41,8 @@ class Recent:
         if now - piece.since >= _PIECE:
             piece = self._begin(now)
         for event in events:
+            if isinstance(event, Enlist):
+                self._places.setdefault(event.model.name, len(self._places))
             if isinstance(event, Arrived) and event.request.model in self._places:
                 piece.times.append(event.request.arrival)
                 piece.which.append(self._places[event.request.model])
@@ -54,11 +56,12 @@ class Recent:
         return self._pieces[-1]
 
     def arrivals(self, models: Sequence[Model], now: Instant, back: Duration) -> Arrivals:
-        """What came in the last while, from its beginning; `models` by name, in the order they were given in."""
+        """What came in the last while, from its beginning; `models` are all that may arrive."""
         begins = max(now - back, self._pieces[0].since)
         times, which, rows = (
             np.concatenate([np.array(getattr(piece, name), np.int64) for piece in self._pieces])
             for name in ("times", "which", "rows")
         )
         kept = times >= begins
-        return Arrivals(tuple(models), times[kept] - begins, which[kept], rows[kept], max(1, now - begins))
+        by_place = tuple(sorted(models, key=lambda model: self._places[model.name]))
+        return Arrivals(by_place, times[kept] - begins, which[kept], rows[kept], max(1, now - begins))

@@ -43,18 +43,18 @@ class Replanner:
     def answer(self, problem: Problem, asked: Replan) -> Replanned:
         """The best there is for this demand on these devices; `problem.in_force` serves now.
 
-        A plan that holds is left alone where that was asked.
+        A plan that holds is left alone where that was asked, if no model is asked for that has no place in it.
         """
         wanted = demanded(problem, asked.demand)
         before = self._attained(wanted, wanted.in_force)
         usable = tuple(d for d in problem.devices if d.index in asked.devices)
         may_stay = wanted.in_force.in_use <= set(asked.devices)
-        if before >= HOLDS and may_stay and asked.is_needed:
+        if before >= HOLDS and may_stay and asked.is_needed and not wanted.in_force.starved(wanted.demand):
             return Replanned(asked.number, None, f"the plan in force holds {before:.2%} of it", before, before)
         tuned = self._tuned(wanted) if may_stay and asked.is_needed and self.system.retunes else None
         if tuned:
             after = self._attained(wanted, tuned)
-            if after >= HOLDS:
+            if after >= HOLDS and not tuned.starved(wanted.demand):
                 return Replanned(asked.number, tuned, "", before, after)
         on_them = replace(wanted, devices=usable)
         outcome = (on_fewest if asked.fewest else _plainly)(self.system, on_them)
@@ -64,7 +64,7 @@ class Replanner:
         offers = [(self._attained(wanted, plan), place, plan) for place, plan in enumerate(found)]
         if not offers:
             return Replanned(asked.number, None, why, before, before)
-        after, _, plan = max(offers, key=lambda offer: (offer[0], -offer[1]))
+        after, _, plan = max(offers, key=lambda o: (-len(o[2].starved(wanted.demand)), o[0], -o[1]))
         plan = self.spares.added(_on_all(plan, problem.devices), problem.models)
         return Replanned(asked.number, plan, why, before, after)
 
@@ -80,7 +80,7 @@ class Replanner:
         partial = reached(refusal.partial)
         if partial and not _is_fair(problem, partial):
             partial = None
-        if partial and self._attained(problem, partial) >= GOOD:
+        if partial and not partial.starved(problem.demand) and self._attained(problem, partial) >= GOOD:
             return [partial]
 
         def plan(demand: Mapping[str, float]) -> Plan | None:

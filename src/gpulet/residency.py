@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from gpulet.api.control import Control, IndexRow, State
+from gpulet.core.messages import Enlist
 from gpulet.core.residents import idle, room_for
 from gpulet.drivers.door import Door
 from gpulet.drivers.timers import LiveTimer
@@ -74,6 +75,15 @@ class Residency:
                 door.close(name, sleeps=name in self._roster.sleeping)
         door.wake = self.wake
         self._do(self._watch())
+
+    def admit(self, event: Enlist, found: Found, *, is_pinned: bool) -> None:
+        """There is one model more, not loaded."""
+        self._roster.admit(event.model.name, found, is_pinned=is_pinned)
+        self._loader.enlist(event)
+
+    def dismiss(self, name: str) -> None:
+        """It is none after all."""
+        self._roster.entries.pop(name, None)
 
     async def load(self, name: str) -> None:
         """As `Control` says. Who asks for a load that is on its way waits for that one."""

@@ -1,7 +1,7 @@
 """What is known of each model that may be loaded: its file, its state, its bytes, when it was asked for."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpulet.api.control import IndexRow, State
 from gpulet.core.residents import Loaded, affordable
@@ -69,6 +69,13 @@ class Roster:
         self.sleeping = tuple(name for name in asked if name not in fits)
         for name in self.entries.keys() - set(fits):
             self.entries[name].leave("unloaded")
+
+    def admit(self, name: str, item: Found, *, is_pinned: bool) -> None:
+        """One more, not loaded."""
+        pinned = self._rules.pinned | ({name} if is_pinned else set())
+        self._rules = replace(self._rules, pinned=pinned)
+        self.entries[name] = entry = Entry(item, self.expected(name, item))
+        entry.leave("not loaded")
 
     @property
     def given(self) -> dict[str, WorkerModel]:

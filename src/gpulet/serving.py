@@ -14,7 +14,6 @@ from gpulet.api.gathered import gathered_signature
 from gpulet.api.info import Document
 from gpulet.api.statistics import model_statistics
 from gpulet.application import Application, models_of
-from gpulet.config import ModelSection
 from gpulet.core.control import Controlled
 from gpulet.core.fleet import Fleet
 from gpulet.core.journal import Header, encode_header
@@ -36,9 +35,10 @@ from gpulet.fleetfile import Site
 from gpulet.frontend import FrontEnd, Ports, bind
 from gpulet.grounds import ground_of, program_of
 from gpulet.journalfile import JournalFile
-from gpulet.loads import Files, Poller, make_residency
+from gpulet.loads import Files, Poller, make_residency, served
 from gpulet.logs import RefusalLog, tell, tell_changes
 from gpulet.model import Model
+from gpulet.newcomers import Newcomers
 from gpulet.plan import Plan
 from gpulet.planning_process import PlanningProcess, Question
 from gpulet.recent import Recent
@@ -138,20 +138,26 @@ def make_server(site: Site, problem: Problem, plan: Plan, refused: Mapping[str, 
     residency.attach(loader)
     catalog.refused.update(refused or {})
     control = residency if server.model_control == "explicit" else ReadOnly(residency)
-    admin = _administration(site, live, core, catalog, residency)
+    newcomers = Newcomers(site, files, residency, catalog)
+    admin = _administration(site, live, core, catalog, residency, newcomers)
     ends = _ends(ports, live, catalog, control, executor, files, admin)
     poller = Poller(files, residency, server.poll_s, tell) if server.model_control == "poll" else None
     return LiveServer(live, executor, catalog, ends, journal, server.drain_s, residency, planning, poller, tracing)
 
 
 def _administration(
-    site: Site, live: Live, core: Scheduler | Controlled, catalog: Catalog, residency: Residency
+    site: Site,
+    live: Live,
+    core: Scheduler | Controlled,
+    catalog: Catalog,
+    residency: Residency,
+    newcomers: Newcomers,
 ) -> Administration | None:
     """Admin's calls need live control: without it a plan stays as it is."""
     if isinstance(core, Scheduler):
         return None
     recent = Recent([source.name for source in core.problem.sources])
-    administration = Administration(site, live, core, catalog, residency, recent)
+    administration = Administration(site, live, core, catalog, residency, newcomers, recent)
     live.show(recent.observe)
     live.show(administration.observe)
     return administration
@@ -177,16 +183,10 @@ def _journal(site: Site, header: Header) -> JournalFile | None:
 def _catalog(site: Site, problem: Problem, fleet: Fleet) -> Catalog:
     """What clients see: models, and applications as if they were some."""
     sections = {section.name: section for section in site.sections}
-    models = {name: _served(site, sections[name], model) for name, model in problem.models.items()}
+    models = {name: served(site, sections[name], model) for name, model in problem.models.items()}
     applications = {application.name: _served_application(application, problem) for application in problem.applications}
     parts = {application.name: models_of(application) for application in problem.applications}
     return Catalog({**models, **applications}, {}, {}, fleet, applications=parts)
-
-
-def _served(site: Site, section: ModelSection, model: Model) -> Served:
-    artifact = site.artifacts.get(section.name)
-    version, labels = (artifact.version, dict(artifact.labels)) if artifact else ("1", {})
-    return Served(model, version, tuple(section.shapes), labels, pads=section.pad)
 
 
 def _served_application(application: Application, problem: Problem) -> Served:
@@ -216,7 +216,7 @@ def _emulated(
 ) -> tuple[LiveExecutor, Changer, Loader]:
     """Nobody runs anything, and answers come when profiles say."""
     whole = {application.name: gathered_signature(application, EMULATED) for application in problem.applications}
-    catalog.signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
+    catalog.signatures = signatures = {**dict.fromkeys(problem.models, EMULATED), **whole}
     interference = problem.interference
     build_time = from_ms(site.config.control.build_ms)
     simulated = Simulated(
@@ -228,7 +228,7 @@ def _emulated(
         interference=interference,
         build_time=build_time,
     )
-    return simulated, simulated, EmulatedLoader(catalog.signatures)
+    return simulated, simulated, EmulatedLoader(signatures, simulated)
 
 
 def _manned(

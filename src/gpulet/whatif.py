@@ -13,7 +13,7 @@ from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.drivers.sim import simulate
 from gpulet.errors import PlanError, Unusable
-from gpulet.parallel import end_at_once
+from gpulet.parallel import end_at_once, end_with_parent
 from gpulet.plan import Plan
 from gpulet.planfile import to_doc, to_json
 from gpulet.replanning import demanded
@@ -94,5 +94,6 @@ def _served(
 
 
 def _begin() -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)

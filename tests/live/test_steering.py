@@ -177,6 +177,52 @@ def test_an_objective_changes_and_models_leave_and_come_back(server, control):
     assert control(server, "status")[1]["models"]["b"]["rate"] == pytest.approx(500, rel=0.2)
 
 
+def with_newcomer(path, slo_ms=100, rate=40):
+    """The fleet file, and its profile, list a third model from now on."""
+    (path.parent / "p.csv").write_text(table(dict.fromkeys((*MODELS, "c"), (0.5, 2.0))))
+    entry = f'[[models]]\nname = "c"\nslo_ms = {slo_ms}\nrate = {rate}\n'
+    path.write_text(path.read_text() + entry)
+
+
+def test_a_model_that_is_new_in_the_fleet_file_is_served_without_a_restart(path, tmp_path, control, run):
+    with serve(path) as server:
+        code, error = control(server, "add", "c")
+        assert (code, "unknown model 'c': fleet.toml does not have it" in error) == (2, True), error
+        with_newcomer(path)
+        reports = []
+        thread = threading.Thread(target=lambda: reports.append(load(server, "a:60:100", "b:30:100", seconds=3)))
+        thread.start()
+        code, told = control(server, "add", "c")
+        assert (code, told["ready"], told["changed"]) == (0, True, True), told
+        assert told["seen"].startswith("model c is new")
+        assert "c" in {model for _, _, models in cut(server) for model in models}
+        assert control(server, "status")[1]["models"]["c"]["target"] == pytest.approx(40, rel=0.2)
+        assert load(server, "c:40:100", seconds=1)["total"]["attainment"] == 1
+        assert control(server, "what-if")[1]["rates"]["c"] > 0
+        assert 'nv_inference_request_success{model="c"' in get(server.metrics_port, "/metrics")[1].decode()
+        assert control(server, "add", "c")[1] == {"model": "c", "ready": True}
+        assert control(server, "remove", "c")[1] == {"model": "c", "ready": False}
+        thread.join()
+        total = reports[0]["total"]
+        assert total["lost"] == total["failed"] == total["rejected"] == 0
+    code, said, error = run("replay", tmp_path / "journal", "--json")
+    assert (code, json.loads(said)["differences"]) == (0, []), error
+
+
+def test_a_new_model_for_which_there_is_no_place_is_refused_and_the_others_serve_on(server, path, control):
+    control(server, "freeze")
+    with_newcomer(path, slo_ms=1)
+    assert "the plan is frozen" in control(server, "add", "c")[1]
+    control(server, "thaw")
+    code, error = control(server, "add", "c")
+    assert (code, "model c" in error) == (2, True), error
+    assert not control(server, "status")[1]["models"].get("c", {}).get("ready")
+    assert load(server, "a:60:100", "b:30:100", seconds=1)["total"]["attainment"] == 1
+    path.write_text(path.read_text() + "[[models]]\nname = 7\n")
+    code, error = control(server, "add", "d")
+    assert (code, "fleet.toml" in error) == (2, True), error
+
+
 def test_admin_is_our_own_user_on_the_socket_and_nobody_on_the_port(server, control):
     socket = default_path(server.port)
     assert stat.S_IMODE(socket.stat().st_mode) == 0o600
@@ -286,6 +332,22 @@ def test_real_workers_are_cut_anew_while_they_serve_and_nothing_is_lost(workers,
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_real_workers_load_a_new_model_beside_those_that_serve(workers, tmp_path, control):
+    with serve(workers) as server:
+        save_model(tmp_path / "models", "c", width=64, layers=2)
+        with_newcomer(workers, slo_ms=1000, rate=20)
+        reports = []
+        thread = threading.Thread(target=lambda: reports.append(load(server, "a:40:1000", "b:20:1000", seconds=4)))
+        thread.start()
+        code, told = control(server, "add", "c")
+        assert (code, told["ready"]) == (0, True), told
+        assert load(server, "c:20:1000", seconds=1)["total"]["attainment"] == 1
+        thread.join()
+        total = reports[0]["total"]
+        assert total["lost"] == total["failed"] == total["rejected"] == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_plan_whose_workers_cannot_be_built_leaves_the_old_one_serving(workers, tmp_path, control):
     own = plan_file(tmp_path, "own.json", (0, 1, "a"), (1, 1, "b"))
     both = plan_file(tmp_path, "both.json", (0, 2, "ab"))
@@ -307,6 +369,17 @@ def children_of(pid):
 
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_nothing_of_a_server_that_is_killed_stays(workers):
+    with pytest.raises(AssertionError), serve(workers) as server:
+        children = children_of(server.process.pid)
+        assert {w["pid"] for w in server.workers.values()} < {*children}, "and a planner, and who stands by"
+        server.process.kill()
+    give_up = time.monotonic() + 10
+    while alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < give_up, [command_of(pid) for pid in alive]
+        time.sleep(0.05)
 
 
 def test_a_planner_that_is_killed_is_replaced_and_nobody_notices(server):

@@ -12,8 +12,11 @@ from gpulet.core.messages import (
     Arrived,
     Build,
     Built,
+    Closed,
     DeviceIn,
     DeviceOut,
+    Drop,
+    Enlist,
     Explain,
     Finished,
     Force,
@@ -21,6 +24,7 @@ from gpulet.core.messages import (
     GpuletUp,
     Hint,
     NotBuilt,
+    Opened,
     Reason,
     Reject,
     Replan,
@@ -35,7 +39,7 @@ from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.core.weighing import Weights
 from gpulet.request import Request
 from gpulet.units import MS, SECOND
-from support import SHAPES, models_of, problem_of, tiny_plan
+from support import SHAPES, models_of, problem_of, tiny_plan, tiny_profile
 
 NAMES = ["m0", "m1"]
 MODELS = models_of(2)
@@ -73,6 +77,9 @@ class Script:
         self.heard.append((model, rate))
 
     def revise(self, model):
+        self.heard.append(model)
+
+    def enlist(self, now, model):
         self.heard.append(model)
 
 
@@ -212,6 +219,80 @@ def test_another_objective_calls_for_a_plan_and_is_planned_for():
     assert told.one(Replan).why == "model m0 has another objective"
     assert told.core.problem.models["m0"].slo == 70 * MS
     assert told.core.problem.models["m1"] == MODELS[1]
+
+
+# models that come -----------------------------------------------------------------------------------------------------
+
+NEW = Enlist(models_of(3)[2], tiny_profile(["m2"]).points, 5.0)
+WITH_NEW = tiny_plan([[(4, ["m0"]), (2, ["m1"]), (2, ["m2"])], []], [*NAMES, "m2"])
+
+
+def rejected(told, model):
+    """Why a request for it is, empty where it is not."""
+    told.arrive(model)
+    return [command.reason for command in told.all(Reject)]
+
+
+def test_a_new_model_calls_for_a_plan_and_is_planned_for():
+    told = Told()
+    told.tell(NEW)
+    assert told.one(Replan).why == "model m2 is new"
+    assert told.script.heard == [NEW.model, ("m2", 5.0)]
+    assert told.core.problem.models["m2"] == NEW.model
+    assert told.core.problem.profile.latency("m2", 4, 1) == tiny_profile(["m2"]).latency("m2", 4, 1)
+    assert told.core.problem.profile.latency("m0", 4, 1) == tiny_profile(NAMES).latency("m0", 4, 1)
+
+
+def test_a_new_model_is_served_once_a_plan_has_it():
+    told = Told()
+    assert rejected(told, "m2") == [Reason.UNKNOWN_MODEL]
+    told.tell(NEW)
+    assert rejected(told, "m2") == [Reason.NOT_LOADED]
+    told.answer(WITH_NEW)
+    assert told.build()
+    told.arrive("m2")
+    assert told.one(Start).model == "m2"
+
+
+@pytest.mark.parametrize(("events", "why"), [([Opened("m2")], []), ([Closed("m2")], [Reason.NOT_LOADED])])
+def test_a_new_model_that_is_opened_or_closed_meanwhile_is_so_once_a_dispatcher_knows_it(events, why):
+    told = Told()
+    told.tell(NEW)
+    told.tell(*events)
+    assert rejected(told, "m2") == [Reason.NOT_LOADED]
+    told.answer(WITH_NEW)
+    told.build()
+    assert rejected(told, "m2") == why
+
+
+def test_a_new_model_without_a_place_is_known_and_waits_for_one():
+    told = Told()
+    told.tell(NEW)
+    told.answer(None, before=0.999, after=0.999, why="no plan: model m2: no")
+    assert told.one(Explain).seen == "model m2 is new"
+    assert rejected(told, "m2") == [Reason.NOT_LOADED]
+    told.change(OTHER)
+    assert rejected(told, "m2") == [], "it waits, and is given up at its deadline"
+    told.at(told.now + 10 * SECOND)
+    assert told.one(Drop).reason == Reason.EXPIRED
+
+
+LONELY = tiny_plan([[(4, ["m0"])], []], NAMES)
+
+
+@pytest.mark.parametrize(("rate", "is_change"), [(1.0, True), (0.1, False)])
+def test_who_is_asked_for_and_has_no_place_is_given_one_whatever_that_costs(rate, is_change):
+    told = Told(LONELY)
+    told.call(m1=rate)
+    assert bool(told.answer(OTHER, before=0.999, after=0.998)) is is_change
+
+
+def test_what_is_told_while_a_plan_is_made_is_heeded_afterwards_all_of_it():
+    told = Told()
+    told.call()
+    told.tell(NEW, Revise(replace(MODELS[0], slo=70 * MS)))
+    told.answer(None, before=0.999, after=0.999, why=HOLDS)
+    assert told.one(Replan).why == "model m2 is new; model m0 has another objective"
 
 
 # what is answered -----------------------------------------------------------------------------------------------------

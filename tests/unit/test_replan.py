@@ -279,6 +279,27 @@ def test_what_is_no_miss_or_seldom_one_calls_for_nothing(end):
     assert not strained(calm(), 10, end)
 
 
+def test_a_rate_that_somebody_knew_of_is_planned_for_a_minute_whether_it_comes_or_not():
+    street = watching()
+    street.estimator.hint(street.now, "m1", 50.0)
+    street.silence(59)
+    demand = street.look()
+    assert demand.targets["m1"] == 50
+    assert demand.rates["m1"] < 1
+    street.silence(2)
+    assert street.look().targets["m1"] < 1
+
+
+@pytest.mark.parametrize("estimator", [Watch, Epochs])
+def test_a_new_model_is_watched_from_then_on(estimator):
+    watch = estimator({"m0": MODELS["m0"]}, {"m0": 10.0})
+    watch.enlist(SECOND, MODELS["m1"])
+    watch.hint(SECOND, "m1", 50.0)
+    demand = watch.look(SECOND + 10 * MS)
+    assert demand.rates["m1"] == pytest.approx(50, rel=0.1)
+    assert demand.targets["m1"] >= demand.rates["m1"]
+
+
 def test_a_few_misses_call_for_a_plan_when_they_last():
     street, two_percent = calm(), one_in(50, lambda request: (Reject(request.id, Reason.QUEUE_FULL),))
     assert not strained(street, 5, two_percent)

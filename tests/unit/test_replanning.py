@@ -6,7 +6,7 @@ import pytest
 
 from gpulet.application import Application, Stage
 from gpulet.core.messages import Replan
-from gpulet.core.ports import Problem
+from gpulet.core.ports import Infeasible, Problem
 from gpulet.core.scheduler import Limits
 from gpulet.core.staging import stage
 from gpulet.device import Device, Mechanism
@@ -114,6 +114,29 @@ def test_a_plan_that_stands_on_another_device_may_not_stay_though_it_holds():
     assert told.before >= HOLDS
     assert told.plan.in_use == {1}
     assert [d.index for d in told.plan.devices] == [0, 1], "the other one is still there"
+
+
+LONELY = tiny_plan([[(4, ["m0"])]], NAMES, Mechanism.CPU)
+"""No place for the other."""
+
+
+@pytest.mark.parametrize(("rate", "is_given"), [(0.5, True), (0.1, False)])
+def test_a_model_that_is_asked_for_and_has_no_place_is_given_one_though_hardly_anything_is_missed(rate, is_given):
+    told = answer(fleet(in_force=LONELY), {"m0": 200.0, "m1": rate})
+    assert told.before > HOLDS
+    assert bool(told.plan and told.plan.serves("m1")) is is_given
+
+
+def test_of_several_plans_that_is_best_which_has_a_place_for_all():
+    problem = fleet(in_force=Plan(fleet().devices))
+    partial = replace(LONELY, promises={"m0": Promise(2000, 2000, MS, 40 * MS)})
+
+    def planner(problem):
+        refusal = GPULET.planner(problem)
+        return replace(refusal, partial=partial) if isinstance(refusal, Infeasible) else refusal
+
+    told = answer(problem, {"m0": 2000.0, "m1": 2.0}, system=replace(GPULET, planner=planner))
+    assert told.plan.serves("m1")
 
 
 @pytest.mark.parametrize("system", [GPULET, composed("elastic", "gpulet")], ids=["own", "composed"])

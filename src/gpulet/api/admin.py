@@ -57,7 +57,7 @@ class Admin(Protocol):
         ...
 
     async def hint(self, model: str, rate: float) -> Document:
-        """Plan for that many requests/s of a model, until others are seen."""
+        """Plan for that many requests/s of a model, for a minute whether they come or not."""
         ...
 
     async def add(self, model: str) -> Document:

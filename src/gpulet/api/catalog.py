@@ -37,7 +37,7 @@ class Catalog:
     Applications are listed as models are; `applications` says which models each of them needs.
     """
 
-    models: Mapping[str, Served]
+    models: dict[str, Served]
     signatures: Mapping[str, Signature]
     refused: dict[str, str]
     fleet: Fleet

@@ -154,7 +154,7 @@ def rate(
 
 
 def add(model: ModelName, server: Server = _DEFAULT, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Serve a model again that was removed or not loaded.
+    """Serve a model that was removed or not loaded, or one that is new in the fleet file or repository.
 
     Example: gpulet control add resnet50
     """

@@ -77,7 +77,7 @@ class Calls:
 
     def tell(self, why: str) -> None:
         """Such a thing calls for a plan, whatever the rates are."""
-        self._told = why
+        self._told = f"{self._told}; {why}" if self._told else why
 
     def shift(self, event: DeviceOut | DeviceIn) -> None:
         """Plans may use a device no more, or again."""

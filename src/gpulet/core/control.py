@@ -17,6 +17,7 @@ from gpulet.core.messages import (
     Command,
     DeviceIn,
     DeviceOut,
+    Enlist,
     Event,
     Explain,
     Force,
@@ -37,7 +38,7 @@ from gpulet.model import Model
 from gpulet.plan import Plan
 from gpulet.units import SECOND, Instant
 
-_OURS = frozenset((Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Built, NotBuilt, Stopping))
+_OURS = frozenset((Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Enlist, Built, NotBuilt, Stopping))
 _REMEMBERED = 1000
 _STEERING = Steering()
 _SINCE = "; since then "
@@ -175,6 +176,11 @@ class Controlled:
                 self._calls.hint(now, event.model, event.rate)
             case Revise():
                 self._revise(event.model)
+            case Enlist():
+                self._problem = self._problem.joined(event)
+                self._estimator.enlist(now, event.model)
+                self._calls.hint(now, event.model.name, event.rate)
+                self._calls.tell(f"model {event.model.name} is new")
             case _:
                 pass  # the scheduler's alone
 
@@ -252,7 +258,9 @@ class Controlled:
     def _weighed(self, now: Instant, change: _Change, answer: Replanned, plan: Plan) -> Iterator[Command]:
         staged, steering = self._staged(plan), self._steering
         offer = Offer(sum(change.demand.targets.values()), answer.before, answer.after, self.in_force, staged)
-        must = bool(self.in_force.in_use & self._calls.out)
+        asked = {name: target for name, target in change.demand.targets.items() if name in self._problem.models}
+        fed = self.in_force.starved(asked) - plan.starved(asked)
+        must = bool(self.in_force.in_use & self._calls.out or fed)
         verdict = weigh(offer, steering.weights, must=must)
         considered = f"{answer.why}; for less: {verdict.considered}" if answer.why else verdict.considered
         if not verdict.is_change or steering.is_advice:

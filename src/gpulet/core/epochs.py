@@ -112,3 +112,7 @@ class Epochs:
 
     def revise(self, model: Model) -> None:
         """Objectives do not count here."""
+
+    def enlist(self, now: Instant, model: Model) -> None:
+        """It is counted from now on."""
+        self._counts[model.name] = 0

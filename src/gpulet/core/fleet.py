@@ -162,13 +162,17 @@ class DeviceState:
 
 
 class Fleet:
-    """Everything a dispatcher may read. `closed`: models for which nothing may arrive now."""
+    """Everything a dispatcher may read. `closed`: models for which nothing may arrive now.
 
-    __slots__ = ("closed", "devices", "gpulets", "models", "queues", "waiting")
+    `newcomers` are closed until a dispatcher knows them, whether they are opened meanwhile or not.
+    """
+
+    __slots__ = ("closed", "devices", "gpulets", "models", "newcomers", "queues", "waiting")
 
     def __init__(self, models: Mapping[str, Model], plan: Plan) -> None:
         self.models = models
         self.closed: set[str] = set()
+        self.newcomers: dict[str, bool] = {}
         self.gpulets = {g.id: GpuletState(g) for g in plan.gpulets}
         self.devices = {d.index: DeviceState(d) for d in plan.devices}
         self.queues: dict[str, dict[str, Queue]] = {name: {} for name in models}
@@ -216,9 +220,24 @@ class Fleet:
         """A model begins to leave: nothing more of it starts here."""
         self.devices[unload.device].resident.discard(unload.model)
 
+    def enlist(self, model: Model) -> None:
+        """There is one model more."""
+        self.models = {**self.models, model.name: model}
+        self.queues[model.name] = {}
+        self.newcomers[model.name] = True
+        self.closed.add(model.name)
+
+    def introduce(self, names: Iterable[str]) -> None:
+        """The dispatcher that is asked from now on knows these."""
+        for name in names:
+            self.shut(name, is_shut=not self.newcomers.pop(name))
+
     def shut(self, model: str, *, is_shut: bool) -> None:
         """Nothing may arrive for it from now on, or it may again."""
-        (self.closed.add if is_shut else self.closed.discard)(model)
+        if model in self.newcomers:
+            self.newcomers[model] = not is_shut
+        else:
+            (self.closed.add if is_shut else self.closed.discard)(model)
 
     def settle(self, event: Loaded | Unloaded) -> None:
         """A load or an unload is done."""

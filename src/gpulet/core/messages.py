@@ -11,7 +11,9 @@ import msgspec
 
 from gpulet.model import Model
 from gpulet.plan import GpuletId, Plan
+from gpulet.profile import Point
 from gpulet.request import Request
+from gpulet.rows import SINGLE, RowDistribution
 
 RequestId: TypeAlias = int
 BatchId: TypeAlias = int
@@ -171,6 +173,18 @@ class Revise(_Message, frozen=True):
     model: Model
 
 
+class Enlist(_Message, frozen=True):
+    """There is one model more: its part of the profile, and so many rows/s of it are coming.
+
+    It may be asked for (`Opened`) once a dispatcher knows it, which is with the next plan.
+    """
+
+    model: Model
+    points: tuple[Point, ...]
+    rate: float
+    rows: RowDistribution = SINGLE
+
+
 class Built(_Message, frozen=True):
     """All that the plan of `Build` of that number needs stands beside what serves: loaded, proven, warm."""
 
@@ -203,6 +217,7 @@ Event: TypeAlias = (
     | DeviceIn
     | Hint
     | Revise
+    | Enlist
     | Built
     | NotBuilt
 )

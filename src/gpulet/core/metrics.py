@@ -11,6 +11,7 @@ from typing import TypedDict
 from gpulet.core.counts import Counts, ModelRow, goodput_fairness
 from gpulet.core.estimates import EstimateRow, Estimates
 from gpulet.core.fairness import jain
+from gpulet.core.histogram import Histogram
 from gpulet.core.messages import (
     FIRST_STAGE_REQUEST,
     Adopt,
@@ -20,6 +21,7 @@ from gpulet.core.messages import (
     Carve,
     Command,
     Drop,
+    Enlist,
     Event,
     Fail,
     Finished,
@@ -143,6 +145,10 @@ class Metrics:
                 self._running[event.batch].finished = event
             case RunFailed():
                 self._lose(now, [event.batch])
+            case Enlist():
+                name = event.model.name
+                self.models[name], self.phases[name] = Counts(), Phases()
+                self.estimates.errors[name] = Histogram()
             case GpuletDown():
                 self._lose(now, [b for b, run in self._running.items() if run.start.on == event.gpulet])
             case _:

@@ -5,12 +5,12 @@ to a gpulet on arrival; one central queue; a size chosen per run (`Carve`); mode
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from gpulet.application import Application
 from gpulet.core.fleet import CENTRAL, Central, Fleet, GpuletState, Queue
-from gpulet.core.messages import Carve, Command, Event, Load, Reason, Unload
+from gpulet.core.messages import Carve, Command, Enlist, Event, Load, Reason, Unload
 from gpulet.device import Device
 from gpulet.errors import PlanError
 from gpulet.interference import Interference
@@ -180,6 +180,17 @@ class Problem:
     def rows_of(self, name: str) -> RowDistribution:
         """How many rows a request for this model or application brings."""
         return self.rows.get(name, SINGLE)
+
+    def joined(self, event: Enlist) -> "Problem":
+        """With one model more, for which nothing is planned yet."""
+        name, rows = event.model.name, self.rows
+        return replace(
+            self,
+            models={**self.models, name: event.model},
+            demand={**self.demand, name: 0.0},
+            profile=self.profile.joined(event.points),
+            rows={**rows, name: event.rows} if event.rows != SINGLE else rows,
+        )
 
     @property
     def sources(self) -> tuple[Model, ...]:

@@ -54,6 +54,10 @@ class Estimator(Protocol):
         """A model has another objective."""
         ...
 
+    def enlist(self, now: Instant, model: Model) -> None:
+        """There is one model more, of which nothing is known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Watching:
@@ -77,6 +81,8 @@ class Watching:
     most_strain: float = 2.0
 
 
+_HINTED: Duration = 60 * SECOND
+"""For so long a rate that somebody knew of is planned for, whether it comes or not."""
 _WINDOW: Duration = 2 * SECOND
 _LEAST_COUNT = 20
 _BAD, _TOO_BAD = 3.0, 4.0
@@ -101,6 +107,8 @@ class _Watched:
     missed: int = 0
     strain: float = 1.0
     is_strained: bool = False
+    hinted: float = 0.0
+    hint_ends: Instant = 0
 
 
 class Watch:
@@ -178,7 +186,7 @@ class Watch:
             watched.rate.look(now)
         if now >= self._window_ends:
             self._judge_window(now)
-        targets = {name: self._target(watched) for name, watched in self._models.items()}
+        targets = {name: self._target(watched, now) for name, watched in self._models.items()}
         rates = {name: watched.rate.mean for name, watched in self._models.items()}
         rises, falls = self._rise(targets), self._fall(now, targets)
         return Demand(rates, targets, rises or falls, bool(falls))
@@ -193,21 +201,27 @@ class Watch:
             watched.excess = 0.0
 
     def hint(self, now: Instant, model: str, rate: float) -> None:
-        """As sure as ten seconds of arrivals."""
+        """As sure as ten seconds of arrivals, and nothing less is planned for in the next minute."""
         watched = self._models[model]
         watched.rate = Rate(now, rate, 10.0)
+        watched.hinted, watched.hint_ends = rate, now + _HINTED
 
     def revise(self, model: Model) -> None:
         """What bursts need depends on it."""
         self._models[model.name].slo = model.slo
 
-    def _target(self, watched: _Watched) -> float:
+    def enlist(self, now: Instant, model: Model) -> None:
+        """Nothing was planned for it."""
+        self._models[model.name] = _Watched(Rate(now, 0.0, 1.0), model.slo, 0.0, 0.0)
+
+    def _target(self, watched: _Watched, now: Instant) -> float:
         """The rate, as high as it may be and as it will be when a change is through, with room for its bursts."""
         rules, rate = self._rules, watched.rate
         sure = max(rate.mean, rate.ahead(rules.lead)) + rules.sigmas * rate.error()
         window_s = watched.slo / 2 / SECOND
         bursts = rules.burst_sigmas * (sqrt(rate.dispersion) - 1) * sqrt(sure / window_s) if sure > 0 else 0.0
-        return watched.strain * (sure + bursts)
+        hinted = watched.hinted if now < watched.hint_ends else 0.0
+        return max(hinted, watched.strain * (sure + bursts))
 
     def _rise(self, targets: Mapping[str, float]) -> str:
         """Who asks for more than was planned, or does not get what was."""

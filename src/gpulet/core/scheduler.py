@@ -26,6 +26,7 @@ from gpulet.core.messages import (
     DeviceIn,
     DeviceOut,
     Drop,
+    Enlist,
     Event,
     Fail,
     Finished,
@@ -94,6 +95,7 @@ class Scheduler:
         self._next: tuple[Plan, Dispatcher] | None = None
         self._retired: list[GpuletId] = []
         self._unserved = self.fleet.unserved(plan)
+        self._introduced: frozenset[str] = frozenset()
 
     @property
     def is_idle(self) -> bool:
@@ -117,6 +119,7 @@ class Scheduler:
         """
         assert not self.is_changing, "a plan is just being adopted"
         self._next = plan, dispatcher
+        self._introduced = frozenset(self.fleet.newcomers)
 
     def step(self, now: Instant, *events: Event) -> list[Command]:
         """Absorb events, then say what to do. Call it also, empty-handed, at `wake_at`."""
@@ -164,6 +167,9 @@ class Scheduler:
                 changed.devices.append(event.device)
             case Opened() | Closed():
                 self.fleet.shut(event.model, is_shut=isinstance(event, Closed))
+            case Enlist():
+                self.fleet.enlist(event.model)
+                self._waiting.depth[event.model.name] = 0
             case Stopping():
                 self._is_stopping = self._flows.is_stopping = True
             case NotBuilt():
@@ -247,6 +253,7 @@ class Scheduler:
             self._alarm = NEVER
             return
         self._next, self._dispatcher, self._alarm = None, dispatcher, NEVER
+        self.fleet.introduce(self._introduced)
         gone = self._handover.begin(plan)
         self.fleet.settle_in(plan)
         for state in gone:

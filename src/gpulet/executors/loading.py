@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Protocol
 
+from gpulet.core.messages import Enlist
 from gpulet.executors.base import Signature
 from gpulet.executors.change import Gently
 from gpulet.executors.recutting import reload
+from gpulet.executors.simulated import EMULATED, Simulated
 from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 from gpulet.units import Duration
@@ -23,6 +25,10 @@ class Loader(Protocol):
 
     def forgive(self, model: str) -> None:
         """One that was refused may be tried again."""
+        ...
+
+    def enlist(self, event: Enlist) -> None:
+        """There is one model more, which may be brought from now on."""
         ...
 
     def bytes_of(self, model: str) -> int:
@@ -50,6 +56,9 @@ class WorkerLoader:
         """As the port says."""
         self._workers.shelf.forgive(model)
 
+    def enlist(self, event: Enlist) -> None:
+        """What is brought is all that workers need to know."""
+
     def bytes_of(self, model: str) -> int:
         """As its workers measured."""
         return self._workers.shelf.bytes_of(model, self._workers.stations)
@@ -58,8 +67,10 @@ class WorkerLoader:
 class EmulatedLoader:
     """Emulated devices have nothing to load: models come and go at once."""
 
-    def __init__(self, signatures: Mapping[str, Signature]) -> None:
-        self.signatures = signatures
+    def __init__(self, signatures: dict[str, Signature], simulated: Simulated) -> None:
+        self.signatures: Mapping[str, Signature] = signatures
+        self._known = signatures
+        self._simulated = simulated
         self.refused: MutableMapping[str, str] = {}
 
     async def bring(self, wanted: Mapping[str, WorkerModel]) -> None:
@@ -67,6 +78,11 @@ class EmulatedLoader:
 
     def forgive(self, model: str) -> None:
         """Nothing was refused."""
+
+    def enlist(self, event: Enlist) -> None:
+        """It takes what its profile says."""
+        self._known[event.model.name] = EMULATED
+        self._simulated.learn(event.points)
 
     def bytes_of(self, model: str) -> int:
         """Nothing."""

@@ -7,7 +7,7 @@ device part of each run goes slower by what its neighbours on the same device co
 what is left of each run is re-timed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gpulet.core.messages import (
     Adopt,
@@ -28,7 +28,7 @@ from gpulet.device import Device, Mechanism
 from gpulet.executors.base import Emit, Outputs, Result, Signature, Tensor, Timer
 from gpulet.interference import Footprint, Interference, footprint
 from gpulet.plan import Gpulet, GpuletId, Plan
-from gpulet.profile import Curve, Profile
+from gpulet.profile import Curve, Point, Profile
 from gpulet.units import Duration, Instant
 
 EMULATED = Signature(
@@ -137,6 +137,10 @@ class Simulated:
         self._curves: dict[tuple[str, int, str, int], Curve] = {}
         self._stamps: dict[int, tuple[_Crowd, BatchId, int]] = {}
         self._stamp = 0
+
+    def learn(self, points: Iterable[Point]) -> None:
+        """What runs of a model take that was not there before."""
+        self._profile = self._profile.joined(points)
 
     def carve(self) -> None:
         """Bring every gpulet up, at once."""
