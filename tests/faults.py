@@ -47,6 +47,17 @@ from support import (
 
 NAMES = ["m0", "m1", "m2"]
 NEWCOMER = models_of(4)[3]
+EXCHANGED = [
+    "bound on arrival",
+    "duty cycle, patient",
+    "idle picks",
+    "least work",
+    "nexus",
+    "paris-elsa",
+    "paris-fifs",
+    "segments",
+]
+"""Dispatchers that may follow one another: they ask for the same gpulets in different queues."""
 SIZES = (1, 2, 4, 8)
 MECHANISMS = (Mechanism.GREEN, Mechanism.MPS, Mechanism.CPU, Mechanism.WHOLE)
 RULES = Watching(look=5 * MS, patience=10 * MS, lead=5 * MS)
@@ -135,13 +146,16 @@ class Schedule:
         self.mechanism = random.choice(MECHANISMS)
         self.devices = random.randint(1, 3)
         self.names = list(NAMES)
+        self.others = random.sample(EXCHANGED, 2) if self.name in EXCHANGED else []
         models = models_of(3)
         plan = self.plan()
         limits = Limits(random.choice((2, 5, 1000)), random.random() < 0.5)
         problem = problem_of(models, plan, tiny_profile(NAMES))
 
         def make(now, plan):  # some of them can only be made for a demand that fits
-            return DISPATCHERS[self.name](replace(problem, models=now.models, profile=now.profile), plan)
+            name = plan.dispatcher or self.name
+            now = replace(problem, models=now.models, profile=now.profile)
+            return DISPATCHERS[name](now, replace(plan, dispatcher=""))
 
         scheduler = Scheduler(problem.models, plan, make(problem, plan), limits)
         estimator = RateWatch(problem.models, problem.demand, 0, RULES)
@@ -159,7 +173,8 @@ class Schedule:
         self.disturb(models)
 
     def plan(self):
-        return plan_of(self.random, self.devices, self.mechanism, self.name, self.names)
+        plan = plan_of(self.random, self.devices, self.mechanism, self.name, self.names)
+        return replace(plan, dispatcher=self.random.choice(("", *self.others)))
 
     def enlist(self, _):
         """From now on planners know of it as well."""

@@ -1,10 +1,8 @@
 """Admin's calls carried out: each becomes an event of the core, and is answered by what the core then decides."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
-from typing import TypeAlias
 
 import msgspec
 
@@ -13,18 +11,17 @@ from gpulet.api.catalog import Catalog
 from gpulet.core.control import Controlled
 from gpulet.core.decisions import change_row
 from gpulet.core.messages import (
-    Adopt,
-    Command,
     DeviceIn,
     DeviceOut,
+    Enlist,
     Event,
-    Explain,
     Force,
     Freeze,
     Hint,
     Revise,
 )
 from gpulet.core.replan import Demand
+from gpulet.deciding import Deciding, Decision
 from gpulet.drivers.live import Live
 from gpulet.errors import GpuletError, RequestError
 from gpulet.fleetfile import Site
@@ -34,27 +31,14 @@ from gpulet.planfile import read_plan, to_doc, to_json
 from gpulet.recent import Recent
 from gpulet.residency import Residency
 from gpulet.systems import find_system
-from gpulet.units import SECOND, Instant, from_ms, to_ms
+from gpulet.units import SECOND, from_ms, to_ms
 from gpulet.whatif import WhatIf, ask
 
-_PATIENCE_S = 600.0
-"""For what is to be built: many graphs of large models take minutes."""
 _MOST_MINUTES = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """What the core said, and whether a plan came into force by it."""
-
-    told: Explain
-    is_adopted: bool
-
-
-_IsMine: TypeAlias = Callable[[Explain], bool]
-
-
 class Administration:
-    """Of one server with live control; it sees every step."""
+    """Of one server with live control."""
 
     def __init__(
         self,
@@ -65,6 +49,7 @@ class Administration:
         residency: Residency,
         newcomers: Newcomers,
         recent: Recent,
+        deciding: Deciding,
     ) -> None:
         self._site = site
         self._live = live
@@ -73,19 +58,10 @@ class Administration:
         self._residency = residency
         self._newcomers = newcomers
         self._adding = asyncio.Lock()
+        self._asking = asyncio.Lock()
         self._recent = recent
+        self._deciding = deciding
         self._tickets = 0
-        self._waiting: list[tuple[_IsMine, asyncio.Future[_Decision]]] = []
-
-    def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
-        """Who waits for a decision has it."""
-        if not self._waiting:
-            return
-        adopted = {command.number for command in commands if isinstance(command, Adopt)}
-        for told in (command for command in commands if isinstance(command, Explain)):
-            for is_mine, future in tuple(self._waiting):
-                if is_mine(told) and not future.done():
-                    future.set_result(_Decision(told, told.number in adopted))
 
     def demand(self) -> Demand:
         """What live control sees."""
@@ -147,7 +123,7 @@ class Administration:
 
     async def _force(self, plan: Plan) -> Document:
         self._tickets = ticket = self._tickets + 1
-        decision = await self._decided(lambda told: told.number == -ticket, Force(ticket, plan))
+        decision = await self._deciding.decided(Force(ticket, plan))
         if not decision.is_adopted:
             raise _not_adopted(decision)
         return _told(decision)
@@ -166,7 +142,10 @@ class Administration:
     async def revise(self, model: str, slo_ms: float) -> Document:
         """As `Admin` says."""
         self._known(model)
-        revised = replace(self._core.problem.models[model], slo=from_ms(slo_ms))
+        try:
+            revised = replace(self._core.problem.models[model], slo=from_ms(slo_ms))
+        except GpuletError as error:
+            raise RequestError(str(error)) from error
         self._catalog.models[model].model = revised
         return await self._after(Revise(revised))
 
@@ -179,18 +158,22 @@ class Administration:
     async def add(self, model: str) -> Document:
         """As `Admin` says."""
         async with self._adding:
-            if model not in self._core.problem.models:
-                return await self._enlist(model)
+            event = None if model in self._catalog.models else await self._brought(model)
+        if event:
+            return await self._enlist(model, event)
+        self._known(model)
         await self._residency.load(model)
         return {"model": model, "ready": self._catalog.is_ready(model)}
 
-    async def _enlist(self, model: str) -> Document:
-        """One that has not been there; where no plan has a place for it, it is not loaded either."""
+    async def _brought(self, model: str) -> Enlist:
         if self._core.is_frozen:
             msg = f"model {model[:256]} is new, and the plan is frozen"
             raise RequestError(msg, HTTPStatus.CONFLICT)
-        event, new = await self._newcomers.bring(model), f"model {model} is new"
-        decision = await self._decided(lambda told: told.number > 0 and new in told.seen, event)
+        return await self._newcomers.bring(model)
+
+    async def _enlist(self, model: str, event: Enlist) -> Document:
+        """One that has not been there; where no plan has a place for it, it is not loaded either."""
+        decision = await self._deciding.decided(event)
         if decision.is_adopted:
             return {"model": model, "ready": self._catalog.is_ready(model), **_told(decision)}
         self._live.feed(Hint(model, 0.0))
@@ -210,18 +193,22 @@ class Administration:
         if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= _MOST_MINUTES:
             msg = f"minutes must be above 0, at most {_MOST_MINUTES:g}, is {minutes!r}"
             raise RequestError(msg)
+        if self._asking.locked():
+            msg = "another what-if is being answered"
+            raise RequestError(msg, HTTPStatus.TOO_MANY_REQUESTS)
         try:
-            return await ask(self._what_if(asked, round(minutes * 60 * SECOND)))
+            async with self._asking:
+                return await ask(await self._what_if(asked, round(minutes * 60 * SECOND)))
         except RequestError:
             raise
         except GpuletError as error:
             raise RequestError(str(error)) from error
 
-    def _what_if(self, asked: Document, back: int) -> WhatIf:
+    async def _what_if(self, asked: Document, back: int) -> WhatIf:
         fleet, problem, system = self._site.config.fleet, self._core.problem, str(asked.get("system", ""))
         if system:
             find_system(system)
-        arrivals = self._recent.arrivals(problem.sources, self._live.timer.now(), back)
+        arrivals = await asyncio.to_thread(self._recent.arrivals(problem.sources, self._live.timer.now(), back))
         if not len(arrivals):
             msg = f"nothing came in the last {back / SECOND:g} s"
             raise RequestError(msg, HTTPStatus.CONFLICT)
@@ -234,21 +221,7 @@ class Administration:
         if self._core.is_frozen:
             self._live.feed(event)
             return {"chosen": "noted; the plan is frozen"}
-        return _told(await self._decided(lambda told: told.number > 0, event))
-
-    async def _decided(self, is_mine: _IsMine, event: Event) -> _Decision:
-        future: asyncio.Future[_Decision] = asyncio.get_running_loop().create_future()
-        entry = (is_mine, future)
-        self._waiting.append(entry)
-        self._live.feed(event)
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return await future
-        except TimeoutError:
-            msg = f"nothing was decided within {_PATIENCE_S:g} s"
-            raise RequestError(msg, HTTPStatus.SERVICE_UNAVAILABLE) from None
-        finally:
-            self._waiting.remove(entry)
+        return _told(await self._deciding.decided(event))
 
     def _known(self, model: str) -> None:
         if model not in self._core.problem.models:
@@ -256,11 +229,12 @@ class Administration:
             raise RequestError(msg, HTTPStatus.NOT_FOUND)
 
 
-def _not_adopted(decision: _Decision) -> RequestError:
-    return RequestError(f"{decision.told.chosen}: {decision.told.considered}", HTTPStatus.CONFLICT)
+def _not_adopted(decision: Decision) -> RequestError:
+    why = ": ".join(filter(None, (decision.told.chosen, decision.told.considered)))
+    return RequestError(why, HTTPStatus.CONFLICT)
 
 
-def _told(decision: _Decision) -> Document:
+def _told(decision: Decision) -> Document:
     told = decision.told
     return {
         "number": told.number,

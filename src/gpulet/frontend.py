@@ -144,12 +144,12 @@ class FrontEnd:
 
     async def close(self) -> None:
         """Accept no more; end what is open."""
+        if self._admin_path:
+            release(self._admin_path)  # first: later it may be a successor's
         await self._http.close()
         if self._rpc:
             await self._rpc.close()
         self._regions.forget()
-        if self._admin_path:
-            release(self._admin_path)
 
 
 class _RpcEnd(Protocol):

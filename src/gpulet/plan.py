@@ -7,7 +7,7 @@ One type carries every published way to share a device:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -201,15 +201,15 @@ class Plan:
         return replace(self, gpulets=tuple(replace(g, id=place) for place, g in enumerate(apart)))
 
     def folded(self) -> "Plan":
-        """The same with one gpulet for all its processes: what `unfolded` undoes, but for the numbers."""
-        first = [g for g in self.gpulets if g.process <= 1]
-        together = [
-            replace(g, process=0, turns=tuple(replace(t, rate=t.rate * g.processes) for t in g.turns))
-            if g.process
-            else g
-            for g in first
-        ]
-        return replace(self, gpulets=tuple(together))
+        """The same with one gpulet for all its processes: what `unfolded` undoes, but for the numbers.
+
+        Where fellow processes have other turns, by a later plan, the one gpulet has all of them.
+        """
+        fellows: dict[tuple[object, ...], list[Gpulet]] = {}
+        for g in self.gpulets:
+            place = (g.device, g.offset, g.size, g.processes) if g.process else (g.id,)
+            fellows.setdefault(place, []).append(g)
+        return replace(self, gpulets=tuple(_together(mine) for mine in fellows.values()))
 
     def _used(self) -> Iterator[int]:
         yield from (g.device for g in self.gpulets)
@@ -286,6 +286,20 @@ class Plan:
             sms = sum(r.guaranteed for r in self.residents if r.device == device.index)
             if sms > device.kind.sms * (1 + 1e-9):
                 yield f"device {device.index}: residents are guaranteed {sms:g} of its {device.kind.sms} SMs"
+
+
+def _together(fellows: Sequence[Gpulet]) -> Gpulet:
+    """Processes of one place as one gpulet."""
+    first = fellows[0]
+    if not first.process:
+        return first
+    turns: dict[str, Turn] = {}
+    for turn in (turn for g in fellows for turn in g.turns):
+        known = turns.get(turn.model)
+        turns[turn.model] = replace(turn, rate=turn.rate + known.rate) if known else turn
+    spare = {name for g in fellows for name in g.spare} - set(turns)
+    duty = max(first.duty_cycle, sum(turn.latency for turn in turns.values()))
+    return replace(first, process=0, duty_cycle=duty, turns=tuple(turns.values()), spare=tuple(sorted(spare)))
 
 
 def _overfull_instances(device: Device, gpulets: Iterable[Gpulet], memory: Mapping[str, int]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -47,35 +47,32 @@ class PlanningProcess:
         self._problem = problem
         self._feed = feed
         self._pool: ProcessPoolExecutor | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._hiring = asyncio.Lock()
 
     def warm(self) -> None:
         """Have the process ready for the first question."""
-        self._hire().submit(os.getpid)
+        self._do(self._hired())
 
     def ask(self, command: Replan) -> None:
         """The answer is fed when it is there."""
-        task = asyncio.get_running_loop().create_task(self._answer(command))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._do(self._answer(command))
 
     async def close(self) -> None:
         """Nobody waits any longer."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._end()
+        self._end(self._pool)
 
     async def _answer(self, command: Replan) -> None:
         try:
             try:
                 answer = await self._asked(command)
             except BrokenProcessPool:  # it may have died long ago
-                self._end()
                 answer = await self._asked(command)
         except Exception as error:  # noqa: BLE001 (anybody's planner: whoever asked must be answered)
-            self._end()
-            answer = Replanned(command.number, None, f"the planner failed: {error!r}", 0.0, 0.0)
+            answer = Replanned(command.number, None, f"the planner failed: {error!r}", 0.0, 0.0, has_failed=True)
         self._feed(answer)
 
     async def _asked(self, command: Replan) -> Replanned:
@@ -83,21 +80,38 @@ class PlanningProcess:
         problem = self._problem()
         if problem.profile is not self._question.problem.profile:
             self._question = replace(self._question, problem=problem)
-            self._end()
+            self._end(self._pool)
         news = replace(problem, profile=_NO_PROFILE, interference=None)
-        async with asyncio.timeout(_LONGEST_S):
-            return await asyncio.get_running_loop().run_in_executor(self._hire(), _answer, command, news)
+        pool = await self._hired()
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                return await asyncio.get_running_loop().run_in_executor(pool, _answer, command, news)
+        except BaseException:
+            self._end(pool)
+            raise
 
-    def _hire(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, context, _begin, (self._question,))
-        return self._pool
+    async def _hired(self) -> ProcessPoolExecutor:
+        """A large question takes a while to be handed to a process that is just starting."""
+        async with self._hiring:
+            if self._pool is None:
+                self._pool = await asyncio.to_thread(_hire, self._question)
+            return self._pool
 
-    def _end(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool:
+    def _end(self, pool: ProcessPoolExecutor | None) -> None:
+        if pool and pool is self._pool:
+            self._pool = None
             end_at_once(pool)
+
+    def _do(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hire(question: Question) -> ProcessPoolExecutor:
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (question,))
+    pool.submit(os.getpid)
+    return pool
 
 
 _NO_PROFILE = Profile(())

@@ -2,8 +2,9 @@
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -55,13 +56,20 @@ class Recent:
             self._count -= len(self._pieces.popleft().times)
         return self._pieces[-1]
 
-    def arrivals(self, models: Sequence[Model], now: Instant, back: Duration) -> Arrivals:
-        """What came in the last while, from its beginning; `models` are all that may arrive."""
-        begins = max(now - back, self._pieces[0].since)
-        times, which, rows = (
-            np.concatenate([np.array(getattr(piece, name), np.int64) for piece in self._pieces])
-            for name in ("times", "which", "rows")
-        )
-        kept = times >= begins
+    def arrivals(self, models: Sequence[Model], now: Instant, back: Duration) -> Callable[[], Arrivals]:
+        """What came in the last while, from its beginning; `models` are all that may arrive. Put together on a thread: it takes long."""
+        *pieces, last = self._pieces
+        pieces.append(_Piece(last.since, last.times[:], last.which[:], last.rows[:]))  # what is read cannot grow
         by_place = tuple(sorted(models, key=lambda model: self._places[model.name]))
-        return Arrivals(by_place, times[kept] - begins, which[kept], rows[kept], max(1, now - begins))
+        return partial(_joined, pieces, by_place, now, back)
+
+
+def _joined(pieces: Sequence[_Piece], models: tuple[Model, ...], now: Instant, back: Duration) -> Arrivals:
+    begins = max(now - back, pieces[0].since)
+    times, which, rows = (
+        np.concatenate([np.array(getattr(piece, name), np.int64) for piece in pieces])
+        for name in ("times", "which", "rows")
+    )
+    order = np.argsort(times, kind="stable")  # who waited at the door comes late
+    order = order[times[order] >= begins]
+    return Arrivals(models, times[order] - begins, which[order], rows[order], max(1, now - begins))

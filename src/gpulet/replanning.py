@@ -28,6 +28,8 @@ GOOD = 0.98
 HOLDS = 0.995
 """A plan in force that is predicted to serve as much of the demand in time is good enough: no other is looked for."""
 _LEAST_REQUESTS, _MOST_REQUESTS, _LEAST_S, _MOST_S = 2_000, 6_000, 0.5, 20.0
+_MOST = 500_000
+"""Requests, whatever the rate."""
 _SEED = 7
 _ROUNDING = 1e-9
 
@@ -151,7 +153,7 @@ def attained(system: System, problem: Problem, plan: Plan, limits: Limits) -> fl
     rate = sum(problem.rates.values())
     if rate < 1e-3 * len(problem.rates):
         return 1.0
-    seconds = min(_MOST_S, max(_LEAST_S, _LEAST_REQUESTS / rate), max(_MOST_REQUESTS / rate, _LEAST_S))
+    seconds = min(_MOST_S, max(_LEAST_S, _LEAST_REQUESTS / rate), max(_MOST_REQUESTS / rate, _LEAST_S), _MOST / rate)
     arrivals = drawn(problem.sources, problem.rates, round(seconds * SECOND), _SEED, poisson, problem.rows)
     scheduler = make_scheduler(system, problem, plan, limits)
     metrics = simulate(scheduler, problem.profile, plan, arrivals, interference=problem.interference)

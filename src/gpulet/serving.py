@@ -20,6 +20,7 @@ from gpulet.core.journal import Header, encode_header
 from gpulet.core.metrics import Metrics
 from gpulet.core.ports import Problem
 from gpulet.core.scheduler import Scheduler
+from gpulet.deciding import Deciding
 from gpulet.drivers.live import Live
 from gpulet.drivers.timers import LiveTimer
 from gpulet.errors import GpuletError
@@ -157,10 +158,10 @@ def _administration(
     if isinstance(core, Scheduler):
         return None
     recent = Recent([source.name for source in core.problem.sources])
-    administration = Administration(site, live, core, catalog, residency, newcomers, recent)
+    deciding = Deciding(live)
     live.show(recent.observe)
-    live.show(administration.observe)
-    return administration
+    live.show(deciding.observe)
+    return Administration(site, live, core, catalog, residency, newcomers, recent, deciding)
 
 
 def _planning(site: Site, problem: Problem, core: Scheduler | Controlled, live: Live) -> PlanningProcess | None:

@@ -691,7 +691,38 @@ def test_a_device_that_is_still_in_use_is_asked_about_again_after_a_pause():
     while told.script.look_at < paused + 5 * SECOND:
         assert told.at(told.script.look_at) == []
     told.at(told.script.look_at)
+    assert (told.one(Replan).devices, told.asked.why) == ((0,), "device 1 is taken out")
+    told.answer(None, before=1.0, why="no plan: there is no room")
+    while not told.at(told.script.look_at):
+        assert told.now < paused + 20 * SECOND
     assert (told.one(Replan).devices, told.asked.why) == ((0,), "device 1 is still in use")
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_what_failed_is_tried_again_ever_more_seldom(is_built):
+    told, asked = Told(steering=Steering(pause=5 * SECOND)), []
+    told.call()
+    for _ in range(3):
+        asked.append(told.now)
+        assert told.asked.why == "m0 rose"
+        if is_built:
+            told.answer(OTHER)
+            told.tell(NotBuilt(told.asked.number, "out of memory"))
+        else:
+            told.tell(Replanned(told.asked.number, None, "the planner failed", 0.0, 0.0, has_failed=True))
+        while not told.at(told.script.look_at):
+            assert told.now < asked[-1] + 60 * SECOND
+    first, second, third = asked
+    assert 5 * SECOND < second - first < 7 * SECOND
+    assert 10 * SECOND < third - second < 12 * SECOND
+
+
+def test_where_there_is_no_plan_none_is_asked_for_until_something_changes():
+    told = Told(steering=Steering(pause=5 * SECOND))
+    told.call()
+    told.answer(None, before=0.5, why="no plan: m0: no")
+    while told.now < 60 * SECOND:
+        assert told.at(told.script.look_at) == []
 
 
 # the end --------------------------------------------------------------------------------------------------------------
@@ -701,7 +732,8 @@ def test_a_server_that_stops_asks_for_nothing_more():
     told = Told()
     told.tell(Stopping())
     assert told.call() == []
-    assert told.tell(Force(1, OTHER)) == []
+    told.tell(Force(1, OTHER))
+    assert (told.one(Explain).number, told.one(Explain).chosen) == (-1, "not begun: the server stops")
     assert told.tell(DeviceOut(1)) == []
     assert told.stays()
 

@@ -2,7 +2,7 @@
 
 from gpulet.core.control import Controlled, Steering
 from gpulet.core.losses import Losses
-from gpulet.core.messages import DeviceIn, GpuletDown, GpuletUp, Replan, Replanned
+from gpulet.core.messages import DeviceIn, DeviceOut, GpuletDown, GpuletUp, Replan, Replanned
 from gpulet.core.replan import Watch
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.dispatchers.dutycycle import DutyCycle
@@ -73,11 +73,31 @@ def test_what_was_never_up_is_not_lost():
     losses, running = Losses(SECOND), Running()
     for state in running.core.fleet.gpulets.values():
         state.is_up = False
-    assert losses.look(0, running.core.fleet) == losses.look(60 * SECOND, running.core.fleet) == ([], [])
+    for now in (0, 60 * SECOND):
+        losses.look(now, running.core.fleet)
+    assert losses.lost == set()
 
 
 def test_somebody_may_restore_it():
     running = Running()
     running.pass_on(3, GpuletDown(1), GpuletDown(2))
+    running.pass_on(0.5, DeviceIn(1))
+    assert running.core.out == set()
+
+
+def test_who_went_down_as_the_last_is_out_once_another_is_back():
+    running = Running()
+    running.pass_on(3, GpuletDown(0), GpuletDown(1), GpuletDown(2))
+    assert len(running.core.out) == 1
+    running.pass_on(0.5, GpuletUp(0))
+    assert running.core.out == {1}
+
+
+def test_what_somebody_took_out_stays_out_when_it_comes_back_from_being_lost():
+    running = Running()
+    running.pass_on(0.5, DeviceOut(1))
+    running.pass_on(3, GpuletDown(1), GpuletDown(2))
+    running.pass_on(1, GpuletUp(1))
+    assert running.core.out == {1}
     running.pass_on(0.5, DeviceIn(1))
     assert running.core.out == set()

@@ -1,11 +1,13 @@
 """The difference of two plans: who stays, who gets a number, where things are moved so that more stays."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpulet.core.staging import stage
-from gpulet.device import Mechanism
+from gpulet.device import Device, Mechanism
 from gpulet.plan import Plan
-from support import tiny_plan
+from support import TINY, tiny_plan
 
 NAMES = ["m0", "m1", "m2"]
 
@@ -97,3 +99,25 @@ def test_plans_without_gpulets_have_nothing_to_stage():
     staged = stage(bare, old)
     assert (staged.plan, staged.stop) == (bare, (0,))
     assert stage(old, bare).start == (0,)
+
+
+def test_other_turns_on_the_gpulets_there_are_stay_where_they_are():
+    both = cut([(4, ["m0"]), (4, ["m0"])])
+    (one, other), (last,) = both.gpulets, cut([(4, ["m2"])]).gpulets
+    old = replace(both, gpulets=(replace(one, spare=("m1", "m2")), replace(other, spare=("m2",))))
+    new = replace(old, gpulets=(old.gpulets[0], replace(other, turns=last.turns, spare=("m0",))))
+    staged = stage(new, old)
+    assert staged.is_nothing
+    assert [g.models for g in staged.plan.gpulets] == [("m0",), ("m2",)]
+
+
+def test_who_would_keep_more_than_the_memory_holds_begins_anew():
+    devices = (Device(0, replace(TINY, memory=10), Mechanism.GREEN),)
+    old = replace(cut([(4, ["m0", "m1"])]), devices=devices)
+    new = replace(cut([(4, ["m0"]), (4, ["m1"])]), devices=devices)
+    memory = {"m0": 4, "m1": 4}
+    assert stage(new, old).stay == (0,)
+    staged = stage(new, old, memory=memory)
+    assert (staged.stay, staged.stop) == ((), (0,))
+    assert not any(staged.plan.overfull(memory))
+    assert stage(new, old, memory={"m0": 4, "m1": 2}).stay == (0,), "there is room for what it keeps"

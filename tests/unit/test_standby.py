@@ -1,22 +1,30 @@
 """A worker that stands by has the models loaded that whoever dies had."""
 
+import asyncio
+import errno
+import fcntl
 import os
 import socket
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from gpulet.core.messages import Start
 from gpulet.device import Size
+from gpulet.errors import Unusable
 from gpulet.executors import crew as crews
+from gpulet.executors import process as processes
 from gpulet.executors import worker as workers
 from gpulet.executors.base import Signature
 from gpulet.executors.crew import Crew
 from gpulet.executors.ground import Post
-from gpulet.executors.process import CPU
+from gpulet.executors.process import CPU, WorkerProcess
 from gpulet.executors.shelf import Shelf
-from gpulet.executors.stations import Station
+from gpulet.executors.stations import Running, Station, Suspects
 from gpulet.executors.wire import Assign, FromWorker, ModelReady, Prepare, WorkerModel
 from gpulet.plan import Gpulet
 from gpulet.units import MIB, MS
@@ -176,3 +184,41 @@ def test_each_that_stands_by_is_told_once(monkeypatch):
     assert hired.sent == [first, then]
     crew.stand_by(then)
     assert crew.hire().sent == [then]
+
+
+def test_there_may_be_any_number_of_open_files():
+    ours, theirs = socket.socketpair()
+    high = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 2000)
+    with ours, theirs, socket.socket(fileno=high) as channel:
+        assert not workers.is_readable(channel)
+        ours.send(b"x")
+        assert workers.is_readable(channel)
+
+
+def test_where_no_process_can_be_had_that_is_an_error_of_ours_and_nothing_is_left_open(monkeypatch):
+    def exhausted(*_arguments, **_options):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.subprocess, "Popen", exhausted)
+
+    def files():
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    async def begin():
+        before = files()
+        with pytest.raises(Unusable, match="no process for a worker: Resource temporarily unavailable"):
+            WorkerProcess(lambda _: None, lambda: None, CPU)
+        assert files() == before
+
+    asyncio.run(begin())
+
+
+def test_who_died_at_the_same_time_of_the_same_contents_is_no_second_death():
+    def ran(batch, since):
+        start = Start(batch, 0, "m", "", 1, (batch,))
+        return Running(start, [SimpleNamespace(inputs=(b"same",), dims=((4,),))], since)
+
+    suspects = Suspects()
+    assert not suspects.accuse([ran(1, 5 * MS)], 10 * MS)
+    assert not suspects.accuse([ran(2, 6 * MS)], 11 * MS), "it ran beside the first"
+    assert suspects.accuse([ran(3, 20 * MS)], 30 * MS) == "m"

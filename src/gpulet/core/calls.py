@@ -32,19 +32,25 @@ class Steering:
     pause: Duration = 5 * SECOND
 
 
+_LONGEST_PAUSE: Duration = 300 * SECOND
+
+
 class Calls:
-    """Of one fleet. `demand` is what was seen at the last look; `out` are devices that no plan may use."""
+    """Of one fleet. `demand` is what was seen at the last look."""
 
     def __init__(self, fleet: Fleet, demand: Demand, estimator: Estimator, steering: Steering) -> None:
         self.demand = demand
-        self.out: set[int] = set()
         self.planning = steering.planning
         self._devices = frozenset(fleet.devices)
         self._fleet = fleet
         self._estimator = estimator
         self._steering = steering
         self._losses = Losses(steering.lost)
+        self._drained: set[int] = set()
+        self._missing: set[int] = set()
         self._told = ""
+        self._failed = ""
+        self._pause = steering.pause
         self._not_before: Instant = 0
         self._retry_at: Instant = 0
         self._settles: Instant = NEVER
@@ -55,6 +61,11 @@ class Calls:
         return min(self._estimator.look_at, self._settles)
 
     @property
+    def out(self) -> set[int]:
+        """The devices that no plan may use: somebody took them out, or they are lost."""
+        return self._drained | self._missing
+
+    @property
     def usable(self) -> tuple[int, ...]:
         """The devices that plans may use."""
         return tuple(sorted(self._devices - self.out))
@@ -62,6 +73,7 @@ class Calls:
     def look(self, now: Instant, *, has_jumped: bool) -> None:
         """See what is asked. After a jump nothing is called for until the others had time to settle."""
         self.demand = self._estimator.look(now)
+        self._look_for_lost(now)
         if now >= self._settles:
             self._settles = NEVER
         elif has_jumped and self._settles == NEVER:
@@ -80,16 +92,21 @@ class Calls:
         self._told = f"{self._told}; {why}" if self._told else why
 
     def shift(self, event: DeviceOut | DeviceIn) -> None:
-        """Plans may use a device no more, or again."""
-        is_out = isinstance(event, DeviceOut)
-        (self.out.add if is_out else self.out.discard)(event.device)
-        self.tell(f"device {event.device} is {'taken out' if is_out else 'back'}")
+        """Plans may use a device no more, or again: somebody says so."""
+        if isinstance(event, DeviceOut):
+            self._drained.add(event.device)
+            self.tell(f"device {event.device} is taken out")
+        else:
+            self._drained.discard(event.device)
+            self._missing.discard(event.device)
+            self._losses.forgive(event.device)
+            self.tell(f"device {event.device} is back")
 
     def why(self, now: Instant, in_use: frozenset[int]) -> str:
         """What calls for a plan now, empty for nothing; `in_use` are the devices of the plan in force."""
-        self._look_for_lost(now)
         seen = self.demand.why if now >= self._not_before else ""
-        return self._told or seen or self._astray(now, in_use)
+        failed = self._failed if now >= self._retry_at else ""
+        return self._told or seen or failed or self._astray(now, in_use)
 
     def answer(self) -> None:
         """A call is heeded once."""
@@ -99,12 +116,24 @@ class Calls:
     def decide(self) -> None:
         """What was seen so far has been decided; what was told meanwhile has not."""
         self.demand = replace(self.demand, why="")
+        self._failed = ""
 
-    def rest(self, now: Instant, *, is_held: bool = True) -> None:
-        """Nothing changes: what could not be done is tried again later, and where too little is held rates wait as well."""
-        self._retry_at = now + self._steering.pause
+    def adopt(self) -> None:
+        """A plan has come into force."""
+        self.decide()
+        self._pause = self._steering.pause
+
+    def rest(self, now: Instant, *, is_held: bool = True, failed: str = "") -> None:
+        """Nothing changes: what could not be done is tried again later, and where too little is held rates wait as well.
+
+        `failed` is what called for a change that failed and might not the next time: that is tried ever more seldom.
+        """
+        self._retry_at = now + self._pause
+        self._failed = failed
+        if failed:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         if not is_held:
-            self._not_before = self._retry_at
+            self._not_before = now + self._steering.pause
 
     def _astray(self, now: Instant, in_use: frozenset[int]) -> str:
         """What still stands where nothing may: a change that was to take it away has failed."""
@@ -112,10 +141,13 @@ class Calls:
         return f"device {min(devices)} is still in use" if devices else ""
 
     def _look_for_lost(self, now: Instant) -> None:
-        """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one stays."""
-        lost, back = self._losses.look(now, self._fleet)
-        for device in back:
-            self.shift(DeviceIn(device))
-        for device in lost:
+        """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one that plans may use stays."""
+        losses = self._losses
+        losses.look(now, self._fleet)
+        for device in sorted(self._missing - losses.lost):
+            self._missing.discard(device)
+            self.tell(f"device {device} is back")
+        for device in sorted(losses.lost - self.out):
             if {*self.usable} - {device}:
-                self.shift(DeviceOut(device))
+                self._missing.add(device)
+                self.tell(f"device {device} is lost")

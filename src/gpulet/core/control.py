@@ -42,6 +42,8 @@ _OURS = frozenset((Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, 
 _REMEMBERED = 1000
 _STEERING = Steering()
 _SINCE = "; since then "
+_STOPS = "the server stops"
+FROZEN = "the plan is frozen"
 _NEAR = 0.7, 1.4
 """Of the target that was planned for, and a row more or less."""
 
@@ -157,12 +159,12 @@ class Controlled:
             case Freeze():
                 return self._freeze(event)
             case Force():
-                before, self._forced = self._forced, event
-                return _superseded(before, "another plan was asked for since")
+                before, self._forced = (event, None) if self._is_stopping else (self._forced, event)
+                return _superseded(before, _STOPS if self._is_stopping else "another plan was asked for since")
             case Stopping():
                 self._is_stopping = True
                 before, self._forced = self._forced, None
-                return _superseded(before, "the server stops")
+                return _superseded(before, _STOPS)
             case _:
                 self._heed(now, event)
         return ()
@@ -187,7 +189,7 @@ class Controlled:
     def _freeze(self, event: Freeze) -> Iterator[Command]:
         """A plan that is only being made is asked for again once it may change; what is being built comes into force."""
         self.is_frozen = event.is_on
-        yield Explain(0, "asked", "", "the plan is frozen" if event.is_on else "the plan may change again")
+        yield Explain(0, "asked", "", FROZEN if event.is_on else "the plan may change again")
         change = self._change
         if event.is_on and change and change.stage is None:
             self._change = None
@@ -240,9 +242,12 @@ class Controlled:
         self._tries = 0
         if answer.plan is None:
             is_held = answer.before >= self._steering.enough
-            return (self._stay(now, answer.why, "the plan in force stays", holds=is_held, is_enough=is_held),)
+            stays = self._stay(now, answer.why, "the plan in force stays", holds=is_held, is_enough=is_held)
+            if answer.has_failed:
+                self._calls.rest(now, failed=change.seen)
+            return (stays,)
         if answer.plan.in_use & self._calls.out:
-            return self._again("a device was taken out while a plan was made")
+            return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}a device went out")
         violations = answer.plan.violations()
         if violations:
             why = f"a plan that cannot be: {violations[0]}"
@@ -281,7 +286,8 @@ class Controlled:
         return ""
 
     def _staged(self, plan: Plan) -> Stage:
-        return stage(plan.unfolded(), self.in_force, self._calls.usable)
+        memory = {name: model.memory for name, model in self._problem.models.items()}
+        return stage(plan.unfolded(), self.in_force, self._calls.usable, memory)
 
     def _stay(
         self, now: Instant, considered: str, chosen: str, *, holds: bool = False, is_enough: bool = True
@@ -306,6 +312,8 @@ class Controlled:
             return
         if isinstance(answer, NotBuilt):
             yield self._stay(now, change.considered, f"given up, the plan in force stays: {answer.error}")
+            if change.number > 0:
+                self._calls.rest(now, failed=change.seen)
         else:
             yield from self._adopt(now)
 
@@ -316,7 +324,7 @@ class Controlled:
         assert change.stage, "and decided"
         self.before, self.in_force = self.in_force, change.stage.plan
         self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
-        self._calls.decide()
+        self._calls.adopt()
         self._estimator.considered(now, change.demand.targets, is_held=change.is_held)
         self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
         planned, built = (change.decided - change.since) / SECOND, (now - change.decided) / SECOND

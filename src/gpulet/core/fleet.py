@@ -197,6 +197,11 @@ class Fleet:
         """The models that a plan says where to run none of: what comes for them waits until its deadline at the most."""
         return {name for name in self.models if plan.in_use and not plan.serves(name)}
 
+    def may_wait(self, request: Request) -> bool:
+        """Whether the plan in force lets it wait where it does."""
+        owner = self.waiting[request.id].owner
+        return owner is CENTRAL or self.gpulets[owner].may_run((request,))
+
     def filled(self) -> Iterator[Queue]:
         """Every queue that holds requests."""
         yield from (queue for shapes in self.queues.values() for queue in shapes.values() if queue)

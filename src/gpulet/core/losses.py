@@ -13,21 +13,20 @@ class Losses:
         self._seen_up: set[int] = set()
         self._down_since: dict[int, Instant] = {}
 
-    def look(self, now: Instant, fleet: Fleet) -> tuple[list[int], list[int]]:
-        """Devices that are lost now and were not at the last look, and those that are back."""
+    def look(self, now: Instant, fleet: Fleet) -> None:
+        """Say in `lost` which devices are lost now; one of which a gpulet is up again is not."""
         is_up: dict[int, bool] = {}
         for state in fleet.gpulets.values():
             device = state.planned.device
             is_up[device] = is_up.get(device, False) or state.is_up
-        back = [device for device, up in is_up.items() if up and device in self.lost]
-        lost = [device for device, up in is_up.items() if not up and self._is_lost(now, device)]
-        for device in (device for device, up in is_up.items() if up):
-            self._seen_up.add(device)
-            self._down_since.pop(device, None)
-        self.lost = (self.lost | {*lost}) - {*back}
-        return lost, back
+        for device, up in is_up.items():
+            if up:
+                self._seen_up.add(device)
+                self.forgive(device)
+            elif device in self._seen_up and now - self._down_since.setdefault(device, now) >= self._after:
+                self.lost.add(device)
 
-    def _is_lost(self, now: Instant, device: int) -> bool:
-        if device not in self._seen_up or device in self.lost:
-            return False
-        return now - self._down_since.setdefault(device, now) >= self._after
+    def forgive(self, device: int) -> None:
+        """It is looked at anew."""
+        self._down_since.pop(device, None)
+        self.lost.discard(device)

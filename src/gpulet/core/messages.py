@@ -133,6 +133,7 @@ class Replanned(_Message, frozen=True):
     why: str = ""
     before: float = 1.0
     after: float = 1.0
+    has_failed: bool = False
 
 
 class Force(_Message, frozen=True):

@@ -89,19 +89,22 @@ class Rate:
         self._low, self._high, *self._falls = (_Sum(ratio, now) for ratio in _RATIOS)
 
     def arrive(self, now: Instant, rows: int) -> bool:
-        """A request came; whether the rate has jumped up by the looks of it. What it costs every request pays."""
-        expected = self._before * (now - self._last) / SECOND
-        self._last = now
-        self._count = count = self._count + rows
-        low, high = self._low, self._high
-        value = low.value + rows * low.gain - expected * low.loss
-        if value <= 0:
-            value, low.since, low.count = 0.0, now, count
-        low.value = value
-        other = high.value + rows * high.gain - expected * high.loss
-        if other <= 0:
-            other, high.since, high.count = 0.0, now, count
-        high.value = other
+        """A request came; whether the rate has jumped up by the looks of it. What it costs every request pays.
+
+        Where a loop stood still, all that came meanwhile arrives at one instant: a sum is set to zero between instants only.
+        """
+        low, high, last, count = self._low, self._high, self._last, self._count
+        expected = 0.0
+        if now > last:
+            expected = self._before * (now - last) / SECOND
+            self._last = now
+            if low.value <= 0:
+                low.value, low.since, low.count = 0.0, last, count
+            if high.value <= 0:
+                high.value, high.since, high.count = 0.0, last, count
+        self._count = count + rows
+        low.value = value = low.value + rows * low.gain - expected * low.loss
+        high.value = other = high.value + rows * high.gain - expected * high.loss
         bound = _THRESHOLD * self.dispersion
         return (value > bound and now - low.since >= _CONFIRMED) or (other > bound and now - high.since >= _CONFIRMED)
 

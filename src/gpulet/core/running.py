@@ -36,6 +36,10 @@ class Running:
         """Whether some batch runs on SMs of its own."""
         return any(isinstance(batch.on, Carve) for batch in self._batches.values())
 
+    def batches(self) -> frozenset[BatchId]:
+        """Their numbers."""
+        return frozenset(self._batches)
+
     def holds(self, model: str) -> bool:
         """Whether any batch is of that model."""
         return any(batch.requests[0].model == model for batch in self._batches.values())

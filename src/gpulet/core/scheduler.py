@@ -12,7 +12,7 @@ from typing import assert_never
 
 from gpulet.application import Application
 from gpulet.core.applications import Flows
-from gpulet.core.fleet import CENTRAL, Fleet, GpuletState, Queue
+from gpulet.core.fleet import CENTRAL, Fleet, GpuletState
 from gpulet.core.handover import Handover
 from gpulet.core.messages import (
     Answer,
@@ -96,6 +96,7 @@ class Scheduler:
         self._retired: list[GpuletId] = []
         self._unserved = self.fleet.unserved(plan)
         self._introduced: frozenset[str] = frozenset()
+        self._foreign: frozenset[BatchId] = frozenset()
 
     @property
     def is_idle(self) -> bool:
@@ -245,6 +246,7 @@ class Scheduler:
     def _hand_over(self, now: Instant, changed: Changed, commands: list[Command]) -> None:
         """The plan that waits comes into force, and its dispatcher is told of everything that there is.
 
+        One of another kind may look for it elsewhere, so that all that waits is bound anew.
         Where runs have sizes of their own it waits until nothing runs: the new plan knows nothing of them.
         """
         assert self._next, "a plan waits"
@@ -252,7 +254,9 @@ class Scheduler:
         if self._running and (not plan.gpulets or not self.fleet.gpulets or self._running.has_carves):
             self._alarm = NEVER
             return
+        is_alike = type(dispatcher) is type(self._dispatcher)
         self._next, self._dispatcher, self._alarm = None, dispatcher, NEVER
+        self._foreign = self._foreign if is_alike else self._running.batches()
         self.fleet.introduce(self._introduced)
         gone = self._handover.begin(plan)
         self.fleet.settle_in(plan)
@@ -263,21 +267,20 @@ class Scheduler:
         changed.gpulets = [state for state in self.fleet.gpulets.values() if state.is_up]
         changed.gpulets.extend(self._handover.rise())
         self._unserved = self.fleet.unserved(plan)
+        changed.devices, changed.ended = list(self.fleet.devices), []
+        waiting = [request for queue in self.fleet.filled() for request in queue]
+        astray = [r for r in waiting if not self.fleet.may_wait(r)] if is_alike else waiting
+        astray += [request for state in gone for request in state.queue]
+        self._rebind(now, sorted(astray, key=lambda r: (r.arrival, r.id)), changed, commands)
         for name in self._unserved:  # nobody may wait for ever
             for queue in self.fleet.central(name):
                 self._waiting.watch(queue)
-        changed.devices, changed.ended = list(self.fleet.devices), []
         changed.queues = [*self.fleet.filled()]
-        for state in (*gone, *self.fleet.gpulets.values()):
-            astray = [r for r in state.queue if not state.may_run((r,))]
-            self._rebind(now, state.queue, astray, changed, commands)
 
-    def _rebind(
-        self, now: Instant, queue: Queue, requests: Sequence[Request], changed: Changed, commands: list[Command]
-    ) -> None:
-        """What waited for a gpulet that is not to run it waits where the dispatcher says; what can wait nowhere is given up."""
+    def _rebind(self, now: Instant, requests: Sequence[Request], changed: Changed, commands: list[Command]) -> None:
+        """What waited where it cannot any longer waits where the dispatcher says; what can wait nowhere is given up."""
         for request in requests:
-            self._waiting.leave(queue, (request,))
+            self._waiting.leave(self.fleet.waiting[request.id], (request,))
         for request in requests:
             reason = self._queue(now, request, changed)
             if reason is not None:
@@ -294,7 +297,8 @@ class Scheduler:
         gpulet.is_up = False
         if not gpulet.running:
             return
-        running = self._release(gpulet.running, changed)
+        lost_batch = gpulet.running
+        running = self._release(lost_batch, changed)
         again = [
             r
             for r in running.requests
@@ -306,8 +310,8 @@ class Scheduler:
                 self._fail(request.id, Reason.WORKER_LOST, commands)
         self._retried.update(r.id for r in again)
         queue = self._waiting.rejoin(running.queue, again)
-        if queue is gpulet.queue and not gpulet.may_run(again):
-            self._rebind(now, queue, again, changed, commands)
+        if lost_batch in self._foreign or (queue is gpulet.queue and not gpulet.may_run(again)):
+            self._rebind(now, again, changed, commands)
         else:
             changed.queues.append(queue)
 

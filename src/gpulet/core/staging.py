@@ -4,9 +4,10 @@ A gpulet stays where it is cut the same way at the same place and already holds 
 number and is not touched. Equal devices, and equal places on one, are exchanged so that as much as possible stays.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from types import MappingProxyType
 
 from gpulet.device import Device, Mechanism
 from gpulet.plan import Gpulet, GpuletId, Plan
@@ -33,23 +34,44 @@ class Stage:
         return not self.start and not self.stop
 
 
-def stage(plan: Plan, in_force: Plan, devices: Collection[int] = ()) -> Stage:
+def stage(
+    plan: Plan, in_force: Plan, devices: Collection[int] = (), memory: Mapping[str, int] = MappingProxyType({})
+) -> Stage:
     """The change from `in_force` to `plan`, which may be moved among `devices`, all of the plan's where none are named.
 
-    What a gpulet that stays has loaded and needs no more is spare from then on.
+    What a gpulet that stays has loaded and needs no more is spare from then on, where `memory`, bytes by model, allows it.
     """
     usable = [d.index for d in plan.devices if not devices or d.index in devices]
     alike = _cut_alike(plan, in_force)
-    moved = _aligned(plan, alike, usable)
-    stays = _staying(moved.gpulets, alike.gpulets)
-    known = {g.id for g in in_force.gpulets}
-    free = (number for number in count() if number not in known)
-    gpulets = tuple(_keeping(g, stays[g.id]) if g.id in stays else replace(g, id=next(free)) for g in moved.gpulets)
-    numbered = replace(moved, gpulets=tuple(sorted(gpulets, key=lambda g: g.id)))
+    moved, stays = _placed(plan, alike, usable)
+    numbered = _numbered(moved, stays, in_force)
+    if any(numbered.overfull(memory)):  # who would keep what is needed no more begins anew
+        lean = {g.id for g in moved.gpulets if g.id in stays and stays[g.id].held <= g.held}
+        stays = {number: old for number, old in stays.items() if number in lean}
+        numbered = _numbered(moved, stays, in_force)
     kept = tuple(sorted(old.id for old in stays.values()))
     start = tuple(g.id for g in numbered.gpulets if g.id not in kept)
     stop = tuple(g.id for g in in_force.gpulets if g.id not in kept)
     return Stage(numbered, kept, start, stop, _loss(numbered, in_force, start, stop))
+
+
+def _placed(plan: Plan, alike: Plan, usable: Sequence[int]) -> tuple[Plan, dict[GpuletId, Gpulet]]:
+    """As it is, or moved where more stays then; which gpulets stay as which."""
+    moved = _aligned(plan, alike, usable)
+    stays = _staying(moved.gpulets, alike.gpulets)
+    if plan.in_use <= {*usable}:
+        here = _staying(plan.gpulets, alike.gpulets)
+        if len(here) >= len(stays):
+            return plan, here
+    return moved, stays
+
+
+def _numbered(plan: Plan, stays: Mapping[GpuletId, Gpulet], in_force: Plan) -> Plan:
+    """Who stays keeps its number, the others have numbers that nobody has now."""
+    known = {g.id for g in in_force.gpulets}
+    free = (number for number in count() if number not in known)
+    gpulets = (_keeping(g, stays[g.id]) if g.id in stays else replace(g, id=next(free)) for g in plan.gpulets)
+    return replace(plan, gpulets=tuple(sorted(gpulets, key=lambda g: g.id)))
 
 
 def _keeping(new: Gpulet, old: Gpulet) -> Gpulet:

@@ -46,7 +46,7 @@ class Options:
 
     def limit(self, gpulet: Gpulet) -> int:
         """Bytes that a gpulet's process may have; 0: no limit."""
-        needs = [self.memory.get(name, 0) for name in gpulet.models]
+        needs = [self.memory.get(name, 0) for name in gpulet.held]
         return sum(needs) + CONTEXT_MEMORY if needs and all(needs) else 0
 
 

@@ -62,6 +62,31 @@ def _shared(size: int) -> tuple[int, mmap.mmap]:
         raise Unusable(msg) from None
 
 
+def _begun(program: Program, block: int, *, is_gentle: bool) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A child and our end of its channel; raises `Unusable` where the system has no process or file to give."""
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            files = theirs.fileno(), block
+            run = [sys.executable, *(_GENTLE if is_gentle else ("-m",)), program.module, *map(str, files)]
+            try:
+                child = subprocess.Popen(  # noqa: S603 (our own module)
+                    [*run, *program.arguments],
+                    pass_fds=files,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **_SINGLE_THREADED},
+                    process_group=0,  # a Ctrl-C is for the front-end, which drains and then closes its workers
+                )
+            except OSError:
+                ours.close()
+                raise
+    except OSError as error:
+        msg = f"no process for a worker: {error.strerror}"
+        raise Unusable(msg) from None
+    ours.setblocking(False)
+    return ours, child
+
+
 class WorkerProcess:
     """A child process. Raises `Unusable` where it cannot be made. `hear` gets its messages, `gone` is called once when it dies; both on the loop.
 
@@ -80,28 +105,16 @@ class WorkerProcess:
         self.gone = gone
         self._loop = asyncio.get_running_loop()
         block, self.block = _shared(program.slots * program.slot_bytes)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.program = program
-        self._child = subprocess.Popen(  # noqa: S603 (our own module)
-            [
-                sys.executable,
-                *(_GENTLE if is_gentle else ("-m",)),
-                program.module,
-                str(theirs.fileno()),
-                str(block),
-                *program.arguments,
-            ],
-            pass_fds=(theirs.fileno(), block),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **_SINGLE_THREADED},
-            process_group=0,  # a Ctrl-C is for the front-end, which drains and then closes its workers
-        )
-        theirs.close()
-        os.close(block)
-        ours.setblocking(False)
-        self._socket = ours
+        try:
+            self._socket, self._child = _begun(program, block, is_gentle=is_gentle)
+        except Unusable:
+            self.block.close()
+            raise
+        finally:
+            os.close(block)
         self._is_open = True
-        self._loop.add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(self._socket.fileno(), self._readable)
 
     @property
     def is_open(self) -> bool:
@@ -182,3 +195,6 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             await asyncio.to_thread(self._child.wait)
+        except asyncio.CancelledError:
+            self._child.kill()
+            raise

@@ -147,6 +147,7 @@ async def _load_gently(workers: Workers, stations: Iterable[Station], aim: Aim, 
         if station.asked in late and station.worker:
             pid, worker = station.worker.pid, station.worker
             workers.tell("load_hurried", device=station.post.device, pid=pid, after_s=gently.most_s)
+            await workers.take_off(station)
             worker.hear, worker.gone = lambda _: None, lambda: None
             worker.kill()
             workers.man(station, aim.plan, aim.wanted)

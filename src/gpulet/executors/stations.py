@@ -140,7 +140,8 @@ class Suspects:
         for batch in ran:
             known = self._accused.setdefault(batch.start.model, {})
             digests = [_digest(payload) for payload in batch.payloads]
-            again |= {batch.start.model} if any(digest in known for digest in digests) else set()
+            if any(known.get(digest, batch.since) < batch.since for digest in digests):  # not those that died beside it
+                again.add(batch.start.model)
             known.update(dict.fromkeys(digests, now))
         return again.pop() if len(again) == 1 else ""
 

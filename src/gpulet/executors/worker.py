@@ -237,7 +237,9 @@ class Worker:
 
 def is_readable(channel: socket.socket) -> bool:
     """Whether something has been said there, or it was closed."""
-    return bool(select.select([channel], [], [], 0)[0])
+    waiting = select.poll()  # unlike select, of any number
+    waiting.register(channel, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def pin(cores: Sequence[int]) -> None:

@@ -246,8 +246,8 @@ class Workers:
             return
         try:
             await self.on_ground(partial(self.ground.prove, station.post, worker.pid, ready))
-        except GpuletError as error:
-            self._refuse(station, Refused(str(error), is_final=True))
+        except Exception as error:  # noqa: BLE001 (as in `_replace`: told, and the next worker tries)
+            self._refuse(station, Refused(str(error) or repr(error), is_final=True))
             worker.kill()
             return
         if station.worker is not worker:  # died meanwhile
