@@ -21,6 +21,7 @@ from gpulet.core.messages import (
     Finished,
     Force,
     Freeze,
+    GpuletDown,
     GpuletUp,
     Hint,
     NotBuilt,
@@ -37,6 +38,7 @@ from gpulet.core.messages import (
 from gpulet.core.replan import Demand, Watch
 from gpulet.core.scheduler import Limits, Scheduler
 from gpulet.core.weighing import Weights
+from gpulet.ours import as_planned
 from gpulet.request import Request
 from gpulet.units import MS, SECOND
 from support import SHAPES, models_of, problem_of, tiny_plan, tiny_profile
@@ -86,11 +88,11 @@ class Script:
 class Told:
     """A core that is told one thing after the other, a millisecond apart; what it said each time, by kind."""
 
-    def __init__(self, plan=NOW, estimator=None, steering=None):
+    def __init__(self, plan=NOW, estimator=None, steering=None, make=IdlePicks):
         problem = problem_of(MODELS, plan)
-        scheduler = Scheduler(problem.models, plan, IdlePicks(problem, plan), Limits())
+        scheduler = Scheduler(problem.models, plan, make(problem, plan), Limits())
         self.script = estimator or Script()
-        self.core = Controlled(scheduler, problem, plan, self.script, IdlePicks, steering or Steering())
+        self.core = Controlled(scheduler, problem, plan, self.script, make, steering or Steering())
         self.now = 0
         self.said = []
         self.asked = None
@@ -219,6 +221,43 @@ def test_another_objective_calls_for_a_plan_and_is_planned_for():
     assert told.one(Replan).why == "model m0 has another objective"
     assert told.core.problem.models["m0"].slo == 70 * MS
     assert told.core.problem.models["m1"] == MODELS[1]
+
+
+# other dispatchers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "elsa"), ("elsa", ""), ("fifs", "elsa"), ("elsa", "fifs"), ("", "fifs")]
+)
+def test_a_plan_with_another_dispatcher_serves_what_waits(before, after, stays):
+    told = Told(replace(NOW, dispatcher=before), make=as_planned)
+    told.call()
+    told.arrive("m0", 9)
+    told.answer(replace(NOW if stays else OTHER, dispatcher=after))
+    if told.all(Build):
+        told.build()
+    answered = 0
+    while told.core.fleet.waiting or not told.core.is_idle:
+        assert answered < 9
+        running = [state.running for state in told.core.fleet.gpulets.values() if state.running]
+        leaving = [state.running for state in told.core._scheduler._handover.leaving.values()]  # noqa: SLF001
+        told.tell(*(Finished(batch) for batch in (*running, *leaving)))
+        answered += sum(len(answer.requests) for answer in told.all(Answer))
+    assert answered == 9
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "elsa"), ("elsa", ""), ("fifs", "elsa")])
+def test_what_a_dead_worker_ran_for_another_dispatcher_runs_again(before, after):
+    told = Told(replace(NOW, dispatcher=before), make=as_planned)
+    told.call()
+    told.arrive("m0")
+    started = told.one(Start)
+    told.answer(replace(NOW, dispatcher=after))
+    told.build()
+    told.tell(GpuletDown(started.on))
+    told.tell(GpuletUp(started.on))
+    assert told.one(Start).requests == started.requests
 
 
 # models that come -----------------------------------------------------------------------------------------------------

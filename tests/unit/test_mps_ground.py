@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,12 @@ def test_every_gpulet_is_a_client_of_its_gpus_daemon_with_its_share(ground, worl
 def test_a_gpu_without_gpulets_gets_no_daemon(ground, world):
     ground.prepare(plan_of((1, 40), gpus=2))
     assert [d.gpu for d in world.running.values()] == [OTHER]
+
+
+def test_what_is_spare_counts_in_a_clients_limit():
+    gpulet = replace(plan_of((0, 50.0)).gpulets[0], spare=("other",))
+    alone = Options({gpulet.models[0]: 3 * GIB}).limit(replace(gpulet, spare=()))
+    assert Options({gpulet.models[0]: 3 * GIB, "other": 2 * GIB}).limit(gpulet) == alone + 2 * GIB
 
 
 def test_a_client_is_limited_to_its_models_memory_where_that_is_known(world, nvml, tmp_path):

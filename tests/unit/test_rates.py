@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from gpulet.core.rates import Rate
-from gpulet.units import SECOND
+from gpulet.units import MS, SECOND
 
 LOOK_S = 0.1
 
@@ -113,3 +113,14 @@ def test_rows_count_and_a_first_look_at_the_same_instant_changes_nothing():
         rate.arrive(tick * SECOND // 10, 4)
         rate.look(tick * SECOND // 10)
     assert rate.mean == pytest.approx(40, rel=0.1)
+
+
+@pytest.mark.parametrize("stall", [20 * MS, 50 * MS, 100 * MS])
+def test_what_a_loop_that_stood_still_hands_over_at_once_is_no_jump(stall):
+    rate, begins = Rate(0, 1000.0, 1.0), 2 * SECOND
+    for due in range(MS, 4 * SECOND, MS):
+        at = begins + stall if begins <= due < begins + stall else due
+        assert not rate.arrive(at, 1), at
+        if due % (100 * MS) == 0 and due != begins:
+            rate.look(at)
+    assert rate.mean == pytest.approx(1000, rel=0.02)
