@@ -199,8 +199,7 @@ def _served_application(application: Application, problem: Problem) -> Served:
 def _observe(site: Site, live: Live, catalog: Catalog) -> Tracing | None:
     """Show steps to the log and to what traces them, if anything does."""
     live.show(RefusalLog(lambda request: live.client(request).name).observe)
-    versions = {name: served.version for name, served in catalog.models.items()}
-    tracing = open_tracing(site.config.tracing, live.client, versions, live.timer.began_at)
+    tracing = open_tracing(site.config.tracing, live.client, catalog.version_of, live.timer.began_at)
     if tracing:
         live.show(tracing.observe)
     return tracing

@@ -67,6 +67,11 @@ class Catalog:
             raise RequestError(msg, HTTPStatus.NOT_FOUND)
         return served
 
+    def version_of(self, name: str) -> str:
+        """The one that serves now; empty for an unknown model."""
+        served = self.models.get(name)
+        return served.version if served else ""
+
     def signature(self, name: str) -> Signature:
         """What a model takes and gives; raises `RequestError` while no worker has loaded it."""
         signature = self.signatures.get(name)

@@ -1,6 +1,6 @@
 """OpenTelemetry spans of sampled requests: the door. Without an endpoint nothing of OpenTelemetry is imported."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from gpulet import __version__
 from gpulet.config import TracingSection
@@ -15,7 +15,10 @@ _EXPORT_S = 2.0
 
 
 def open_tracing(
-    section: TracingSection, client_of: Callable[[RequestId], Client], versions: Mapping[str, str], began_at: Instant
+    section: TracingSection,
+    client_of: Callable[[RequestId], Client],
+    version_of: Callable[[str], str],
+    began_at: Instant,
 ) -> Tracing | None:
     """Spans to the section's endpoint, if it has one; raises `BadInput` where the extra is not installed.
 
@@ -32,4 +35,4 @@ def open_tracing(
         msg = f"[tracing] endpoint = {section.endpoint!r} needs the extra otel: pip install 'gpulet[otel]'"
         raise BadInput(msg) from None
     exporter = OTLPSpanExporter(section.endpoint, timeout=_EXPORT_S)
-    return Spans(BatchSpanProcessor(exporter), section.sample, client_of, versions, began_at, __version__)
+    return Spans(BatchSpanProcessor(exporter), section.sample, client_of, version_of, began_at, __version__)

@@ -63,7 +63,7 @@ class Spans:
         processor: SpanProcessor,
         sample: float,
         client_of: Callable[[RequestId], Client],
-        versions: Mapping[str, str],
+        version_of: Callable[[str], str],
         began_at: Instant,
         release: str,
     ) -> None:
@@ -74,7 +74,7 @@ class Spans:
         self._tracer = self._provider.get_tracer("gpulet", release)
         self._below = round(sample * _WHOLE)
         self._client_of = client_of
-        self._versions = versions
+        self._version_of = version_of
         self._began_at = began_at
         self._open: dict[RequestId, _Open] = {}
 
@@ -137,7 +137,7 @@ class Spans:
     def _begin(self, request: Request, parent: Context, kind: SpanKind, more: Mapping[str, str]) -> None:
         attributes: dict[str, str | int | float] = {
             "gpulet.model": request.model,
-            "gpulet.version": self._versions.get(request.model, ""),
+            "gpulet.version": self._version_of(request.model),
             "gpulet.rows": request.rows,
             "gpulet.deadline_ms": (request.deadline - request.arrival) / MS,
             **more,
