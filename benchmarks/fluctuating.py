@@ -216,7 +216,7 @@ def main() -> None:
         sys.exit("skipped: fig14_like_rates.csv is not beside the project")
     text = (SHARED_DATA / "fig14_like_rates.csv").read_text()
     curve = steps(text)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"seed": options.seed}
     with tempfile.TemporaryDirectory() as folder:
         path = fleet_file(Path(folder), curve[0])
         site = open_site(path)

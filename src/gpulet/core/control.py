@@ -242,10 +242,8 @@ class Controlled:
         self._tries = 0
         if answer.plan is None:
             is_held = answer.before >= self._steering.enough
-            stays = self._stay(now, answer.why, "the plan in force stays", holds=is_held, is_enough=is_held)
-            if answer.has_failed:
-                self._calls.rest(now, failed=change.seen)
-            return (stays,)
+            stays, failed = "the plan in force stays", answer.has_failed
+            return (self._stay(now, answer.why, stays, holds=is_held, is_enough=is_held or failed, has_failed=failed),)
         if answer.plan.in_use & self._calls.out:
             return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}a device went out")
         violations = answer.plan.violations()
@@ -290,14 +288,22 @@ class Controlled:
         return stage(plan.unfolded(), self.in_force, self._calls.usable, memory)
 
     def _stay(
-        self, now: Instant, considered: str, chosen: str, *, holds: bool = False, is_enough: bool = True
+        self,
+        now: Instant,
+        considered: str,
+        chosen: str,
+        *,
+        holds: bool = False,
+        is_enough: bool = True,
+        has_failed: bool = False,
     ) -> Explain:
         change, self._change = self._change, None
         assert change, "something was considered"
-        self._calls.rest(now, is_held=is_enough)
         if change.number > 0:
             self._calls.decide()
             self._estimator.considered(now, change.demand.targets, is_held=holds)
+        failed = change.seen if has_failed and change.number > 0 else ""
+        self._calls.rest(now, is_held=is_enough, failed=failed)
         return Explain(change.number, change.seen, considered, chosen)
 
     def _go(self, now: Instant, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
@@ -311,9 +317,8 @@ class Controlled:
         if change is None or change.number != answer.number or change.stage is None:
             return
         if isinstance(answer, NotBuilt):
-            yield self._stay(now, change.considered, f"given up, the plan in force stays: {answer.error}")
-            if change.number > 0:
-                self._calls.rest(now, failed=change.seen)
+            chosen = f"given up, the plan in force stays: {answer.error}"
+            yield self._stay(now, change.considered, chosen, has_failed=True)
         else:
             yield from self._adopt(now)
 
