@@ -243,7 +243,7 @@ class Controlled:
         if answer.plan is None:
             is_held = answer.before >= self._steering.enough
             stays, failed = "the plan in force stays", answer.has_failed
-            return (self._stay(now, answer.why, stays, holds=is_held, is_enough=is_held or failed, has_failed=failed),)
+            return (self._stay(now, answer.why, stays, holds=is_held, is_enough=is_held, has_failed=failed),)
         if answer.plan.in_use & self._calls.out:
             return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}a device went out")
         violations = answer.plan.violations()
