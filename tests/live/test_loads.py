@@ -289,7 +289,7 @@ def test_a_load_that_gets_no_idle_time_goes_on_in_haste(tmp_path):
             told = []
             here.workers.tell = lambda event, **fields: told.append(event)
             file = replace_file(here, "b")
-            await reload(here.workers, {**here.residency.wanted, "b": file}, SECOND, Gently(most_s=0.001))
+            await reload(here.workers, {**here.residency.wanted, "b": file}, SECOND, Gently(most_s=0.0))
             assert told.count("load_hurried") == 1
             assert here.workers.serves("b")
 
