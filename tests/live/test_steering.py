@@ -274,7 +274,7 @@ def workers(tmp_path):
     return made
 
 
-def plan_file(folder, name, *gpulets):
+def plan_file(folder, name, *gpulets, mechanism="cpu"):
     """`gpulets` are (offset, size, models)."""
     turns = {model: {"model": model, "batch": 4, "rate": 50.0, "latency_ms": 1.0} for model in MODELS}
     document = {
@@ -294,7 +294,7 @@ def plan_file(folder, name, *gpulets):
             }
             for offset, size, models in gpulets
         ],
-        "devices": [{"kind": "cpu", "mechanism": "cpu"}],
+        "devices": [{"kind": "cpu", "mechanism": mechanism}],
         "planning_ms": 0.0,
     }
     path = folder / name
@@ -307,6 +307,7 @@ def test_real_workers_are_cut_anew_while_they_serve_and_nothing_is_lost(workers,
     own = plan_file(tmp_path, "own.json", (0, 1, "a"), (1, 1, "b"))
     both = plan_file(tmp_path, "both.json", (0, 2, "ab"))
     mixed = plan_file(tmp_path, "mixed.json", (0, 1, "ab"), (1, 1, "b"))
+    uncut = plan_file(tmp_path, "uncut.json", (0, 1, "a"), (0, 1, "b"), mechanism="whole")
     with serve(workers, "--plan", own) as server:
         assert control(server, "freeze")[0] == 0
         first = {gpulet: w["pid"] for gpulet, w in server.workers.items()}
@@ -316,6 +317,12 @@ def test_real_workers_are_cut_anew_while_they_serve_and_nothing_is_lost(workers,
         for wanted in (both, mixed, own):
             code, told = control(server, "force", wanted)
             assert (code, told["changed"]) == (0, True), told
+        ups = len(server.all("gpulet_up"))
+        assert control(server, "force", uncut)[0] == 0
+        server.wait_for("gpulet_up", ups + 2)
+        before, after = server.all("gpulet_up")[:ups], server.all("gpulet_up")[ups:]
+        assert {len(w["cores"]) for w in after} == {2}
+        assert {w["pid"] for w in after} < {w["pid"] for w in before}, "they moved"
         thread.join()
         total = reports[0]["total"]
         assert total["lost"] == total["failed"] == total["rejected"] == 0

@@ -1,7 +1,8 @@
 """A plan beside the one that serves, as the core asks for it: BUILD, then ADOPT, then RETIRE gpulet by gpulet.
 
 Where each gpulet is a process, the new ones are manned, loaded and proven in the shadow of those that serve, and the core
-hands over one by one. A process that holds a whole device re-cuts itself instead, and drains by itself: what it took
+hands over one by one. One of cores that is to be like one that goes, but elsewhere, waits for that one's worker: it moves in
+milliseconds once its last batch has ended. A process that holds a whole device re-cuts itself instead, and drains by itself: what it took
 away goes down, what it cut comes up, and the core has nothing left to hand over.
 """
 
@@ -24,6 +25,7 @@ class Building:
     def __init__(self, workers: Workers, gently: Gently) -> None:
         self._workers = workers
         self._gently = gently
+        self._heirs: dict[GpuletId, Station] = {}
 
     def build(self, command: Build) -> None:
         """As the port says."""
@@ -61,7 +63,8 @@ class Building:
         fresh = [Station(post) for post in posts if not {g.id for g in post.gpulets} <= known]
         for station in fresh:
             station.given = workers.shelf.for_post(station.post)
-        manned = [station for station in fresh if station.given]
+        heirs = _heirs(fresh, self._leaving(plan))
+        manned = [station for station in fresh if station.given and station not in heirs.values()]
         try:
             await man_all(workers, manned, Aim(plan, None, gently))
             refuse_other_signatures(workers, manned)
@@ -74,6 +77,7 @@ class Building:
                 await dismiss(station)
             await workers.on_ground(partial(workers.ground.settle, workers.plan))
             raise
+        self._heirs = heirs
         workers.take_over((*workers.stations, *fresh))
         for station in manned:
             station.asked = None
@@ -81,6 +85,11 @@ class Building:
             for gpulet in station.post.gpulets:
                 workers.tell_up(station, gpulet)
                 workers.emit(GpuletUp(gpulet.id))
+
+    def _leaving(self, plan: Plan) -> list[Station]:
+        """Those that serve, and have no gpulet in that plan."""
+        planned = {g.id for g in plan.gpulets}
+        return [s for s in self._workers.stations if s.is_up and not planned & {g.id for g in s.post.gpulets}]
 
     async def _recut(self, plan: Plan, known: set[GpuletId]) -> None:
         workers = self._workers
@@ -100,9 +109,12 @@ class Building:
                 station.post = station.post.planned(planned)
 
     def retire(self, command: Retire) -> None:
-        """Its worker ends; whoever is to have its place has come up beside it already."""
+        """Its worker ends, for whoever is to have its place has come up beside it already; or it moves to its heir's."""
         workers = self._workers
         station = next((s for s in workers.stations if command.gpulet in {g.id for g in s.post.gpulets}), None)
+        heir = self._heirs.pop(command.gpulet, None)
+        if heir in workers.stations:  # else other models were loaded since
+            workers.succeed(station, heir)
         if station is None or not station.post.is_alone:
             return
         workers.take_over(other for other in workers.stations if other is not station)
@@ -113,6 +125,25 @@ class Building:
         workers = self._workers
         async with workers.changing:
             await workers.on_ground(partial(workers.ground.settle, workers.plan))
+
+
+def _heirs(fresh: Iterable[Station], leaving: Iterable[Station]) -> dict[GpuletId, Station]:
+    """By who goes: the post that can have its worker, for nothing but the cores is another."""
+    heirs: dict[GpuletId, Station] = {}
+    left = [station for station in leaving if station.post.cores]
+    for station in fresh:
+        alike = [other for other in left if station.given and _could_be(other, station)]
+        if alike:
+            old = min(alike, key=lambda other: len(other.given))
+            left.remove(old)
+            heirs[old.post.gpulets[0].id] = station
+    return heirs
+
+
+def _could_be(old: Station, new: Station) -> bool:
+    (before,), (after,) = old.post.gpulets, new.post.gpulets
+    is_cut_alike = (before.size.sms, before.priority) == (after.size.sms, after.priority)
+    return is_cut_alike and {*new.given} <= {*old.given}
 
 
 def _refuse_dead(manned: Iterable[Station]) -> None:

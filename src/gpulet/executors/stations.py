@@ -88,6 +88,11 @@ class Station:
         self.given = given
         self.slots = Slots(worker.block, worker.program.slots)
 
+    def inherit(self, other: "Station") -> None:
+        """The worker of another post, which runs nothing, takes this one with all that it has loaded; it is not up yet."""
+        self.worker, self.slots = other.worker, other.slots
+        other.worker, other.is_up = None, False
+
     def rise(self, now: Instant) -> None:
         """Its worker is loaded and proven."""
         self.is_up = self.was_up = True

@@ -63,6 +63,13 @@ class Prepare(_Message, frozen=True):
     models: tuple[WorkerModel, ...]
 
 
+class Move(_Message, frozen=True):
+    """To a worker of cores that runs nothing: be another gpulet, of these cores, with these of its models. It is `Ready` again."""
+
+    cores: tuple[int, ...]
+    models: tuple[str, ...]
+
+
 class Occupy(_Message, frozen=True):
     """To a fresh worker: hold a GPU, and carve what `plan` has on that device, of these models.
 
@@ -109,7 +116,7 @@ class Prove(_Message, frozen=True):
     models: tuple[WorkerModel, ...] = ()
 
 
-ToWorker: TypeAlias = Assign | Prepare | Occupy | Recut | RunBatch | Prove
+ToWorker: TypeAlias = Assign | Prepare | Move | Occupy | Recut | RunBatch | Prove
 
 
 class ModelReady(msgspec.Struct, frozen=True):

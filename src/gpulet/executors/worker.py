@@ -33,6 +33,7 @@ from gpulet.executors.wire import (
     Failed,
     FromWorker,
     ModelReady,
+    Move,
     Occupy,
     Prepare,
     Prove,
@@ -133,6 +134,7 @@ class Worker:
         self._view = memoryview(block)
         self._models: dict[str, LoadedModel] = {}
         self._prepared: dict[tuple[WorkerModel, int], tuple[ModelReady, list[LoadedModel]]] = {}
+        self._told: tuple[ModelReady, ...] = ()
         self._outputs_at = 0
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
@@ -179,6 +181,8 @@ class Worker:
             case Prepare():
                 self._prepare(message)
                 return None
+            case Move():
+                return self._move(message)
             case Occupy() | Recut() | Prove():
                 return Refused("a worker of cores holds no GPU", is_final=True)
             case _:
@@ -192,7 +196,17 @@ class Worker:
         give_way(message.priority)
         self._models = {ready.name: loaded for ready, models in results for loaded in models}
         gc.freeze()  # `load` has collected: here it would be at full priority
-        return Ready(tuple(ready for ready, _ in results), allowed_cores())
+        self._told = tuple(ready for ready, _ in results)
+        return Ready(self._told, allowed_cores())
+
+    def _move(self, message: Move) -> FromWorker:
+        pin(message.cores)
+        self._told = tuple(ready for ready in self._told if ready.name in message.models)
+        kept = {name: model for name, model in self._models.items() if name in message.models}
+        if len(kept) < len(self._models):
+            self._models = kept
+            give_back_memory()
+        return Ready(self._told, allowed_cores())
 
     def _run(self, message: RunBatch) -> FromWorker:
         before = perf_counter_ns()

@@ -28,7 +28,7 @@ from gpulet.executors.base import Emit, GiveUp, Outputs, Payloads, Signature, Te
 from gpulet.executors.crew import Crew
 from gpulet.executors.errands import Errands, Made
 from gpulet.executors.ground import Ground, is_place_of, plan_of
-from gpulet.executors.process import Program
+from gpulet.executors.process import Program, WorkerProcess
 from gpulet.executors.runs import Runs
 from gpulet.executors.shelf import Shelf
 from gpulet.executors.stations import Patience, Station
@@ -39,6 +39,7 @@ from gpulet.executors.wire import (
     Failed,
     FromWorker,
     ModelReady,
+    Move,
     Occupy,
     Proven,
     Ready,
@@ -191,10 +192,25 @@ class Workers:
         `is_gentle`: it is not to disturb those who serve.
         """
         worker = self._crew.hire(is_gentle=is_gentle)
-        worker.hear = lambda message: self._hear(station, message)
-        worker.gone = lambda: self._gone(station)
+        self._listen(station, worker)
         station.man(worker, self.shelf.for_post(station.post, wanted))
         worker.send(self._task(station, plan, is_gentle=is_gentle))
+
+    def succeed(self, old: Station | None, heir: Station) -> None:
+        """The worker of a post that is given up moves to another one's cores; where it has died a new worker takes them."""
+        heir.was_up = True  # whatever becomes of it, others serve on
+        worker = old.worker if old and old.is_up else None
+        if old is None or worker is None:
+            self.do(self._replace(heir))
+            return
+        heir.inherit(old)
+        self._listen(heir, worker)
+        worker.send(Move(heir.post.cores, tuple(model.name for model in heir.given)))
+
+    def _listen(self, station: Station, worker: WorkerProcess) -> None:
+        """What that worker says is said of that post."""
+        worker.hear = lambda message: self._hear(station, message)
+        worker.gone = lambda: self._gone(station)
 
     def stand_by(self) -> None:
         """Let a worker be ready that nobody is served by yet, without haste."""

@@ -34,6 +34,7 @@ from gpulet.executors.wire import (
     Failed,
     FromWorker,
     ModelReady,
+    Move,
     Occupy,
     Prepare,
     Prove,
@@ -112,7 +113,7 @@ class GpuWorker:
                 self._begin(self._recut(message))
             case Prove():
                 self._begin(self._prove(message))
-            case Assign() | Prepare():
+            case Assign() | Prepare() | Move():
                 self._say(Refused("a worker of GPUs has no cores to pin", is_final=True))
             case _:
                 assert_never(message)
