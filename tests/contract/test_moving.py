@@ -44,16 +44,16 @@ RIGHT = plan((1, 0, 2, ["deep"]), (2, 2, 1, ["plain"]))
 
 
 class Doubtful(Cores):
-    """Can be told not to believe the next proof."""
+    """`doubts` are raised, one for each proof."""
 
-    is_doubtful = False
+    def __init__(self, cores):
+        super().__init__(cores)
+        self.doubts = []
 
     def prove(self, post, pid, ready):
         super().prove(post, pid, ready)
-        if self.is_doubtful:
-            self.is_doubtful = False
-            msg = "it is doubted"
-            raise Unproven(msg)
+        if self.doubts:
+            raise self.doubts.pop()
 
 
 def allowed(pid):
@@ -199,12 +199,13 @@ def test_where_it_dies_on_its_way_too(tmp_path):
     asyncio.run(run())
 
 
-def test_what_cannot_be_proven_where_it_moved_is_replaced(tmp_path):
+@pytest.mark.parametrize("doubt", [Unproven("it is doubted"), KeyError("a bug of the ground's")])
+def test_what_cannot_be_proven_where_it_moved_is_replaced(tmp_path, doubt):
     async def run():
         async with changing(tmp_path) as made:
             before = made.workers.pids[0]
             await made.build(RIGHT, 1)
-            made.ground.is_doubtful = True
+            made.ground.doubts.append(doubt)
             made.building.adopt(Adopt(1, RIGHT))
             made.building.retire(Retire(0))
             assert await made.comes_up() == 2

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import signal
 import socket
 import threading
 import time
@@ -209,6 +210,20 @@ def test_where_no_process_can_be_had_that_is_an_error_of_ours_and_nothing_is_lef
         with pytest.raises(Unusable, match="no process for a worker: Resource temporarily unavailable"):
             WorkerProcess(lambda _: None, lambda: None, CPU)
         assert files() == before
+
+    asyncio.run(begin())
+
+
+def test_a_worker_that_nobody_waits_for_to_end_is_killed():
+    async def begin():
+        worker = WorkerProcess(lambda _: None, lambda: None, CPU)
+        worker.suspend()
+        closing = asyncio.create_task(worker.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert worker._child.wait(1.0) == -signal.SIGKILL  # noqa: SLF001 (it would stand still for ever)
 
     asyncio.run(begin())
 

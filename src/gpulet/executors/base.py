@@ -118,6 +118,7 @@ class Changer(Protocol):
         """Bring up what the plan has and nobody has yet, beside what serves.
 
         Emits `GpuletUp` for each new gpulet that could run batches, then `Built`; or `NotBuilt`, and nothing has changed.
+        One that takes over what another leaves is up once that one is retired.
         """
         ...
 
