@@ -159,7 +159,7 @@ class Schedule:
 
         scheduler = Scheduler(problem.models, plan, make(problem, plan), limits)
         estimator = RateWatch(problem.models, problem.demand, 0, RULES)
-        steering = Steering(fewest=random.random() < 0.5, pause=3 * MS)
+        steering = Steering(fewest=random.random() < 0.5, pause=3 * MS, lost=20 * MS, missed=4 * MS)
         self.core = Controlled(scheduler, problem, plan, estimator, make, steering)
         self.watch = Watch(plan, limits)
         self.timer, self.metrics = LeapingTimer(), Metrics(NAMES, plan)

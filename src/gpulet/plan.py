@@ -7,7 +7,7 @@ One type carries every published way to share a device:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -188,6 +188,13 @@ class Plan:
                 self._lean(),
             )
         )
+
+    def without(self, gpulets: Collection[GpuletId]) -> "Plan":
+        """The same where these do nothing and hold nothing."""
+        if not gpulets:
+            return self
+        rest = (replace(g, turns=(), spare=()) if g.id in gpulets else g for g in self.gpulets)
+        return replace(self, gpulets=tuple(rest))
 
     def unfolded(self) -> "Plan":
         """The same with a gpulet for each process, since a gpulet runs one batch at a time: for cores and executors.

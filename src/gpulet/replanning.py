@@ -3,7 +3,7 @@
 It computes for as long as it takes: live servers ask a process of its own (`planning_process`), simulations at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 
@@ -31,6 +31,7 @@ _LEAST_REQUESTS, _MOST_REQUESTS, _LEAST_S, _MOST_S = 2_000, 6_000, 0.5, 20.0
 _MOST = 500_000
 """Requests, whatever the rate."""
 _SEED = 7
+_NO_TURNS = "no other turns hold it"
 _ROUNDING = 1e-9
 
 
@@ -43,26 +44,24 @@ class Replanner:
     spares: Spares = field(default_factory=Spares)
 
     def answer(self, problem: Problem, asked: Replan) -> Replanned:
-        """The best there is for this demand on these devices; `problem.in_force` serves now.
+        """The best there is for this demand on these devices; `problem.in_force` serves now, but for what is down.
 
         A plan that holds is left alone where that was asked, if no model is asked for that has no place in it.
         """
-        wanted = demanded(problem, asked.demand)
+        in_force = problem.in_force.without(asked.down)
+        wanted = demanded(replace(problem, in_force=in_force), asked.demand)
         before = self._attained(wanted, wanted.in_force)
         usable = tuple(d for d in problem.devices if d.index in asked.devices)
         may_stay = wanted.in_force.in_use <= set(asked.devices)
         if before >= HOLDS and may_stay and asked.is_needed and not wanted.in_force.starved(wanted.demand):
             return Replanned(asked.number, None, f"the plan in force holds {before:.2%} of it", before, before)
-        tuned = self._tuned(wanted) if may_stay and asked.is_needed and self.system.retunes else None
+        tuned = self._tuned(wanted, asked) if may_stay and asked.is_needed and self.system.retunes else None
         if tuned:
             after = self._attained(wanted, tuned)
             if after >= HOLDS and not tuned.starved(wanted.demand):
                 return Replanned(asked.number, tuned, "", before, after)
-        on_them = replace(wanted, devices=usable)
-        outcome = (on_fewest if asked.fewest else _plainly)(self.system, on_them)
-        why = f"no plan: {outcome}" if isinstance(outcome, Infeasible) else ""
-        found = [outcome] if isinstance(outcome, Plan) else self._nearest(on_them, outcome)
-        found = [plan for plan in (tuned, *found) if plan]
+        found, why = self._cut(replace(wanted, devices=usable), asked) if asked.builds else ([], _NO_TURNS)
+        found = [tuned, *found] if tuned else found
         offers = [(self._attained(wanted, plan), place, plan) for place, plan in enumerate(found)]
         if not offers:
             return Replanned(asked.number, None, why, before, before)
@@ -70,12 +69,18 @@ class Replanner:
         plan = self.spares.added(_on_all(plan, problem.devices), problem.models)
         return Replanned(asked.number, plan, why, before, after)
 
-    def _tuned(self, problem: Problem) -> Plan | None:
-        """The plan in force with other turns, where it has gpulets and those hold the models."""
+    def _cut(self, problem: Problem, asked: Replan) -> tuple[list[Plan], str]:
+        """Plans that are cut anew; why none of them holds all, where none does."""
+        outcome = (on_fewest if asked.fewest else _plainly)(self.system, problem)
+        if isinstance(outcome, Plan):
+            return [outcome], ""
+        return self._nearest(problem, outcome), f"no plan: {outcome}"
+
+    def _tuned(self, problem: Problem, asked: Replan) -> Plan | None:
+        """The plan in force with other turns, where it has gpulets and those hold the models; for less where nothing else will be."""
         if not problem.in_force.gpulets or problem.in_force.dispatcher not in {"", MERGING}:
             return None
-        outcome = retuned(problem)
-        return outcome if isinstance(outcome, Plan) and not outcome.violations() else None
+        return _turned(problem) or (None if asked.builds else _less(problem, _turned))
 
     def _nearest(self, problem: Problem, refusal: Infeasible) -> list[Plan]:
         """Plans for less: what the planner had got to, and one for what is left when the least important get less."""
@@ -85,15 +90,26 @@ class Replanner:
         if partial and not partial.starved(problem.demand) and self._attained(problem, partial) >= GOOD:
             return [partial]
 
-        def plan(demand: Mapping[str, float]) -> Plan | None:
-            outcome = self.system.sketch(replace(problem, demand=demand, sent={}))
+        def sketched(lesser: Problem) -> Plan | None:
+            outcome = self.system.sketch(lesser)
             return outcome if isinstance(outcome, Plan) else None
 
-        lesser = None if problem.applications else shed(problem.models, problem.demand, plan)
-        return [plan for plan in (partial, lesser) if plan]
+        return [plan for plan in (partial, _less(problem, sketched)) if plan]
 
     def _attained(self, problem: Problem, plan: Plan) -> float:
         return attained(self.system, problem, plan, self.limits)
+
+
+def _turned(problem: Problem) -> Plan | None:
+    outcome = retuned(problem)
+    return outcome if isinstance(outcome, Plan) and not outcome.violations() else None
+
+
+def _less(problem: Problem, plan: Callable[[Problem], Plan | None]) -> Plan | None:
+    """What can be planned where the least important get less."""
+    if problem.applications:
+        return None
+    return shed(problem.models, problem.demand, lambda demand: plan(replace(problem, demand=demand, sent={})))
 
 
 def on_fewest(system: System, problem: Problem) -> Plan | Infeasible:

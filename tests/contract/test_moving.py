@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -211,6 +212,21 @@ def test_what_cannot_be_proven_where_it_moved_is_replaced(tmp_path, doubt):
             assert await made.comes_up() == 2
             assert made.workers.pids[2] != before
             assert "carving_refused" in made.bench.events_told()
+
+    asyncio.run(run())
+
+
+def test_a_worker_without_turns_is_replaced_as_well_for_it_may_get_some(tmp_path):
+    async def run():
+        (resting,) = MIDDLE.gpulets
+        idle = replace(MIDDLE, gpulets=(replace(resting, turns=(), spare=("plain",)),))
+        async with changing(tmp_path) as made:
+            await made.change(idle, gone=[])
+            os.kill(made.workers.pids[0], signal.SIGKILL)
+            assert (await made.bench.until(GpuletDown)).gpulet == 0
+            assert await made.comes_up() == 0
+            await made.change(MIDDLE, gone=[])
+            await made.bench.serves(0)
 
     asyncio.run(run())
 

@@ -495,8 +495,10 @@ def test_what_could_not_be_built_is_given_up():
     told.answer(OTHER)
     told.tell(GpuletUp(2), NotBuilt(1, "out of memory"))
     assert told.one(Explain).chosen == "given up, the plan in force stays: out of memory"
+    assert not told.one(Replan).builds, "other turns might help as well"
+    told.answer(None)
     assert told.stays()
-    assert told.script.heard == [({"m0": 20.0, "m1": 10.0}, False)]
+    assert told.script.heard == [({"m0": 20.0, "m1": 10.0}, False)] * 2
     assert told.change(OTHER), "the next may go better"
     assert not told.core.fleet.gpulets[2].is_leaving
 
@@ -746,7 +748,9 @@ def test_what_failed_is_tried_again_ever_more_seldom(is_built):
         assert told.asked.why == "m0 rose"
         if is_built:
             told.answer(OTHER)
+            assert told.asked.builds
             told.tell(NotBuilt(told.asked.number, "out of memory"))
+            told.answer(None)
         else:
             told.tell(Replanned(told.asked.number, None, "the planner failed", 0.0, 0.0, has_failed=True))
         while not told.at(told.script.look_at):
@@ -754,6 +758,39 @@ def test_what_failed_is_tried_again_ever_more_seldom(is_built):
     first, second, third = asked
     assert 5 * SECOND < second - first < 7 * SECOND
     assert 10 * SECOND < third - second < 12 * SECOND
+
+
+def test_what_cannot_be_built_is_tried_again_though_other_turns_came_into_force_instead():
+    told = Told(steering=Steering(pause=5 * SECOND))
+    told.call()
+    told.answer(OTHER)
+    told.tell(NotBuilt(1, "out of memory"))
+    failed = told.now
+    assert (told.asked.why, told.asked.builds) == ("m0 rose, and what was chosen could not be built", False)
+    turned = replace(NOW, gpulets=tuple(replace(g, duty_cycle=g.duty_cycle + 1) for g in NOW.gpulets))
+    told.answer(turned)
+    assert told.build()
+    assert told.core.in_force == turned
+    while not told.at(told.script.look_at):
+        assert told.now < failed + 60 * SECOND
+    assert 5 * SECOND <= told.now - failed < 7 * SECOND
+    assert (told.one(Replan).why, told.one(Replan).builds) == ("m0 rose", True)
+
+
+def test_other_turns_that_cannot_be_built_either_are_not_asked_for_again():
+    told = Told()
+    told.call()
+    for _ in range(2):
+        told.answer(OTHER)
+        told.tell(NotBuilt(told.asked.number, "out of memory"))
+    assert told.all(Replan) == []
+
+
+def test_for_a_plan_that_was_asked_for_and_could_not_be_built_there_is_nothing_instead():
+    told = Told()
+    told.tell(Force(1, OTHER))
+    told.tell(NotBuilt(-1, "out of memory"))
+    assert told.all(Replan) == []
 
 
 def test_where_there_is_no_plan_none_is_asked_for_until_something_changes():

@@ -44,7 +44,8 @@ class Running:
 
 def test_a_device_whose_gpulets_all_stay_down_is_planned_without():
     running = Running()
-    assert not running.pass_on(1.5, GpuletDown(1), GpuletDown(2)), "it may come back"
+    soon = running.pass_on(1.5, GpuletDown(1), GpuletDown(2))
+    assert [replan.devices for replan in soon] == [(0, 1)], "it may come back"
     (asked, *_) = [replan for replan in running.pass_on(1.5) if "device 1" in replan.why]
     assert asked.devices == (0,)
     assert running.core.out == {1}
@@ -53,6 +54,38 @@ def test_a_device_whose_gpulets_all_stay_down_is_planned_without():
 def test_one_gpulet_that_is_up_keeps_its_device():
     running = Running()
     assert not any("device" in replan.why for replan in running.pass_on(5, GpuletDown(1)))
+
+
+def test_a_gpulet_that_stays_down_is_not_counted_on_until_it_is_up_again():
+    running = Running()
+    assert not running.pass_on(0.8, GpuletDown(1)), "its replacement may just be on its way"
+    (asked,) = running.pass_on(0.8)
+    assert (asked.why, asked.down, asked.builds) == ("gpulet 1 stays down", (1,), False)
+    (asked,) = running.pass_on(1, GpuletUp(1))
+    assert (asked.why, asked.down, asked.builds) == ("gpulet 1 is up again", (), False)
+
+
+def test_a_gpulet_that_is_down_for_a_moment_now_and_then_is_counted_on():
+    running = Running()
+    for _ in range(5):
+        asked = [*running.pass_on(0.6, GpuletDown(1)), *running.pass_on(0.1, GpuletUp(1))]
+        assert not any("gpulet" in replan.why for replan in asked)
+
+
+def test_a_gpulet_that_is_in_the_plan_no_more_is_forgotten():
+    losses, running = Losses(SECOND, SECOND), Running()
+    fleet = running.core.fleet
+    losses.look(0, fleet)
+    fleet.gpulets[1].is_up = False
+    losses.look(1, fleet)
+    losses.look(1 + SECOND, fleet)
+    assert losses.gpulets.lost == {1}
+    state = fleet.gpulets.pop(1)
+    losses.look(2 * SECOND, fleet)
+    assert losses.gpulets.lost == set()
+    fleet.gpulets[1] = state  # another of that number
+    losses.look(60 * SECOND, fleet)
+    assert losses.gpulets.lost == set(), "it was never up"
 
 
 def test_one_that_comes_back_is_planned_with_again():
@@ -70,12 +103,12 @@ def test_the_last_device_is_never_lost():
 
 
 def test_what_was_never_up_is_not_lost():
-    losses, running = Losses(SECOND), Running()
+    losses, running = Losses(SECOND, SECOND), Running()
     for state in running.core.fleet.gpulets.values():
         state.is_up = False
     for now in (0, 60 * SECOND):
         losses.look(now, running.core.fleet)
-    assert losses.lost == set()
+    assert losses.devices.lost == losses.gpulets.lost == set()
 
 
 def test_somebody_may_restore_it():

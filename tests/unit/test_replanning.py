@@ -85,6 +85,33 @@ def test_rates_that_cross_are_answered_with_other_turns_on_the_gpulets_there_are
     assert planned(told.plan, "m1") == pytest.approx(300, abs=0.01)
 
 
+def test_what_is_down_has_no_turns():
+    each = zip(BOTH.gpulets, NAMES, reversed(NAMES), strict=True)
+    own = tuple(
+        replace(g, turns=tuple(t for t in g.turns if t.model == mine), spare=(other,)) for g, mine, other in each
+    )
+    problem, demand = fleet(in_force=replace(BOTH, gpulets=own)), {"m0": 60.0, "m1": 60.0}
+    assert answer(problem, demand).plan is None
+    told = answer(problem, demand, down=(0,), builds=False)
+    assert told.before < 0.6
+    assert told.after >= HOLDS
+    resting, serving = told.plan.gpulets
+    assert (resting.turns, {*serving.models}) == ((), {"m0", "m1"})
+    assert stage(told.plan, BOTH, down=(0,)).is_nothing
+
+
+def test_where_nothing_can_be_built_there_are_other_turns_or_nothing():
+    told = answer(fleet(in_force=APART), {"m0": 20.0, "m1": 300.0}, down=(0,), builds=False)
+    assert told.why == "no other turns hold it"
+    assert told.plan is None, "nobody else has the one, and the other has all of its gpulet"
+    told = answer(fleet(in_force=LOPSIDED), {"m0": 200.0, "m1": 200.0}, down=(0,), builds=False)
+    assert told.before < 0.5
+    assert told.after > 0.7
+    assert 0.8 < planned(told.plan, "m0") / planned(told.plan, "m1") < 1.25, "both get less"
+    told = answer(fleet(in_force=LOPSIDED), {"m0": 10.0, "m1": 300.0}, builds=False)
+    assert stage(told.plan, LOPSIDED).is_nothing
+
+
 def test_no_planner_is_asked_where_the_plan_in_force_or_other_turns_will_do():
     def never(problem):
         pytest.fail("a planner was asked")

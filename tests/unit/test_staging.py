@@ -42,6 +42,17 @@ def test_a_gpulet_stays_with_fewer_models_and_later_takes_them_back():
     assert stage(old, fewer).start, "of models that it does not hold it is another"
 
 
+def test_one_that_is_down_stays_where_it_has_no_turns_and_is_built_anew_where_it_has():
+    old = cut([(4, ["m0"]), (4, ["m1"])])
+    both = cut([(4, ["m0"]), (4, ["m1"])])
+    anew = stage(both, old, down=(1,))
+    assert (anew.stay, anew.start, anew.stop) == ((0,), (2,), (1,))
+    resting = stage(both.without((1,)), old, down=(1,))
+    assert resting.is_nothing
+    assert [(g.models, g.spare) for g in resting.plan.gpulets] == [(("m0",), ()), ((), ("m1",))]
+    assert stage(both, resting.plan).is_nothing, "once it is up it serves again"
+
+
 def test_equal_devices_and_equal_places_are_exchanged():
     old = cut([(4, ["m0"]), (4, ["m1"])], [(8, ["m2"])])
     new = cut([(8, ["m2"])], [(4, ["m1"]), (4, ["m0"])])

@@ -7,6 +7,7 @@ from gpulet.core.losses import Losses
 from gpulet.core.messages import DeviceIn, DeviceOut
 from gpulet.core.replan import Demand, Estimator
 from gpulet.core.weighing import Weights
+from gpulet.plan import GpuletId
 from gpulet.units import NEVER, SECOND, Duration, Instant
 
 
@@ -17,7 +18,8 @@ class Steering:
     Where no plan serves `enough` of the demand in time the planner has a `pause`, unless a rate jumps. Below `urgent` what is
     new is built in haste. After a jump rates have time to `settle`, for what is seen first is not sure yet, and where one rises
     another may fall: no longer than a plan takes to be made, `planning` at first, which is all that haste could lose. A plan
-    for rates that have moved on since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for so long is `lost`.
+    for rates that have moved on since is asked for again, so many `tries` in a row. A device whose gpulets have all been down for so long is
+    `lost`; a gpulet that is down for longer than most replacements take is `missed`: others are to have its turns meanwhile.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -28,6 +30,7 @@ class Steering:
     settle: Duration = SECOND // 4
     planning: Duration = SECOND // 2
     lost: Duration = 5 * SECOND
+    missed: Duration = SECOND
     tries: int = 2
     pause: Duration = 5 * SECOND
 
@@ -36,7 +39,10 @@ _LONGEST_PAUSE: Duration = 300 * SECOND
 
 
 class Calls:
-    """Of one fleet. `demand` is what was seen at the last look."""
+    """Of one fleet. `demand` is what was seen at the last look; `failed` called for a change that is to be tried again.
+
+    `missed` are gpulets that went down or came back: whoever builds would be in the way of their own replacements.
+    """
 
     def __init__(self, fleet: Fleet, demand: Demand, estimator: Estimator, steering: Steering) -> None:
         self.demand = demand
@@ -45,11 +51,13 @@ class Calls:
         self._fleet = fleet
         self._estimator = estimator
         self._steering = steering
-        self._losses = Losses(steering.lost)
+        self._losses = Losses(steering.lost, steering.missed)
+        self._down: frozenset[GpuletId] = frozenset()
         self._drained: set[int] = set()
         self._missing: set[int] = set()
+        self.failed = ""
+        self.missed = ""
         self._told = ""
-        self._failed = ""
         self._pause = steering.pause
         self._not_before: Instant = 0
         self._retry_at: Instant = 0
@@ -69,6 +77,11 @@ class Calls:
     def usable(self) -> tuple[int, ...]:
         """The devices that plans may use."""
         return tuple(sorted(self._devices - self.out))
+
+    @property
+    def down(self) -> tuple[GpuletId, ...]:
+        """The gpulets of the plan in force that plans may not count on."""
+        return tuple(sorted(self._down))
 
     def look(self, now: Instant, *, has_jumped: bool) -> None:
         """See what is asked. After a jump nothing is called for until the others had time to settle."""
@@ -99,37 +112,41 @@ class Calls:
         else:
             self._drained.discard(event.device)
             self._missing.discard(event.device)
-            self._losses.forgive(event.device)
+            self._losses.devices.forgive(event.device)
             self.tell(f"device {event.device} is back")
 
     def why(self, now: Instant, in_use: frozenset[int]) -> str:
         """What calls for a plan now, empty for nothing; `in_use` are the devices of the plan in force."""
         seen = self.demand.why if now >= self._not_before else ""
-        failed = self._failed if now >= self._retry_at else ""
-        return self._told or seen or failed or self._astray(now, in_use)
+        failed = self.failed if now >= self._retry_at else ""
+        return self._told or seen or failed or self.missed or self._astray(now, in_use)
 
     def answer(self) -> None:
         """A call is heeded once."""
-        self._told = ""
+        self._told = self.missed = ""
         self.decide()
 
     def decide(self) -> None:
         """What was seen so far has been decided; what was told meanwhile has not."""
         self.demand = replace(self.demand, why="")
-        self._failed = ""
+        self.failed = ""
 
-    def adopt(self) -> None:
-        """A plan has come into force."""
+    def adopt(self, unbuilt: str = "") -> None:
+        """A plan has come into force; `unbuilt` is what it is only instead of, which is still to be tried again."""
         self.decide()
-        self._pause = self._steering.pause
+        self.failed = unbuilt
+        if not unbuilt:
+            self._pause = self._steering.pause
 
-    def rest(self, now: Instant, *, is_held: bool = True, failed: str = "") -> None:
+    def rest(self, now: Instant, *, is_held: bool = True, failed: str = "", unbuilt: str = "") -> None:
         """Nothing changes: what could not be done is tried again later, and where too little is held rates wait as well.
 
-        `failed` is what called for a change that failed and might not the next time: that is tried ever more seldom.
+        `failed` is what called for a change that failed and might not the next time: that is tried ever more seldom. `unbuilt`
+        is as for `adopt`.
         """
-        self._retry_at = now + self._pause
-        self._failed = failed
+        self.failed = failed or unbuilt
+        if not unbuilt:
+            self._retry_at = now + self._pause
         if failed:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         if not is_held:
@@ -142,12 +159,16 @@ class Calls:
 
     def _look_for_lost(self, now: Instant) -> None:
         """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one that plans may use stays."""
-        losses = self._losses
-        losses.look(now, self._fleet)
-        for device in sorted(self._missing - losses.lost):
+        self._losses.look(now, self._fleet)
+        before, self._down = self._down, frozenset(self._losses.gpulets.lost)
+        missed = [f"gpulet {gpulet} stays down" for gpulet in sorted(self._down - before)]
+        back = sorted((before - self._down) & self._fleet.gpulets.keys())
+        self.missed = "; ".join([*missed, *(f"gpulet {gpulet} is up again" for gpulet in back)]) or self.missed
+        lost = self._losses.devices.lost
+        for device in sorted(self._missing - lost):
             self._missing.discard(device)
             self.tell(f"device {device} is back")
-        for device in sorted(losses.lost - self.out):
+        for device in sorted(lost - self.out):
             if {*self.usable} - {device}:
                 self._missing.add(device)
                 self.tell(f"device {device} is lost")

@@ -50,7 +50,10 @@ _NEAR = 0.7, 1.4
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One that is under way. `demand` is what it was asked for; `stage` and `chosen` are there once it is decided."""
+    """One that is under way. `demand` is what it was asked for; `stage` and `chosen` are there once it is decided.
+
+    Unless it `builds` it is for other turns alone; `unbuilt` is what could not be built for, until that is tried again.
+    """
 
     number: int
     seen: str
@@ -62,6 +65,8 @@ class _Change:
     is_held: bool = True
     is_urgent: bool = False
     decided: Instant = 0
+    builds: bool = True
+    unbuilt: str = ""
 
 
 class Controlled:
@@ -93,6 +98,7 @@ class Controlled:
         self._forced: Force | None = None
         self._calls = Calls(scheduler.fleet, Demand(problem.demand, problem.demand), estimator, steering)
         self._tries = 0
+        self._unbuilt = ""
         self._is_stopping = False
 
     @property
@@ -212,11 +218,14 @@ class Controlled:
         if not why or self.is_frozen:
             return
         self._number += 1
-        self._change = change = _Change(self._number, why, self.demand, now)
+        builds = not self._unbuilt and why != self._calls.missed
+        unbuilt, self._unbuilt = "" if builds else self._unbuilt or self._calls.failed, ""
+        self._change = change = _Change(self._number, why, self.demand, now, builds=builds, unbuilt=unbuilt)
         self._calls.answer()
         fewest, demand = self._steering.fewest, change.demand
-        is_needed = not (fewest and demand.has_fallen)
-        yield Replan(self._number, dict(demand.targets), self._calls.usable, why, fewest, is_needed)
+        is_needed = not (builds and fewest and demand.has_fallen)
+        usable, down = self._calls.usable, self._calls.down
+        yield Replan(self._number, dict(demand.targets), usable, why, fewest, is_needed, down, builds)
 
     def _force(self, now: Instant, forced: Force) -> Iterator[Command]:
         """Without weighing, if it can be at all."""
@@ -285,7 +294,7 @@ class Controlled:
 
     def _staged(self, plan: Plan) -> Stage:
         memory = {name: model.memory for name, model in self._problem.models.items()}
-        return stage(plan.unfolded(), self.in_force, self._calls.usable, memory)
+        return stage(plan.unfolded(), self.in_force, self._calls.usable, memory, self._calls.down)
 
     def _stay(
         self,
@@ -302,8 +311,8 @@ class Controlled:
         if change.number > 0:
             self._calls.decide()
             self._estimator.considered(now, change.demand.targets, is_held=holds)
-        failed = change.seen if has_failed and change.number > 0 else ""
-        self._calls.rest(now, is_held=is_enough, failed=failed)
+        failed = change.seen if has_failed and change.number > 0 and not change.unbuilt else ""
+        self._calls.rest(now, is_held=is_enough or not change.builds, failed=failed, unbuilt=change.unbuilt)
         return Explain(change.number, change.seen, considered, chosen)
 
     def _go(self, now: Instant, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
@@ -319,6 +328,9 @@ class Controlled:
         if isinstance(answer, NotBuilt):
             chosen = f"given up, the plan in force stays: {answer.error}"
             yield self._stay(now, change.considered, chosen, has_failed=True)
+            if change.number > 0 and change.builds and not self.in_force.in_use & self._calls.out:
+                self._unbuilt = change.seen
+                self._calls.tell(f"{change.seen}, and what was chosen could not be built")
         else:
             yield from self._adopt(now)
 
@@ -329,7 +341,7 @@ class Controlled:
         assert change.stage, "and decided"
         self.before, self.in_force = self.in_force, change.stage.plan
         self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
-        self._calls.adopt()
+        self._calls.adopt(change.unbuilt)
         self._estimator.considered(now, change.demand.targets, is_held=change.is_held)
         self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
         planned, built = (change.decided - change.since) / SECOND, (now - change.decided) / SECOND

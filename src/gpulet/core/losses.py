@@ -1,32 +1,59 @@
-"""Devices that are lost: every gpulet of one was up, and all have been down for long."""
+"""What was up and stays down: gpulets whose workers do not come back, and devices of which every gpulet is down."""
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
 
 from gpulet.core.fleet import Fleet
+from gpulet.plan import GpuletId
 from gpulet.units import Duration, Instant
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Absences(Generic[Key]):
+    """Those in `lost` were up once, and have been down `after` so long."""
+
+    def __init__(self, after: Duration) -> None:
+        self.lost: set[Key] = set()
+        self._after = after
+        self._seen_up: set[Key] = set()
+        self._down_since: dict[Key, Instant] = {}
+
+    def look(self, now: Instant, is_up: Mapping[Key, bool]) -> None:
+        """Who is up now; of whom nothing is said stays as it was."""
+        for key, up in is_up.items():
+            if up:
+                self._seen_up.add(key)
+                self.forgive(key)
+            elif key in self._seen_up and now - self._down_since.setdefault(key, now) >= self._after:
+                self.lost.add(key)
+
+    def forgive(self, key: Key) -> None:
+        """It is looked at anew."""
+        self._down_since.pop(key, None)
+        self.lost.discard(key)
+
+    def keep(self, keys: Mapping[Key, object]) -> None:
+        """The others are no more."""
+        for gone in self._seen_up - keys.keys():
+            self._seen_up.discard(gone)
+            self.forgive(gone)
 
 
 class Losses:
-    """What was up when, as it is looked at. A device without gpulets is as it was: nobody can tell."""
+    """Of a fleet. A device without gpulets is as it was: nobody can tell."""
 
-    def __init__(self, after: Duration) -> None:
-        self.lost: set[int] = set()
-        self._after = after
-        self._seen_up: set[int] = set()
-        self._down_since: dict[int, Instant] = {}
+    def __init__(self, device: Duration, gpulet: Duration) -> None:
+        self.devices = Absences[int](device)
+        self.gpulets = Absences[GpuletId](gpulet)
 
     def look(self, now: Instant, fleet: Fleet) -> None:
-        """Say in `lost` which devices are lost now; one of which a gpulet is up again is not."""
-        is_up: dict[int, bool] = {}
+        """See who is up now."""
+        gpulets, devices = {}, dict[int, bool]()
         for state in fleet.gpulets.values():
+            gpulets[state.id] = state.is_up
             device = state.planned.device
-            is_up[device] = is_up.get(device, False) or state.is_up
-        for device, up in is_up.items():
-            if up:
-                self._seen_up.add(device)
-                self.forgive(device)
-            elif device in self._seen_up and now - self._down_since.setdefault(device, now) >= self._after:
-                self.lost.add(device)
-
-    def forgive(self, device: int) -> None:
-        """It is looked at anew."""
-        self._down_since.pop(device, None)
-        self.lost.discard(device)
+            devices[device] = devices.get(device, False) or state.is_up
+        self.devices.look(now, devices)
+        self.gpulets.look(now, gpulets)
+        self.gpulets.keep(gpulets)

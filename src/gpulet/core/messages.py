@@ -299,7 +299,8 @@ class Gather(_Message, frozen=True):
 class Replan(_Message, frozen=True):
     """Plan for this demand, rows/s by model, on these devices; answered by `Replanned`. `why` is what was seen.
 
-    `fewest`: on as few of the devices as will do. `is_needed`: a plan in force that holds is to be left alone.
+    `fewest`: on as few of the devices as will do. `is_needed`: a plan in force that holds is to be left alone. `down`: gpulets
+    of the plan in force that do not come back. `builds`: more than other turns on the gpulets that there are will do.
     """
 
     number: int
@@ -308,6 +309,8 @@ class Replan(_Message, frozen=True):
     why: str
     fewest: bool = False
     is_needed: bool = True
+    down: tuple[GpuletId, ...] = ()
+    builds: bool = True
 
 
 class Build(_Message, frozen=True):

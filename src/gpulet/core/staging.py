@@ -35,15 +35,23 @@ class Stage:
 
 
 def stage(
-    plan: Plan, in_force: Plan, devices: Collection[int] = (), memory: Mapping[str, int] = MappingProxyType({})
+    plan: Plan,
+    in_force: Plan,
+    devices: Collection[int] = (),
+    memory: Mapping[str, int] = MappingProxyType({}),
+    down: Collection[GpuletId] = (),
 ) -> Stage:
     """The change from `in_force` to `plan`, which may be moved among `devices`, all of the plan's where none are named.
+
+    Of `in_force` those that are `down` may stay as they are, but serve nothing.
 
     What a gpulet that stays has loaded and needs no more is spare from then on, where `memory`, bytes by model, allows it.
     """
     usable = [d.index for d in plan.devices if not devices or d.index in devices]
-    alike = _cut_alike(plan, in_force)
-    moved, stays = _placed(plan, alike, usable)
+    alike = _cut_alike(plan, in_force.without(down))
+    moved, blank = _placed(plan, alike, usable)
+    own = {g.id: g for g in in_force.gpulets}
+    stays = {number: own[old.id] for number, old in blank.items()}
     numbered = _numbered(moved, stays, in_force)
     if any(numbered.overfull(memory)):  # who would keep what is needed no more begins anew
         lean = {g.id for g in moved.gpulets if g.id in stays and stays[g.id].held <= g.held}

@@ -292,9 +292,9 @@ class Workers:
             self.stand_by()
 
     def tell_up(self, station: Station, gpulet: Gpulet) -> list[str]:
-        """Which of its models are there."""
+        """Which of its models are there; of those that are spare where none takes turns now."""
         pid = station.worker.pid if station.worker else 0
-        here = [name for name in gpulet.models if name in station.loaded]
+        here = [name for name in gpulet.models or gpulet.spare if name in station.loaded]
         size, cores = gpulet.size.sms, station.post.cores
         self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
         return here
