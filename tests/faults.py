@@ -163,7 +163,7 @@ class Schedule:
         self.core = Controlled(scheduler, problem, plan, estimator, make, steering)
         self.watch = Watch(plan, limits)
         self.timer, self.metrics = LeapingTimer(), Metrics(NAMES, plan)
-        self.changes = self.explained = 0
+        self.changes = self.explained = self.leaps = 0
         observers = [self.watch.observe, self.observe]
         delay = random.choice((0, 1, 4)) * MS
         self.simulation = Simulation(self.core, self.timer, self.metrics, observers, self.answer, delay)
@@ -231,7 +231,9 @@ class Schedule:
             self.timer.at(when * MS, self.executor.kill, gpulet)
             self.timer.at((when + back) * MS, self.executor.revive, gpulet)
         for _ in range(random.choice((0, 0, 0, 1, 2))):
-            self.timer.at(random.randint(0, 60) * MS, self.timer.leap, random.choice((1, 7, 40, 300)) * MS)
+            leap = random.choice((1, 7, 40, 300)) * MS
+            self.leaps += leap
+            self.timer.at(random.randint(0, 60) * MS, self.timer.leap, leap)
 
     def at(self, when, event):
         self.timer.at(when * MS, lambda _: self.simulation.feed(event), 0)
@@ -247,7 +249,7 @@ class Schedule:
         """Whatever was drawn, every request has one answer, and in the end nothing is left over."""
         self.executor.carve()
         self.at(300, Freeze(is_on=True))
-        self.simulation.run(self.requests, 1200 * MS)
+        self.simulation.run(self.requests, 500 * MS + self.leaps)
         self.watch.finish()
         assert not self.core.is_changing, "a change never came to its end"
         assert not self.core._scheduler._handover.leaving  # noqa: SLF001 (that is the point)

@@ -159,8 +159,20 @@ def test_what_if_says_what_another_plan_would_have_made_of_what_came(server, con
     assert "unknown system 'nobody'" in control(server, "what-if", "--system", "nobody")[1]
 
 
-def test_a_plan_that_cannot_be_is_refused_and_the_old_one_stays(server, control, other):
+def is_for_us_alone(server):
+    socket = default_path(server.port)
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(socket.parent.stat().st_mode) & 0o077 == 0
+    for request in (post("/gpulet/freeze", b"{}"), b"GET /gpulet/status HTTP/1.1\r\nHost: x\r\n\r\n"):
+        answer = raw(server.port, request)
+        assert answer.startswith(b"HTTP/1.1 403"), answer
+        assert b"token" in answer
+
+
+def test_what_may_not_be_is_refused_and_the_old_plan_stays(server, control, other):
     before = cut(server)
+    is_for_us_alone(server)
+    assert not control(server, "status")[1]["frozen"]
     document = json.loads(other.read_text())
     document["gpulets"] *= 2
     other.write_text(json.dumps(document))
@@ -240,17 +252,6 @@ def test_a_new_model_for_which_there_is_no_place_is_refused_and_the_others_serve
     path.write_text(path.read_text() + "[[models]]\nname = 7\n")
     code, error = control(server, "add", "d")
     assert (code, "fleet.toml" in error) == (2, True), error
-
-
-def test_admin_is_our_own_user_on_the_socket_and_nobody_on_the_port(server, control):
-    socket = default_path(server.port)
-    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
-    assert stat.S_IMODE(socket.parent.stat().st_mode) & 0o077 == 0
-    for request in (post("/gpulet/freeze", b"{}"), b"GET /gpulet/status HTTP/1.1\r\nHost: x\r\n\r\n"):
-        answer = raw(server.port, request)
-        assert answer.startswith(b"HTTP/1.1 403"), answer
-        assert b"token" in answer
-    assert not control(server, "status")[1]["frozen"]
 
 
 def test_with_a_token_admin_may_come_by_the_port(path, tmp_path, run, control):
@@ -345,7 +346,7 @@ def test_real_workers_load_a_new_model_beside_those_that_serve(workers, tmp_path
     with serve(workers) as server:
         save_model(tmp_path / "models", "c", width=64, layers=2)
         with_newcomer(workers, slo_ms=1000, rate=20)
-        with loaded(server, "a:40:1000", "b:20:1000", seconds=4):
+        with loaded(server, "a:40:1000", "b:20:1000", seconds=3):
             time.sleep(1.2)
             code, told = control(server, "add", "c")
             assert (code, told["ready"]) == (0, True), told
