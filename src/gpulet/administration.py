@@ -35,6 +35,7 @@ from gpulet.units import SECOND, from_ms, to_ms
 from gpulet.whatif import WhatIf, ask
 
 _MOST_MINUTES = 10.0
+_LONGEST_S = 10.0
 
 
 class Administration:
@@ -175,10 +176,14 @@ class Administration:
         """One that has not been there; where no plan has a place for it, it is not loaded either."""
         decision = await self._deciding.decided(event)
         if decision.is_adopted:
-            return {"model": model, "ready": self._catalog.is_ready(model), **_told(decision)}
+            return {"model": model, "ready": await self._comes_up(model), **_told(decision)}
         self._live.feed(Hint(model, 0.0))
         await self._residency.unload(model)
         raise _not_adopted(decision)
+
+    async def _comes_up(self, model: str) -> bool:
+        """A plan that is in force waits for the last batches of the one before where those stand in its place."""
+        return await self._deciding.until(lambda: self._catalog.is_ready(model), _LONGEST_S)
 
     async def remove(self, model: str) -> Document:
         """As `Admin` says: its part of the devices is the others' from the next plan on."""

@@ -1,7 +1,7 @@
 """What the core decides because of an event: who fed it waits for the first change that was begun with it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -60,11 +60,29 @@ class Deciding:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._waiting: list[_Waiter] = []
+        self._until: list[tuple[Callable[[], bool], asyncio.Event]] = []
 
     def observe(self, now: Instant, events: Sequence[Event], commands: Sequence[Command]) -> None:
         """Who waits for a decision has it."""
         for waiter in self._waiting:
             waiter.hear(events, commands)
+        for holds, held in self._until:
+            if holds():
+                held.set()
+
+    async def until(self, holds: Callable[[], bool], longest_s: float) -> bool:
+        """Wait for that, which is looked at after each step; whether it came in time."""
+        if holds():
+            return True
+        waiting = holds, asyncio.Event()
+        self._until.append(waiting)
+        try:
+            async with asyncio.timeout(longest_s):
+                return await waiting[1].wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._until.remove(waiting)
 
     async def decided(self, event: Event) -> Decision:
         """Feed it, and wait; raises `RequestError` where nothing is decided for long, or the server stops."""

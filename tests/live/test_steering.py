@@ -223,7 +223,7 @@ def test_a_model_that_is_new_in_the_fleet_file_is_served_without_a_restart(path,
         code, error = control(server, "add", "c")
         assert (code, "unknown model 'c': fleet.toml does not have it" in error) == (2, True), error
         with_newcomer(path)
-        with loaded(server, "a:60:100", "b:30:100", seconds=3):
+        with loaded(server, "a:150:100", "b:100:100", seconds=3):
             time.sleep(1)
             code, told = control(server, "add", "c")
             assert (code, told["ready"], told["changed"]) == (0, True, True), told

@@ -81,3 +81,22 @@ def test_a_forced_plan_has_the_negative_of_its_ticket():
 def test_a_server_that_stops_decides_nothing_more():
     with pytest.raises(RequestError, match="the server stops"):
         decided(OUT, ([OUT], []), ([Stopping()], []))
+
+
+def until(holds, *, steps=1):
+    async def run():
+        deciding = Deciding(Live())
+        task = asyncio.ensure_future(deciding.until(holds, 0.05))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+            deciding.observe(0, [], [])
+        return await task
+
+    return asyncio.run(run())
+
+
+def test_what_is_waited_for_is_looked_at_after_each_step():
+    looks = iter([False, False, True])
+    assert until(lambda: next(looks), steps=2)
+    assert until(lambda: True, steps=0)
+    assert not until(lambda: False)
