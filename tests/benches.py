@@ -22,6 +22,7 @@ class Bench:
         self.told = []
         self.given_up = []
         self.batch = 0
+        self.up = set()
         self.timer = LiveTimer(asyncio.get_running_loop())
         models = names if isinstance(names, dict) else {name: WorkerModel(name, f"{name}.pt2", 4) for name in names}
         ask = self.requests.__getitem__
@@ -31,7 +32,7 @@ class Bench:
             ground,
             program,
             self.timer,
-            self.events.put_nowait,
+            self.emit,
             ask,
             lambda event, **fields: self.told.append((event, fields)),
             self.given_up.append,
@@ -54,6 +55,13 @@ class Bench:
             event = await asyncio.wait_for(self.events.get(), 20)
             if isinstance(event, kind):
                 return event
+
+    def emit(self, event):
+        self.events.put_nowait(event)
+        if isinstance(event, GpuletUp):
+            self.up.add(event.gpulet)
+        elif isinstance(event, GpuletDown):
+            self.up.discard(event.gpulet)
 
     async def soon(self, holds):
         for _ in range(2000):

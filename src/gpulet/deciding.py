@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -66,23 +67,23 @@ class Deciding:
         """Who waits for a decision has it."""
         for waiter in self._waiting:
             waiter.hear(events, commands)
-        for holds, held in self._until:
-            if holds():
-                held.set()
+        for holds, settled in self._until:
+            if holds() or any(isinstance(event, Stopping) for event in events):
+                settled.set()
 
     async def until(self, holds: Callable[[], bool], longest_s: float) -> bool:
-        """Wait for that, which is looked at after each step; whether it came in time."""
+        """Wait for that, which is looked at after each step; whether it came in time, and before the server stops."""
         if holds():
             return True
         waiting = holds, asyncio.Event()
         self._until.append(waiting)
         try:
-            async with asyncio.timeout(longest_s):
-                return await waiting[1].wait()
-        except TimeoutError:
-            return False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest_s):
+                    await waiting[1].wait()
         finally:
             self._until.remove(waiting)
+        return holds()
 
     async def decided(self, event: Event) -> Decision:
         """Feed it, and wait; raises `RequestError` where nothing is decided for long, or the server stops."""

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import benches
-from gpulet.core.messages import Finished, GpuletDown, GpuletUp, RunFailed
+from gpulet.core.messages import Adopt, Build, Built, Finished, GpuletDown, GpuletUp, NotBuilt, RunFailed
 from gpulet.device import Device, Mechanism, Size, find_kind
 from gpulet.errors import PlanError, Unproven, Unusable
+from gpulet.executors.building import Building
+from gpulet.executors.change import Gently
 from gpulet.executors.gpus import Gpus
 from gpulet.executors.ground import Post
 from gpulet.executors.process import Program
@@ -367,6 +369,47 @@ def test_a_worker_that_has_no_time_to_load_is_taken_off_its_ground_before_it_is_
             mine = {pid for sms, pid in ground.proven if sms == 32}
             assert mine <= set(ground.dismissed)
             assert not set(ground.dismissed) & set(bench.workers.pids.values())
+
+    asyncio.run(run())
+
+
+def two_devices(*turns):
+    """A gpulet on each, with both models loaded."""
+    kind = find_kind("h200-141gb")
+    devices = tuple(Device(number, kind, Mechanism.GREEN) for number in range(2))
+    spare = [tuple({"plain", "deep"} - {turn.model for turn in mine}) for mine in turns]
+    gpulets = (Gpulet(g, g, Size(64, 50.0), 0, 10 * MS, turns[g], spare=spare[g]) for g in range(2))
+    return Plan(devices, tuple(gpulets))
+
+
+def test_turns_leave_a_device_whose_worker_is_down_and_come_back():
+    async def run():
+        first, without = two_devices((PLAIN,), (DEEP,)), two_devices((PLAIN, DEEP), ())
+        async with carved(first) as bench:
+            building = Building(bench.workers, Gently())
+            os.kill(bench.workers.pids[1], signal.SIGKILL)
+            assert (await bench.until(GpuletDown)).gpulet == 1
+            for number, planned in enumerate((without, first)):
+                building.build(Build(number, planned))
+                assert await bench.until((Built, NotBuilt)) == Built(number)
+                building.adopt(Adopt(number, planned))
+                await bench.serves(0, planned.gpulets[0].turns[-1].model)
+                await bench.soon(lambda: 1 in bench.up)
+            await bench.serves(1, "deep")
+
+    asyncio.run(run())
+
+
+def test_nobody_is_re_cut_where_a_device_has_no_worker():
+    async def run():
+        async with carved(two_devices((PLAIN,), (DEEP,))) as bench:
+            sent = []
+            bench.workers.stations[0].worker.send = sent.append
+            os.kill(bench.workers.pids[1], signal.SIGKILL)
+            await bench.until(GpuletDown)
+            with pytest.raises(Unusable, match="device 1 has no worker now"):
+                await recut(bench.workers, two_devices((DEEP,), (PLAIN,)))
+            assert sent == []
 
     asyncio.run(run())
 

@@ -145,7 +145,7 @@ def test_a_frozen_plan_stays_and_a_thawed_one_follows_the_load(server, control, 
 def test_what_if_says_what_another_plan_would_have_made_of_what_came(server, control, other, load):
     code, told = control(server, "what-if", "--minutes", "1")
     assert (code, "nothing came" in told) == (2, True)
-    load(server, "a:60:100", "b:30:100", seconds=2)
+    load(server, "a:120:100", "b:60:100", seconds=1)
     before = cut(server)
     code, told = control(server, "what-if", "--system", "dedicated", "--minutes", "1")
     assert code == 0
@@ -318,7 +318,7 @@ def test_real_workers_are_cut_anew_while_they_serve_and_nothing_is_lost(workers,
     with serve(workers, "--plan", own) as server:
         assert control(server, "freeze")[0] == 0
         first = {gpulet: w["pid"] for gpulet, w in server.workers.items()}
-        with loaded(server, "a:40:1000", "b:40:1000", seconds=5):
+        with loaded(server, "a:40:1000", "b:40:1000", seconds=4):
             time.sleep(1.2)
             for wanted in (both, mixed, own):
                 code, told = control(server, "force", wanted)
@@ -392,12 +392,12 @@ def test_nothing_of_a_server_that_is_killed_stays(workers):
 
 
 def test_a_planner_that_is_killed_is_replaced_and_nobody_notices(server, load):
-    load(server, "a:1500:100", seconds=1)
+    load(server, "a:1500:100", seconds=0.5)
     planners = [pid for pid in children_of(server.process.pid) if b"spawn_main" in command_of(pid)]
     assert planners
     for pid in planners:
         os.kill(pid, signal.SIGKILL)
-    report = load(server, "b:1200:100", seconds=2.5)
+    report = load(server, "b:1200:100", seconds=2)
     assert report["total"]["lost"] == 0
     told = history(server)
     assert any(row["seen"].startswith("b rose") for row in told), told

@@ -498,7 +498,7 @@ def test_what_could_not_be_built_is_given_up():
     assert not told.one(Replan).builds, "other turns might help as well"
     told.answer(None)
     assert told.stays()
-    assert told.script.heard == [({"m0": 20.0, "m1": 10.0}, False)] * 2
+    assert told.script.heard == [({"m0": 20.0, "m1": 10.0}, False)], "misses still tell that something is wrong"
     assert told.change(OTHER), "the next may go better"
     assert not told.core.fleet.gpulets[2].is_leaving
 
@@ -775,6 +775,46 @@ def test_what_cannot_be_built_is_tried_again_though_other_turns_came_into_force_
         assert told.now < failed + 60 * SECOND
     assert 5 * SECOND <= told.now - failed < 7 * SECOND
     assert (told.one(Replan).why, told.one(Replan).builds) == ("m0 rose", True)
+
+
+def unbuilt(*events):
+    """What was to be built could not be; these came meanwhile."""
+    told = Told(steering=Steering(pause=5 * SECOND))
+    told.call()
+    told.answer(OTHER)
+    told.tell(*events)
+    told.tell(NotBuilt(1, "out of memory"))
+    return told
+
+
+def test_what_was_asked_for_while_a_build_failed_may_build():
+    told = unbuilt(DeviceOut(1))
+    assert (told.asked.why, told.asked.builds) == ("device 1 is taken out", True)
+
+
+def test_rates_that_move_while_other_turns_are_looked_for_are_answered_by_turns_as_well():
+    told = unbuilt()
+    told.script.says = Demand({"m0": 90.0, "m1": 10.0}, {"m0": 90.0, "m1": 10.0})
+    told.at(told.script.look_at)
+    told.answer(NOW)
+    assert "since then m0 went from" in told.one(Replan).why
+    assert not told.asked.builds
+
+
+def test_a_plan_that_is_frozen_while_other_turns_are_looked_for_is_not_built_upon_in_haste():
+    told = unbuilt()
+    told.tell(Freeze(is_on=True))
+    told.tell(Freeze(is_on=False))
+    assert not told.one(Replan).builds
+
+
+def test_a_plan_that_was_asked_for_ends_what_could_not_be_built():
+    told = unbuilt(Force(1, SPREAD))
+    assert told.build()
+    for gpulet in (0, 1):  # whose places are others' now
+        assert gpulet not in told.core.fleet.gpulets
+    for _ in range(20):
+        assert told.at(told.script.look_at) == []
 
 
 def test_other_turns_that_cannot_be_built_either_are_not_asked_for_again():

@@ -96,7 +96,7 @@ def until(holds, *, steps=1):
 
 
 def test_what_is_waited_for_is_looked_at_after_each_step():
-    looks = iter([False, False, True])
+    looks = iter([False, False, True, True])
     assert until(lambda: next(looks), steps=2)
     assert until(lambda: True, steps=0)
     assert not until(lambda: False)

@@ -62,7 +62,7 @@ def test_a_gpulet_that_stays_down_is_not_counted_on_until_it_is_up_again():
     (asked,) = running.pass_on(0.8)
     assert (asked.why, asked.down, asked.builds) == ("gpulet 1 stays down", (1,), False)
     (asked,) = running.pass_on(1, GpuletUp(1))
-    assert (asked.why, asked.down, asked.builds) == ("gpulet 1 is up again", (), False)
+    assert (asked.why, asked.down, asked.builds) == ("gpulet 1 is up again", (), True)
 
 
 def test_a_gpulet_that_is_down_for_a_moment_now_and_then_is_counted_on():
@@ -83,9 +83,11 @@ def test_a_gpulet_that_is_in_the_plan_no_more_is_forgotten():
     state = fleet.gpulets.pop(1)
     losses.look(2 * SECOND, fleet)
     assert losses.gpulets.lost == set()
-    fleet.gpulets[1] = state  # another of that number
+    fleet.gpulets[1] = state  # another of that number, which was built but does not come up
     losses.look(60 * SECOND, fleet)
-    assert losses.gpulets.lost == set(), "it was never up"
+    assert losses.gpulets.lost == set()
+    losses.look(61 * SECOND, fleet)
+    assert losses.gpulets.lost == {1}
 
 
 def test_one_that_comes_back_is_planned_with_again():

@@ -1,5 +1,6 @@
 """What calls for another plan: rates, devices that come and go, objectives, and what was to change and could not."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from gpulet.core.fleet import Fleet
@@ -38,11 +39,16 @@ class Steering:
 _LONGEST_PAUSE: Duration = 300 * SECOND
 
 
-class Calls:
-    """Of one fleet. `demand` is what was seen at the last look; `failed` called for a change that is to be tried again.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Why there should be a plan. Unless it `builds`, other turns on the gpulets that there are have to do."""
 
-    `missed` are gpulets that went down or came back: whoever builds would be in the way of their own replacements.
-    """
+    why: str
+    builds: bool = True
+
+
+class Calls:
+    """Of one fleet. `demand` is what was seen at the last look."""
 
     def __init__(self, fleet: Fleet, demand: Demand, estimator: Estimator, steering: Steering) -> None:
         self.demand = demand
@@ -52,12 +58,12 @@ class Calls:
         self._estimator = estimator
         self._steering = steering
         self._losses = Losses(steering.lost, steering.missed)
-        self._down: frozenset[GpuletId] = frozenset()
+        self._allowed_for: frozenset[GpuletId] = frozenset()
         self._drained: set[int] = set()
         self._missing: set[int] = set()
-        self.failed = ""
-        self.missed = ""
         self._told = ""
+        self._failed = ""
+        self._turns = ""
         self._pause = steering.pause
         self._not_before: Instant = 0
         self._retry_at: Instant = 0
@@ -80,8 +86,8 @@ class Calls:
 
     @property
     def down(self) -> tuple[GpuletId, ...]:
-        """The gpulets of the plan in force that plans may not count on."""
-        return tuple(sorted(self._down))
+        """The gpulets of the plan in force that plans may not count on: a replacement is on its way, or cannot be had."""
+        return tuple(sorted(self._losses.gpulets.lost))
 
     def look(self, now: Instant, *, has_jumped: bool) -> None:
         """See what is asked. After a jump nothing is called for until the others had time to settle."""
@@ -100,9 +106,12 @@ class Calls:
         self._estimator.hint(now, model, rate)
         self._settles = now
 
-    def tell(self, why: str) -> None:
-        """Such a thing calls for a plan, whatever the rates are."""
-        self._told = f"{self._told}; {why}" if self._told else why
+    def tell(self, why: str, *, builds: bool = True) -> None:
+        """Such a thing calls for a plan, whatever the rates are; or for other turns."""
+        if builds:
+            self._told = f"{self._told}; {why}" if self._told else why
+        else:
+            self._turns = why
 
     def shift(self, event: DeviceOut | DeviceIn) -> None:
         """Plans may use a device no more, or again: somebody says so."""
@@ -115,38 +124,47 @@ class Calls:
             self._losses.devices.forgive(event.device)
             self.tell(f"device {event.device} is back")
 
-    def why(self, now: Instant, in_use: frozenset[int]) -> str:
-        """What calls for a plan now, empty for nothing; `in_use` are the devices of the plan in force."""
-        seen = self.demand.why if now >= self._not_before else ""
-        failed = self.failed if now >= self._retry_at else ""
-        return self._told or seen or failed or self.missed or self._astray(now, in_use)
+    def call(self, now: Instant, in_use: frozenset[int]) -> Call | None:
+        """What calls for a plan now; `in_use` are the devices of the plan in force.
 
-    def answer(self) -> None:
-        """A call is heeded once."""
-        self._told = self.missed = ""
-        self.decide()
+        Building beside the replacements of what is down would be in their way.
+        """
+        seen = self.demand.why if now >= self._not_before else ""
+        failed = self._failed if now >= self._retry_at else ""
+        missed = self._missed()
+        why = self._told or seen or failed or (missed if not self.down else "")
+        if not why and (self._turns or missed):
+            return Call(self._turns or missed, builds=False)
+        why = why or self._astray(now, in_use)
+        return Call(why) if why else None
+
+    def heed(self, call: Call) -> None:
+        """A plan is asked for, once; what failed is not tried again by other turns."""
+        self._turns = ""
+        self._allowed_for = frozenset(self.down)
+        if call.builds:
+            self._told = ""
+            self.decide()
 
     def decide(self) -> None:
         """What was seen so far has been decided; what was told meanwhile has not."""
         self.demand = replace(self.demand, why="")
-        self.failed = ""
+        self._failed = ""
 
-    def adopt(self, unbuilt: str = "") -> None:
-        """A plan has come into force; `unbuilt` is what it is only instead of, which is still to be tried again."""
+    def adopt(self, down: Collection[GpuletId]) -> None:
+        """A plan has come into force that allows for these being down."""
         self.decide()
-        self.failed = unbuilt
-        if not unbuilt:
-            self._pause = self._steering.pause
+        self._turns = ""
+        self._allowed_for = frozenset(down)
+        self._pause = self._steering.pause
 
-    def rest(self, now: Instant, *, is_held: bool = True, failed: str = "", unbuilt: str = "") -> None:
+    def rest(self, now: Instant, *, is_held: bool = True, failed: str = "") -> None:
         """Nothing changes: what could not be done is tried again later, and where too little is held rates wait as well.
 
-        `failed` is what called for a change that failed and might not the next time: that is tried ever more seldom. `unbuilt`
-        is as for `adopt`.
+        `failed` is what called for a change that failed and might not the next time: that is tried ever more seldom.
         """
-        self.failed = failed or unbuilt
-        if not unbuilt:
-            self._retry_at = now + self._pause
+        self._retry_at = now + self._pause
+        self._failed = failed
         if failed:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         if not is_held:
@@ -157,13 +175,17 @@ class Calls:
         devices = in_use & self.out if now >= self._retry_at else frozenset()
         return f"device {min(devices)} is still in use" if devices else ""
 
+    def _missed(self) -> str:
+        """Which gpulets are down, or up, though the last plan that was asked for thinks otherwise."""
+        down = {*self.down}
+        gone = [f"gpulet {gpulet} stays down" for gpulet in sorted(down - self._allowed_for)]
+        back = sorted((self._allowed_for - down) & self._fleet.gpulets.keys())
+        return "; ".join([*gone, *(f"gpulet {gpulet} is up again" for gpulet in back)])
+
     def _look_for_lost(self, now: Instant) -> None:
         """A lost device is out until a gpulet of it comes up, or somebody restores it; the last one that plans may use stays."""
         self._losses.look(now, self._fleet)
-        before, self._down = self._down, frozenset(self._losses.gpulets.lost)
-        missed = [f"gpulet {gpulet} stays down" for gpulet in sorted(self._down - before)]
-        back = sorted((before - self._down) & self._fleet.gpulets.keys())
-        self.missed = "; ".join([*missed, *(f"gpulet {gpulet} is up again" for gpulet in back)]) or self.missed
+        self._allowed_for &= self._fleet.gpulets.keys()
         lost = self._losses.devices.lost
         for device in sorted(self._missing - lost):
             self._missing.discard(device)

@@ -35,7 +35,7 @@ from gpulet.core.scheduler import Scheduler
 from gpulet.core.staging import Stage, stage
 from gpulet.core.weighing import Offer, weigh
 from gpulet.model import Model
-from gpulet.plan import Plan
+from gpulet.plan import GpuletId, Plan
 from gpulet.units import SECOND, Instant
 
 _OURS = frozenset((Replanned, Force, Freeze, DeviceOut, DeviceIn, Hint, Revise, Enlist, Built, NotBuilt, Stopping))
@@ -52,7 +52,7 @@ _NEAR = 0.7, 1.4
 class _Change:
     """One that is under way. `demand` is what it was asked for; `stage` and `chosen` are there once it is decided.
 
-    Unless it `builds` it is for other turns alone; `unbuilt` is what could not be built for, until that is tried again.
+    Unless it `builds` it is for other turns alone. It allows for what is `down`.
     """
 
     number: int
@@ -66,7 +66,7 @@ class _Change:
     is_urgent: bool = False
     decided: Instant = 0
     builds: bool = True
-    unbuilt: str = ""
+    down: tuple[GpuletId, ...] = ()
 
 
 class Controlled:
@@ -98,7 +98,6 @@ class Controlled:
         self._forced: Force | None = None
         self._calls = Calls(scheduler.fleet, Demand(problem.demand, problem.demand), estimator, steering)
         self._tries = 0
-        self._unbuilt = ""
         self._is_stopping = False
 
     @property
@@ -199,7 +198,7 @@ class Controlled:
         change = self._change
         if event.is_on and change and change.stage is None:
             self._change = None
-            self._calls.tell(change.seen)
+            self._calls.tell(change.seen, builds=change.builds)
             yield Explain(change.number, change.seen, "", "the plan in force stays: it is frozen")
 
     def _revise(self, model: Model) -> None:
@@ -214,17 +213,15 @@ class Controlled:
         if self._forced:
             yield from self._force(now, self._forced)
             return
-        why = self._calls.why(now, self.in_force.in_use)
-        if not why or self.is_frozen:
+        call = self._calls.call(now, self.in_force.in_use)
+        if call is None or self.is_frozen:
             return
         self._number += 1
-        builds = not self._unbuilt and why != self._calls.missed
-        unbuilt, self._unbuilt = "" if builds else self._unbuilt or self._calls.failed, ""
-        self._change = change = _Change(self._number, why, self.demand, now, builds=builds, unbuilt=unbuilt)
-        self._calls.answer()
+        why, builds, usable, down = call.why, call.builds, self._calls.usable, self._calls.down
+        self._change = change = _Change(self._number, why, self.demand, now, builds=builds, down=down)
+        self._calls.heed(call)
         fewest, demand = self._steering.fewest, change.demand
         is_needed = not (builds and fewest and demand.has_fallen)
-        usable, down = self._calls.usable, self._calls.down
         yield Replan(self._number, dict(demand.targets), usable, why, fewest, is_needed, down, builds)
 
     def _force(self, now: Instant, forced: Force) -> Iterator[Command]:
@@ -247,24 +244,24 @@ class Controlled:
         moved = self._moved(change.demand) if self._tries < self._steering.tries else ""
         if moved:
             self._tries += 1
-            return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}{moved}")
+            return self._again(change, moved)
         self._tries = 0
         if answer.plan is None:
             is_held = answer.before >= self._steering.enough
             stays, failed = "the plan in force stays", answer.has_failed
             return (self._stay(now, answer.why, stays, holds=is_held, is_enough=is_held, has_failed=failed),)
         if answer.plan.in_use & self._calls.out:
-            return self._again(f"{change.seen.partition(_SINCE)[0]}{_SINCE}a device went out")
+            return self._again(change, "a device went out")
         violations = answer.plan.violations()
         if violations:
             why = f"a plan that cannot be: {violations[0]}"
             return (self._stay(now, why, "refused, the plan in force stays"),)
         return self._weighed(now, change, answer, answer.plan)
 
-    def _again(self, why: str) -> Iterable[Command]:
+    def _again(self, change: _Change, since: str) -> Iterable[Command]:
         """The answer is to a question of before."""
         self._change = None
-        self._calls.tell(why)
+        self._calls.tell(f"{change.seen.partition(_SINCE)[0]}{_SINCE}{since}", builds=change.builds)
         return ()
 
     def _weighed(self, now: Instant, change: _Change, answer: Replanned, plan: Plan) -> Iterator[Command]:
@@ -294,7 +291,8 @@ class Controlled:
 
     def _staged(self, plan: Plan) -> Stage:
         memory = {name: model.memory for name, model in self._problem.models.items()}
-        return stage(plan.unfolded(), self.in_force, self._calls.usable, memory, self._calls.down)
+        down = self._change.down if self._change else ()
+        return stage(plan.unfolded(), self.in_force, self._calls.usable, memory, down)
 
     def _stay(
         self,
@@ -308,11 +306,12 @@ class Controlled:
     ) -> Explain:
         change, self._change = self._change, None
         assert change, "something was considered"
-        if change.number > 0:
+        if change.number > 0 and change.builds:
             self._calls.decide()
             self._estimator.considered(now, change.demand.targets, is_held=holds)
-        failed = change.seen if has_failed and change.number > 0 and not change.unbuilt else ""
-        self._calls.rest(now, is_held=is_enough or not change.builds, failed=failed, unbuilt=change.unbuilt)
+        if change.builds:
+            failed = change.seen if has_failed and change.number > 0 else ""
+            self._calls.rest(now, is_held=is_enough, failed=failed)
         return Explain(change.number, change.seen, considered, chosen)
 
     def _go(self, now: Instant, staged: Stage, considered: str, chosen: str) -> Iterator[Command]:
@@ -329,8 +328,7 @@ class Controlled:
             chosen = f"given up, the plan in force stays: {answer.error}"
             yield self._stay(now, change.considered, chosen, has_failed=True)
             if change.number > 0 and change.builds and not self.in_force.in_use & self._calls.out:
-                self._unbuilt = change.seen
-                self._calls.tell(f"{change.seen}, and what was chosen could not be built")
+                self._calls.tell(f"{change.seen}, and what was chosen could not be built", builds=False)
         else:
             yield from self._adopt(now)
 
@@ -341,8 +339,9 @@ class Controlled:
         assert change.stage, "and decided"
         self.before, self.in_force = self.in_force, change.stage.plan
         self._problem = replace(self._problem, demand=dict(change.demand.targets), in_force=self.in_force)
-        self._calls.adopt(change.unbuilt)
-        self._estimator.considered(now, change.demand.targets, is_held=change.is_held)
+        if change.builds:
+            self._calls.adopt(change.down)
+        self._estimator.considered(now, change.demand.targets, is_held=change.is_held or not change.builds)
         self._scheduler.adopt(self.in_force, self._make(self._problem, self.in_force))
         planned, built = (change.decided - change.since) / SECOND, (now - change.decided) / SECOND
         took = f"decided after {planned:.3f} s, in force {built:.3f} s later"

@@ -56,6 +56,7 @@ def change_to(aim: Aim, posts: Iterable[Post], workers: Workers) -> Change:
             fresh[-1].given = given
         else:
             is_kept = post.is_alone or _on(old, post.device) == _on(plan, post.device)
+            is_kept = is_kept or (not same.is_up and _only_loses(same.post, post))
             (kept if is_kept else inner).append((same, post))
     staying = [station for station, _ in (*kept, *inner)]
     gone = tuple(station for station in stations if station not in staying)
@@ -66,6 +67,14 @@ def _on(plan: Plan, device: int) -> tuple[object, ...]:
     """What a plan has on a device."""
     mine = (g for g in plan.gpulets if g.device == device)
     return (*mine, *(r for r in plan.residents if r.device == device))
+
+
+def _only_loses(old: Post, new: Post) -> bool:
+    """Whether the same gpulets have some turns less: whoever comes up for the old ones will do."""
+    before, after = _places(old), _places(new)
+    if [place[:-1] for place in before] != [place[:-1] for place in after]:
+        return False
+    return all({*less} <= {*more} for (*_, less), (*_, more) in zip(after, before, strict=True))
 
 
 def _is_same(old: Post, new: Post) -> bool:

@@ -104,6 +104,8 @@ async def _build(
     workers: Workers, change: Change, aim: Aim, patience: Duration, moved: dict[Station, WorkerProcess]
 ) -> _Built:
     """New posts first, since nothing is in force yet by them; then the others all at once. `moved` are those that did."""
+    for station, _ in change.inner:
+        _refuse_unmanned(station)
     await man_all(workers, change.manned, aim)
     holders = {station: station.worker for station in change.manned}
     done: list[Recutted] = []
@@ -162,12 +164,17 @@ def _refuse_dead(holders: Mapping[Station, WorkerProcess | None]) -> None:
             raise Unusable(msg)
 
 
-async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
+def _refuse_unmanned(station: Station) -> WorkerProcess:
     if station.worker is None or not station.is_up:
         msg = f"device {station.post.device} has no worker now"
         raise Unusable(msg)
+    return station.worker
+
+
+async def _ask(station: Station, plan: Plan, patience: Duration) -> Recutted:
+    worker = _refuse_unmanned(station)
     station.asked = asyncio.get_running_loop().create_future()
-    station.worker.send(Recut(plan, patience))
+    worker.send(Recut(plan, patience))
     (answer,) = await _answers([station.asked])
     station.asked = None
     assert answer, "a worker answers a re-cut"

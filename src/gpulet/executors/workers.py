@@ -286,15 +286,15 @@ class Workers:
             if other.worker:
                 other.worker.kill()
         for gpulet in station.post.gpulets:
-            if self.tell_up(station, gpulet):
+            if self.tell_up(station, gpulet) or not gpulet.models:  # who has no turns may get some
                 self.emit(GpuletUp(gpulet.id))
         if all(other.is_up for other in self.stations if other.given):
             self.stand_by()
 
     def tell_up(self, station: Station, gpulet: Gpulet) -> list[str]:
-        """Which of its models are there; of those that are spare where none takes turns now."""
+        """Which of its models are there."""
         pid = station.worker.pid if station.worker else 0
-        here = [name for name in gpulet.models or gpulet.spare if name in station.loaded]
+        here = [name for name in gpulet.models if name in station.loaded]
         size, cores = gpulet.size.sms, station.post.cores
         self.tell("gpulet_up", gpulet=gpulet.id, pid=pid, size=size, cores=cores, models=here)
         return here
