@@ -72,6 +72,15 @@ def load(gpulet):
     return call
 
 
+def loaded_until(holds, load, server, *loads):
+    """A load again and again, since plans take their time on busy machines; no request is lost."""
+    for _ in range(5):
+        assert load(server, *loads, seconds=2.5)["total"]["lost"] == 0
+        if holds():
+            return
+    pytest.fail(f"it did not come about: {history(server)}")
+
+
 @contextmanager
 def loaded(server, *loads, seconds):
     """A client's load meanwhile, in a process of its own: every request is answered well, whatever happens."""
@@ -130,9 +139,7 @@ def test_a_frozen_plan_stays_and_a_thawed_one_follows_the_load(server, control, 
     assert control(server, "status")[1]["frozen"]
     assert cut(server) == first
     assert control(server, "thaw")[1] == {"frozen": False}
-    report = load(server, "a:1500:100", seconds=2.5)
-    assert cut(server) != first
-    assert report["total"]["lost"] == 0
+    loaded_until(lambda: cut(server) != first, load, server, "a:1500:100")
     told = history(server)
     changed = [row for row in told if "in force" in row["chosen"] and "stays" not in row["chosen"]]
     assert changed, told
@@ -398,7 +405,8 @@ def test_a_planner_that_is_killed_is_replaced_and_nobody_notices(server, load):
     for pid in planners:
         os.kill(pid, signal.SIGKILL)
     last = max((row["number"] for row in history(server)), default=0)
-    report = load(server, "b:1200:100", seconds=2.5)
-    assert report["total"]["lost"] == 0
-    told = history(server)
-    assert any(row["number"] > last and "in time" in row["considered"] for row in told), told
+
+    def is_planned():
+        return any(row["number"] > last and "in time" in row["considered"] for row in history(server))
+
+    loaded_until(is_planned, load, server, "b:1200:100")
