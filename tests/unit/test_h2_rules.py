@@ -293,6 +293,26 @@ def test_a_smaller_initial_window_can_make_windows_negative():
     assert [len(f[3]) for f in written(made) if f[0] == frames.DATA] == [7]
 
 
+def test_a_larger_initial_window_is_acknowledged_before_it_is_used():
+    made = connection()
+    made.receive(setting(Setting.INITIAL_WINDOW_SIZE, 0) + opened(1, last=True))
+    made.respond(1, OK, (bytes(10),), 10, OK)
+    written(made)
+    made.receive(setting(Setting.INITIAL_WINDOW_SIZE, 65535))
+    assert [kind for kind, *_ in written(made)] == [frames.SETTINGS, frames.DATA, frames.HEADERS]
+
+
+def test_a_stream_whose_window_is_taken_while_it_waits_for_the_connections_sends_nothing():
+    made = connection()
+    made.receive(setting(Setting.INITIAL_WINDOW_SIZE, 100_000) + opened(1, last=True))
+    made.respond(1, OK, (bytes(70_000),), 70_000, OK)
+    written(made)
+    made.receive(setting(Setting.INITIAL_WINDOW_SIZE, 0) + window_update(0, 100_000))
+    assert [kind for kind, *_ in written(made)] == [frames.SETTINGS]
+    made.receive(window_update(1, 65535 + 10))
+    assert [len(f[3]) for f in written(made) if f[0] == frames.DATA] == [10]
+
+
 def test_frames_are_no_longer_than_the_peer_takes():
     made = connection()
     made.receive(opened(1, last=True))

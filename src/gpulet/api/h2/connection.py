@@ -242,8 +242,9 @@ class Connection(Streams, Generic[_Head]):
         streams = list(self.streams.values())
         for key, value in frames.PAIR.iter_unpack(payload):
             self.sender.adopt(key, value, streams)
+        self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))  # before what they allow (6.5.3)
+        self.sender.go_on(streams)
         self._close_finished()
-        self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _push_promise(self, flags: int, number: int, payload: bytes, events: "list[Event[_Head]]") -> None:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "PUSH_PROMISE from a client")

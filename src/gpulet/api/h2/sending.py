@@ -137,7 +137,7 @@ class Sender:
         self._take_turns()
 
     def adopt(self, setting: int, value: int, outlets: Sequence[Outlet]) -> None:
-        """What the peer says of itself; raises `ConnectionFault`."""
+        """What the peer says of itself, to `go_on` with once it is acknowledged; raises `ConnectionFault`."""
         match setting:
             case Setting.ENABLE_PUSH if value > 1:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH is {value}")
@@ -162,6 +162,9 @@ class Sender:
             outlet.window += change
             if outlet.window > frames.MOST_WINDOW:
                 raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a stream's window is larger than 2^31-1")
+
+    def go_on(self, outlets: Sequence[Outlet]) -> None:
+        """Send what their windows have come to allow."""
         for outlet in outlets:
             self._go_on(outlet)
 
@@ -175,6 +178,8 @@ class Sender:
         while turns and self._window > 0:
             number, outlet = next(iter(turns.items()))
             del turns[number]
+            if outlet.window <= 0:  # the peer took it back meanwhile (6.9.2)
+                continue
             self._one_frame(outlet)
             if outlet.queue and outlet.window > 0:
                 turns[number] = outlet
