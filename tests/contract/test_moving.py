@@ -170,29 +170,26 @@ def test_one_worker_moves_once(tmp_path):
     asyncio.run(run())
 
 
-def test_where_the_worker_dies_before_it_moves_another_takes_its_place(tmp_path):
+async def dies_before(made, pid):
+    await made.build(RIGHT, 1)
+    made.building.adopt(Adopt(1, RIGHT))
+    os.kill(pid, signal.SIGKILL)
+    assert (await made.bench.until(GpuletDown)).gpulet == 0
+    made.building.retire(Retire(0))
+
+
+async def dies_on_its_way(made, pid):
+    os.kill(pid, signal.SIGSTOP)
+    await made.change(RIGHT, 1, gone=[0])
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("dies", [dies_before, dies_on_its_way])
+def test_where_the_worker_that_is_to_move_dies_another_takes_its_place(tmp_path, dies):
     async def run():
         async with changing(tmp_path) as made:
             before = made.workers.pids[0]
-            await made.build(RIGHT, 1)
-            made.building.adopt(Adopt(1, RIGHT))
-            os.kill(before, signal.SIGKILL)
-            assert (await made.bench.until(GpuletDown)).gpulet == 0
-            made.building.retire(Retire(0))
-            assert await made.comes_up() == 2
-            assert made.workers.pids[2] != before
-            await made.bench.serves(2)
-
-    asyncio.run(run())
-
-
-def test_where_it_dies_on_its_way_too(tmp_path):
-    async def run():
-        async with changing(tmp_path) as made:
-            before = made.workers.pids[0]
-            os.kill(before, signal.SIGSTOP)
-            await made.change(RIGHT, 1, gone=[0])
-            os.kill(before, signal.SIGKILL)
+            await dies(made, before)
             assert await made.comes_up() == 2
             assert made.workers.pids[2] != before
             await made.bench.serves(2)

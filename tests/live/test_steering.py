@@ -74,8 +74,8 @@ def load(gpulet):
 
 def loaded_until(holds, load, server, *loads):
     """A load again and again, since plans take their time on busy machines; no request is lost."""
-    for _ in range(5):
-        assert load(server, *loads, seconds=2.5)["total"]["lost"] == 0
+    for _ in range(10):
+        assert load(server, *loads, seconds=1.2)["total"]["lost"] == 0
         if holds():
             return
     pytest.fail(f"it did not come about: {history(server)}")
