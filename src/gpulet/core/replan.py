@@ -231,7 +231,7 @@ class Watch:
             if watched.is_strained:
                 return f"{name} misses its objective of {to_ms(watched.slo):g} ms at {rate.mean:.1f}/s"
             if targets[name] > planned * (1 + rules.rise) + 2 * rules.sigmas * rate.error():
-                return f"{name} rose to {rate.mean:.1f}/s, planned for {planned:.1f}"
+                return f"{name} rose to {rate.mean:.1f}/s, target {targets[name]:.1f}, planned for {planned:.1f}"
         return ""
 
     def _fall(self, now: Instant, targets: Mapping[str, float]) -> str:
@@ -243,7 +243,8 @@ class Watch:
             elif watched.low_since < 0:
                 watched.low_since = now
             elif now - watched.low_since >= rules.patience and not why:
-                why = f"{name} fell to {watched.rate.mean:.1f}/s, planned for {watched.planned:.1f}"
+                rate = f"{watched.rate.mean:.1f}/s, target {targets[name]:.1f}"
+                why = f"{name} fell to {rate}, planned for {watched.planned:.1f}"
         return why
 
     def _judge_window(self, now: Instant) -> None:
