@@ -91,7 +91,7 @@ def test_one_death_takes_all_gpulets_of_a_gpu_and_the_standby_brings_them_back()
 
 def test_a_batch_that_hangs_costs_its_worker_its_life_and_others_serve_on():
     async def run():
-        async with carved(plan(64, 64), Alone(), patience=Patience(300 * MS)) as bench:
+        async with carved(plan(64, 64), Alone(), patience=Patience(600 * MS)) as bench:
             pids = bench.workers.pids
             os.kill(pids[0], signal.SIGSTOP)
             bench.start(0)

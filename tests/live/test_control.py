@@ -70,7 +70,7 @@ def test_a_polled_repository_is_followed(tmp_path):
         assert np.array_equal(infer(over_http, client, "b"), X)
         save_model(tmp_path / "new", "a", layers=1)
         shutil.copytree(tmp_path / "new" / "a" / "1", tmp_path / "models" / "a" / "2")
-        server.wait_for("model_loaded", 2)
+        server.wait_for("model_loaded", 2, timeout=60)  # where cores are never idle it goes on in haste after 30 s
         assert client.get_model_metadata("a")["versions"] == ["2"]
         assert not np.array_equal(infer(over_http, client, "a"), X)
 

@@ -164,7 +164,7 @@ def test_nothing_is_foreseen_without_cores_or_room(stations, most):
 
 
 class Process:
-    is_importing = False
+    is_importing = is_loading = False
     is_open = True
 
     def __init__(self, *_, **__):

@@ -19,8 +19,8 @@ class Crew:
         self._hired: list[WorkerProcess] = []
 
     def hire(self, *, is_gentle: bool = False) -> WorkerProcess:
-        """The one that stands by, or a fresh one; it has no task yet. Who is in a hurry does not wait for gentle imports."""
-        if self._standby and not is_gentle and self._standby.is_importing:
+        """The one that stands by, or a fresh one; it has no task yet. Who is in a hurry does not wait for idle time."""
+        if self._standby and not is_gentle and _waits_for_idle_time(self._standby):
             worker = self._idle(is_gentle=False)
         else:
             worker, self._standby = self._standby or self._idle(is_gentle=is_gentle), None
@@ -50,3 +50,8 @@ class Crew:
     def _standby_gone(self) -> None:
         self._standby = None
         self._tell("standby_died")
+
+
+def _waits_for_idle_time(worker: WorkerProcess) -> bool:
+    """Cores that are never idle have none; it can only be hastened once it has begun to load, where that may be at all."""
+    return worker.is_importing or (worker.is_loading and not worker.hasten())

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
-_IMPORTING = "gpulet-imports"
+RESTS = "gpulet-worker"
+LOADS = "gpulet-loads"
+"""What a process that stands by is called once its imports are done, and while it loads models: `ps` shows it."""
 _NO_PRIORITY = os.sched_param(0)
 
 
@@ -44,14 +46,20 @@ def may_return() -> bool:
     return True
 
 
-def restore() -> None:
-    """Bring every thread of this process back that may come.
+def restore(pid: int | None = None) -> bool:
+    """Bring every thread of this process, or of a child, back from there; whether all of them may.
 
-    Where none may it is one that ONNX Runtime starts with its import and never wakes: it stays.
+    Where none may the child's own is one that ONNX Runtime starts with its import and never wakes: it stays.
     """
-    for thread in threads_of(os.getpid()):
-        with suppress(ProcessLookupError, PermissionError):
+    may = True
+    for thread in threads_of(pid or os.getpid()):
+        try:
             _set(thread, os.SCHED_OTHER)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            may = False
+    return may
 
 
 def calm(pid: int) -> None:
@@ -61,12 +69,19 @@ def calm(pid: int) -> None:
             _set(thread, os.SCHED_IDLE)
 
 
-def is_importing(pid: int) -> bool:
-    """Whether a process that begins gently is still at it."""
+def name_of(pid: int) -> str:
+    """What a process is called; nothing where it is gone."""
     try:
-        return _name(pid) == _IMPORTING
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:  # noqa: PTH123 (as below)
+            return file.read().rstrip("\n")
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
+
+
+def be_called(name: str) -> None:
+    """Name this process."""
+    with open("/proc/self/comm", "w", encoding="utf-8") as file:  # noqa: PTH123 (as below)
+        file.write(name)
 
 
 def threads_of(pid: int) -> list[int]:
@@ -77,27 +92,15 @@ def threads_of(pid: int) -> list[int]:
         return []
 
 
-def _name(pid: int | str) -> str:
-    with open(f"/proc/{pid}/comm", encoding="ascii") as file:  # noqa: PTH123 (as above)
-        return file.read().strip()
-
-
-def _rename(name: str) -> None:
-    with open("/proc/self/comm", "w", encoding="ascii") as file:  # noqa: PTH123 (as above)
-        file.write(name)
-
-
 def _set(thread: int, policy: int) -> None:
     os.sched_setscheduler(thread, policy, _NO_PRIORITY)
 
 
 def main() -> None:
     """As above."""
-    before = _name("self")
-    _rename(_IMPORTING)
     gently(lambda: import_module(sys.argv[1]))
     restore()
-    _rename(before)
+    be_called(RESTS)
     sys.modules[sys.argv[1]].main(sys.argv[2:])
 
 

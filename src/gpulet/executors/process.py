@@ -19,7 +19,7 @@ import msgspec
 
 from gpulet.errors import Unusable
 from gpulet.executors import gentle
-from gpulet.executors.gentle import calm, is_importing
+from gpulet.executors.gentle import LOADS, RESTS, calm, name_of, restore
 from gpulet.executors.wire import LARGEST_MESSAGE, FromWorker, ToWorker
 from gpulet.units import MIB
 
@@ -106,6 +106,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         block, self.block = _shared(program.slots * program.slot_bytes)
         self.program = program
+        self._is_gentle = is_gentle
         try:
             self._socket, self._child = _begun(program, block, is_gentle=is_gentle)
         except Unusable:
@@ -129,7 +130,16 @@ class WorkerProcess:
     @property
     def is_importing(self) -> bool:
         """Whether it began gently and is not done with it, which may take long where cores are never idle."""
-        return is_importing(self.pid)
+        return self._is_gentle and name_of(self.pid) not in {RESTS, LOADS, ""}
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it loads models in idle time, until it is asked for more."""
+        return name_of(self.pid) == LOADS
+
+    def hasten(self) -> bool:
+        """Let what it does in idle time be done at once; whether that may be."""
+        return restore(self.pid)
 
     def send(self, message: ToWorker) -> None:
         """Give the child something to do. A child that is gone is told by `gone`, not here.

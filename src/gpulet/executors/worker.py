@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gpulet.executors import onnxvalues
 from gpulet.executors.base import Signature
-from gpulet.executors.gentle import gently, may_return, restore, threads_of
+from gpulet.executors.gentle import LOADS, RESTS, be_called, gently, may_return, restore, threads_of
 from gpulet.executors.onnxsignature import signature_of
 from gpulet.executors.onnxvalues import blank, stored
 from gpulet.executors.tensors import check_shape, filled
@@ -141,22 +141,24 @@ class Worker:
 
     def serve(self) -> None:
         """Until the front-end closes the socket."""
-        while data := self._channel.recv(LARGEST_MESSAGE):
-            answer = self._answer(self._decoder.decode(data))
-            if answer:
-                self._channel.send(self._encoder.encode(answer))
+        with suppress(ConnectionError):  # it closed while an answer was on its way
+            while data := self._channel.recv(LARGEST_MESSAGE):
+                answer = self._answer(self._decoder.decode(data))
+                if answer:
+                    self._channel.send(self._encoder.encode(answer))
 
     def _prepare(self, message: Prepare) -> None:
         """Who is needed meanwhile ends loading one model, no more. Threads that could not leave idle time are not started."""
         keys = [(model, message.threads) for model in message.models]
+        be_called(LOADS)
         self._keep(keys)
-        if message.threads > 1 and not may_return():
-            return
-        for key in keys:
-            if key not in self._prepared and not is_readable(self._channel):
-                gently(partial(self._have, *key))
+        if message.threads == 1 or may_return():
+            for key in keys:
+                if key not in self._prepared and not is_readable(self._channel):
+                    gently(partial(self._have, *key))
         restore()
         gc.freeze()
+        be_called(RESTS)
 
     def _keep(self, keys: Collection[tuple[WorkerModel, int]]) -> None:
         kept = {key: prepared for key, prepared in self._prepared.items() if key in keys}
@@ -165,6 +167,8 @@ class Worker:
             give_back_memory()
 
     def _have(self, model: WorkerModel, threads: int) -> None:
+        if is_readable(self._channel):  # somebody was in a hurry before this thread could be hastened
+            return
         ready, loaded = load(model, threads)
         if loaded:
             self._prepared[model, threads] = ready, loaded

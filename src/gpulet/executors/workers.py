@@ -195,6 +195,8 @@ class Workers:
         self._listen(station, worker)
         station.man(worker, self.shelf.for_post(station.post, wanted))
         worker.send(self._task(station, plan, is_gentle=is_gentle))
+        if not is_gentle:
+            worker.hasten()  # after the task is sent, which is what keeps it from loading more
 
     def succeed(self, old: Station | None, heir: Station) -> None:
         """The worker of a post that is given up moves to another one's cores; where it has died a new worker takes them."""
