@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/python -m pytest -q -m "not gpu and not slow" tests/unit
 
 test: check
-	$(BIN)/python -m pytest -q -m "not gpu and slow" tests/unit
+	$(BIN)/python -m pytest -q -n 2 -m "not gpu and slow" tests/unit
 	$(BIN)/python -m pytest -q -n 2 tests/golden tests/property
 	$(BIN)/python -m pytest -q --ignore=tests/unit --ignore=tests/golden --ignore=tests/property
 
