@@ -13,6 +13,14 @@ from gpulet.executors.wire import WorkerModel
 from gpulet.executors.workers import Workers
 
 
+async def soon(holds):
+    for _ in range(2000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come about in 20 s")
+
+
 class Bench:
     """Workers of a plan, what they emitted and told, and requests for them."""
 
@@ -64,11 +72,7 @@ class Bench:
             self.up.discard(event.gpulet)
 
     async def soon(self, holds):
-        for _ in range(2000):
-            if holds():
-                return
-            await asyncio.sleep(0.01)
-        pytest.fail("it did not come about in 20 s")
+        await soon(holds)
 
     async def serves(self, gpulet=0, model="plain"):
         batch = self.start(gpulet, model)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import benches
+from benches import soon
 from gpulet.core.messages import GpuletUp
 from gpulet.device import Device, Mechanism, Size, cpu_kind
 from gpulet.executors.cpu import Cores
@@ -23,14 +24,6 @@ from servers import save_model
 PLAN = Plan(
     (Device(0, cpu_kind(1), Mechanism.CPU),), (Gpulet(0, 0, Size(1, 100.0), 0, 10 * MS, (Turn("plain", 4, 1.0, MS),)),)
 )
-
-
-async def soon(holds):
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("it did not come about in 10 s")
 
 
 def is_done(worker):

@@ -53,5 +53,5 @@ class Crew:
 
 
 def _waits_for_idle_time(worker: WorkerProcess) -> bool:
-    """Cores that are never idle have none; it can only be hastened once it has begun to load, where that may be at all."""
+    """Whether that one does, which cores that are never idle do not have. One that imports may yet go there: it is not hastened."""
     return worker.is_importing or (worker.is_loading and not worker.hasten())

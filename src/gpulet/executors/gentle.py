@@ -49,7 +49,7 @@ def may_return() -> bool:
 def restore(pid: int | None = None) -> bool:
     """Bring every thread of this process, or of a child, back from there; whether all of them may.
 
-    Where none may the child's own is one that ONNX Runtime starts with its import and never wakes: it stays.
+    Where they may not, one stays in any worker: ONNX Runtime starts it with its import and never wakes it.
     """
     may = True
     for thread in threads_of(pid or os.getpid()):
